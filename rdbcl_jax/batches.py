@@ -1,0 +1,75 @@
+"""The three shapes that data has on its way through a step: PromptBatch → Rollouts → TrainBatch.
+
+Axis names used everywhere: P prompts, G rollouts per prompt, B = P·G, L prompt length,
+T response length, K images per prompt, S patch slots per image, N = S / merge² visual tokens
+per image, C numbers per patch. Every array leads with P, so one sharding rule serves them all.
+Masks travel as masks: nothing is ever inferred from a token id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+ArrayLike = Array | np.ndarray
+
+
+def pytree(cls):
+    """A frozen dataclass of arrays that JAX traverses."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@pytree
+class Images:
+    """Image patches, laid out window by window so that window attention is a plain reshape.
+
+    Each group of merge² neighbouring slots is one visual token; windows that the image does not
+    fill are padded with masked slots. `models.qwen_vl.inputs` makes this layout on the host.
+    """
+
+    patches: Float[ArrayLike, "P K S C"]  # flattened pixels, as the Hugging Face processor gives
+    coords: Int[ArrayLike, "P K S 2"]  # (row, column) of each patch in its image's grid
+    mask: Bool[ArrayLike, "P K S"]
+    grid: Int[ArrayLike, "P K 2"]  # (rows, columns) of each image's patch grid; 0 where no image
+
+
+@pytree
+class PromptBatch:
+    """Prompts, left-padded: the last column is each prompt's last token."""
+
+    tokens: Int[ArrayLike, "P L"]
+    mask: Bool[ArrayLike, "P L"]
+    positions: Int[ArrayLike, "P L 3"]  # M-RoPE: temporal, height, width
+    next_position: Int[ArrayLike, "P"]  # position of the first response token
+    image_slots: Int[ArrayLike, "P L"]  # visual token of the row, in [0, K·N); -1 for text
+    images: Images | None  # None: no row of the batch has an image
+    record_ids: Int[ArrayLike, "P"]  # index into the task's records
+
+
+@pytree
+class Rollouts:
+    """G sampled responses per prompt. `mask` covers the end token, nothing after it."""
+
+    tokens: Int[ArrayLike, "P G T"]
+    mask: Bool[ArrayLike, "P G T"]
+    logps: Float[ArrayLike, "P G T"]  # the sampler's, at the sampling temperature; 0 where masked
+    finished: Bool[ArrayLike, "P G"]  # ended by itself, not cut at T
+
+
+@pytree
+class TrainBatch:
+    """Everything one update needs. B-shaped arrays are kept as [P, G, …]: a group stays together."""
+
+    prompts: PromptBatch
+    tokens: Int[ArrayLike, "P G T"]
+    mask: Bool[ArrayLike, "P G T"]
+    reasoning_mask: Bool[ArrayLike, "P G T"]
+    answer_mask: Bool[ArrayLike, "P G T"]
+    advantages: Float[ArrayLike, "P G"]
+    accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right (accuracy-based controls)
+    old_logps: Float[ArrayLike, "P G T"] | None  # None: exactly one update, so old = current
+    reference_logps: Float[ArrayLike, "P G T"] | None  # None: the method has no KL term
+    reference_is_policy: Bool[ArrayLike, ""]  # True until a task's first update
