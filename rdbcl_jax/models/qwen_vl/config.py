@@ -1,0 +1,141 @@
+"""The shape of a Qwen-VL model, read from a Hugging Face config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    depth: int
+    width: int
+    mlp_width: int
+    heads: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    out_width: int
+    window_size: int  # pixels; 0: every layer attends to the whole image
+    full_attention_layers: tuple[int, ...]  # read only where window_size > 0
+    channels: int = 3
+
+    @property
+    def patch_dim(self) -> int:
+        return self.channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def window_units(self) -> int:
+        """Side of an attention window in visual tokens; 0 without windows."""
+        return self.window_size // (self.patch_size * self.merge_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    vocab_size: int
+    depth: int
+    width: int
+    mlp_width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float
+    mrope_section: tuple[int, ...]  # frequencies that read the temporal, height and width position
+    norm_eps: float
+    tied: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVLConfig:
+    family: str
+    vision: VisionConfig
+    text: TextConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+    @property
+    def vision_token_ids(self) -> tuple[int, ...]:
+        """Ids that stand for pictures: the sampler never emits them."""
+        return (
+            self.image_token_id,
+            self.video_token_id,
+            self.vision_start_token_id,
+            self.vision_end_token_id,
+        )
+
+
+FAMILIES = ("qwen2_5_vl",)
+
+
+def read_config(path: str | pathlib.Path) -> QwenVLConfig:
+    """Reads `path`/config.json (and generation_config.json for the end tokens).
+
+    Raises ValueError for an unknown `model_type`.
+    """
+    path = pathlib.Path(path)
+    raw = json.loads((path / "config.json").read_text())
+    generation_file = path / "generation_config.json"
+    generation = json.loads(generation_file.read_text()) if generation_file.exists() else {}
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{path / 'config.json'}: model_type is {family!r}, expected one of {FAMILIES}"
+        )
+    # the published layout is flat; transformers 5 nests the text part and renames rope_scaling
+    text_raw = {**raw, **raw.get("text_config", {})}
+    eos = generation.get("eos_token_id", text_raw.get("eos_token_id"))
+    return QwenVLConfig(
+        family=family,
+        vision=_vision_config(raw["vision_config"]),
+        text=_text_config(text_raw, tied=_tied(raw, text_raw)),
+        image_token_id=raw["image_token_id"],
+        video_token_id=raw.get("video_token_id", -1),
+        vision_start_token_id=raw.get("vision_start_token_id", -1),
+        vision_end_token_id=raw.get("vision_end_token_id", -1),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else (),
+        pad_token_id=generation.get("pad_token_id", text_raw.get("pad_token_id")),
+    )
+
+
+def _tied(raw: dict[str, Any], text_raw: dict[str, Any]) -> bool:
+    return raw.get("tie_word_embeddings", text_raw.get("tie_word_embeddings", False))
+
+
+def _vision_config(raw: dict[str, Any]) -> VisionConfig:
+    return VisionConfig(
+        depth=raw["depth"],
+        width=raw["hidden_size"],
+        mlp_width=raw["intermediate_size"],
+        heads=raw["num_heads"],
+        patch_size=raw["patch_size"],
+        temporal_patch_size=raw["temporal_patch_size"],
+        merge_size=raw["spatial_merge_size"],
+        out_width=raw["out_hidden_size"],
+        window_size=raw["window_size"],
+        full_attention_layers=tuple(raw["fullatt_block_indexes"]),
+        channels=raw.get("in_channels", raw.get("in_chans", 3)),
+    )
+
+
+def _text_config(raw: dict[str, Any], tied: bool) -> TextConfig:
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
+    return TextConfig(
+        vocab_size=raw["vocab_size"],
+        depth=raw["num_hidden_layers"],
+        width=raw["hidden_size"],
+        mlp_width=raw["intermediate_size"],
+        heads=raw["num_attention_heads"],
+        kv_heads=raw["num_key_value_heads"],
+        head_dim=head_dim,
+        rope_theta=float(rope.get("rope_theta") or raw["rope_theta"]),
+        mrope_section=tuple(rope["mrope_section"]),
+        norm_eps=raw["rms_norm_eps"],
+        tied=tied,
+    )

@@ -1,0 +1,303 @@
+"""Qwen-VL as pure functions of (params, arrays).
+
+`params` is a plain nested dict whose names are the checkpoint's; the layers of each stack are
+stacked on a leading axis and scanned. NNX modules are rebuilt inside the trace and never leave it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from rdbcl_jax.batches import Images, PromptBatch
+from rdbcl_jax.models.attention import Block
+from rdbcl_jax.models.layers import rotary
+from rdbcl_jax.models.qwen_vl import inputs
+from rdbcl_jax.models.qwen_vl.config import QwenVLConfig
+from rdbcl_jax.models.qwen_vl.text import TextLayer, inverse_frequencies, mrope_axes
+from rdbcl_jax.models.qwen_vl.vision import PatchEmbed, PatchMerger, VisionBlock, vision_rope
+
+Params = dict[str, Any]
+
+
+class KeyValues(NamedTuple):
+    """Keys and values of every layer, [layers, *lead, S, Hkv, Dh], and which are real."""
+
+    key: Array
+    value: Array
+    mask: Bool[Array, "*lead S"]
+
+    def layer(self, key, value) -> Block:
+        return Block(key, value, self.mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVL:
+    """A Qwen-VL policy: hashable, so it is a static argument of jit; all arrays are in `params`.
+
+    Attributes:
+      dtype: of activations and matrix products. Norms, softmax and logits are float32.
+      param_dtype: of the parameters that `init` makes.
+      remat: rematerialise each layer in the backward pass.
+    """
+
+    config: QwenVLConfig
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+
+    # ---------------------------------------------------------------- parameters
+
+    def init(self, key: Array) -> Params:
+        """Random parameters in the checkpoint's structure."""
+        return _init(self, key)
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, nothing allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def lm_head(self, params: Params) -> Float[Array, "D V"]:
+        if self.config.text.tied:
+            return params["language_model"]["embed_tokens"]["embedding"].T.astype(self.dtype)
+        return params["lm_head"]["kernel"].astype(self.dtype)
+
+    # ---------------------------------------------------------------- Hugging Face's arrays
+
+    def prepare(
+        self, input_ids, attention_mask=None, pixel_values=None, image_grid_thw=None, **unused
+    ) -> PromptBatch:
+        """A Hugging Face processor's numpy output as a PromptBatch; padding on either side."""
+        if unused.get("pixel_values_videos") is not None:
+            raise NotImplementedError("videos are not supported; pass images")
+        tokens = np.asarray(input_ids, np.int32)
+        mask = np.ones(tokens.shape, bool)
+        if attention_mask is not None:
+            mask = np.asarray(attention_mask).astype(bool)
+        pixels, grids = _split_images(tokens, mask, pixel_values, image_grid_thw, self.config)
+        images, indices = inputs.place_images(pixels, grids, self.config.vision)
+        slots = inputs.image_slots(tokens, mask, indices, self.config)
+        positions, following = inputs.rope_positions(tokens, mask, grids, self.config)
+        record_ids = np.arange(len(tokens), dtype=np.int32)
+        return PromptBatch(tokens, mask, positions, following, slots, images, record_ids)
+
+    def hidden(self, params: Params, **processor_output) -> Float[Array, "B L D"]:
+        """Last hidden states, after the final norm, for a processor's output."""
+        return _prefill(self, params, self.prepare(**processor_output))[0]
+
+    def logits(self, params: Params, **processor_output) -> Float[Array, "B L V"]:
+        """Logits, float32, for a processor's output."""
+        hidden = self.hidden(params, **processor_output)
+        return jnp.matmul(hidden, self.lm_head(params), preferred_element_type=jnp.float32)
+
+    # ---------------------------------------------------------------- inside jit
+
+    def prefill(
+        self, params: Params, prompts: PromptBatch
+    ) -> tuple[Float[Array, "P L D"], KeyValues]:
+        """Hidden states of the prompts, and the keys and values that responses will read."""
+        x = self._embed_prompts(params, prompts)
+        rope = self._rope(prompts.positions)
+
+        def body(x, layer):
+            x, key_value = self._text_layer(layer, x, rope, prompts.mask)
+            return x, key_value
+
+        x, (key, value) = self._scan(body, x, params["language_model"]["layers"])
+        return self._final_norm(params, x), KeyValues(key, value, prompts.mask)
+
+    def response_hidden(
+        self,
+        params: Params,
+        prompts: PromptBatch,
+        tokens: Int[Array, "P G T"],
+        mask: Bool[Array, "P G T"],
+    ) -> Float[Array, "P G T D"]:
+        """The hidden state that predicts each response token: of the token just before it.
+
+        The prompt (and its images) runs once per group, beside its G responses; responses attend
+        to the prompt's keys and causally to their own. Same values and gradients as G copies of
+        prompt + response, at (L + G·T) of their G·(L + T) tokens.
+        """
+        x_prompt = self._embed_prompts(params, prompts)
+        inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
+        x = self._embed_tokens(params, inputs_)
+        prompt_rope = self._rope(prompts.positions)
+        steps = jnp.arange(inputs_.shape[-1])
+        rope = self._rope(_text_positions(prompts.next_position[:, None, None] + steps))
+        rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
+
+        def body(streams, layer):
+            x_prompt, x = streams
+            x_prompt, (key, value) = self._text_layer(layer, x_prompt, prompt_rope, prompts.mask)
+            context = (Block(key, value, prompts.mask),)
+            x, _ = self._text_layer(layer, x, rope, inputs_mask, context)
+            return (x_prompt, x), None
+
+        (x_prompt, x), _ = self._scan(body, (x_prompt, x), params["language_model"]["layers"])
+        first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
+        return self._final_norm(params, jnp.concatenate([first, x], axis=2))
+
+    def decode(
+        self,
+        params: Params,
+        tokens: Int[Array, "P G"],
+        position: Int[Array, "P"],
+        caches: tuple[KeyValues, ...],
+    ) -> tuple[Float[Array, "P G D"], tuple[Array, Array]]:
+        """One token for every rollout, after everything in `caches`.
+
+        Returns hidden states and this token's (key, value) [layers, P, G, Hkv, Dh]; the caller
+        appends them to its cache, which is only read here.
+        """
+        x = self._embed_tokens(params, tokens[..., None])
+        rope = self._rope(_text_positions(position[:, None, None]))
+        rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
+        here = jnp.ones((*tokens.shape, 1), bool)
+
+        def body(x, layer_and_caches):
+            layer, keys_values = layer_and_caches
+            blocks = tuple(c.layer(k, v) for c, (k, v) in zip(caches, keys_values, strict=True))
+            return self._text_layer(layer, x, rope, here, blocks)
+
+        per_layer = tuple((c.key, c.value) for c in caches)
+        layers = params["language_model"]["layers"]
+        x, (key, value) = jax.lax.scan(body, x, (layers, per_layer))
+        return self._final_norm(params, x)[..., 0, :], (key[..., 0, :, :], value[..., 0, :, :])
+
+    def visual_tokens(self, params: Params, images: Images) -> Float[Array, "P KN D"]:
+        """Every visual token of a row, in slot order (window by window)."""
+        config, visual = self.config.vision, params["visual"]
+        graphs = _graphs(self)
+        x = nnx.merge(graphs["patch_embed"], visual["patch_embed"])(
+            images.patches.astype(self.dtype)
+        )
+        rope = vision_rope(config, images.coords)
+        is_full = np.isin(np.arange(config.depth), config.full_attention_layers)
+
+        def body(x, layer_and_kind):
+            layer, full = layer_and_kind
+            return nnx.merge(graphs["blocks"], layer)(x, rope, images.mask, full), None
+
+        x, _ = self._scan(body, x, (visual["blocks"], is_full))
+        merged = nnx.merge(graphs["merger"], visual["merger"])(x)
+        return merged.reshape(len(merged), -1, config.out_width)
+
+    # ---------------------------------------------------------------- pieces
+
+    def _scan(self, body, carry, xs):
+        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, carry, xs)
+
+    def _text_layer(self, layer, x, rope, mask, context=()):
+        return nnx.merge(_graphs(self)["layers"], layer)(x, rope, mask, context)
+
+    def _final_norm(self, params, x):
+        return nnx.merge(_graphs(self)["norm"], params["language_model"]["norm"])(x)
+
+    def _rope(self, positions):
+        text = self.config.text
+        frequencies = inverse_frequencies(text.head_dim, text.rope_theta)
+        return rotary(positions, frequencies, mrope_axes(text.mrope_section))
+
+    def _embed_tokens(self, params, tokens):
+        table = params["language_model"]["embed_tokens"]["embedding"]
+        return jnp.take(table, tokens, axis=0).astype(self.dtype)
+
+    def _embed_prompts(self, params, prompts: PromptBatch):
+        x = self._embed_tokens(params, prompts.tokens)
+        if prompts.images is None:
+            return x
+        visual = self.visual_tokens(params, prompts.images)
+        slots = prompts.image_slots[..., None]
+        placed = jnp.take_along_axis(visual, jnp.maximum(slots, 0), axis=1)
+        return jnp.where(slots >= 0, placed.astype(x.dtype), x)
+
+
+@functools.lru_cache(maxsize=8)
+def _builders(model: QwenVL):
+    """Constructors of each NNX module, by its place in the parameters."""
+    text, vision = model.config.text, model.config.vision
+    dtypes = {"dtype": jnp.dtype(model.dtype), "param_dtype": jnp.dtype(model.param_dtype)}
+    return {
+        "embed_tokens": lambda rngs: nnx.Embed(text.vocab_size, text.width, rngs=rngs, **dtypes),
+        "layers": lambda rngs: TextLayer(text, rngs=rngs, **dtypes),
+        "norm": lambda rngs: nnx.RMSNorm(text.width, epsilon=text.norm_eps, rngs=rngs, **dtypes),
+        "lm_head": lambda rngs: nnx.Linear(
+            text.width, text.vocab_size, use_bias=False, rngs=rngs, **dtypes
+        ),
+        "patch_embed": lambda rngs: PatchEmbed(vision, rngs=rngs, **dtypes),
+        "blocks": lambda rngs: VisionBlock(vision, rngs=rngs, **dtypes),
+        "merger": lambda rngs: PatchMerger(vision, rngs=rngs, **dtypes),
+    }
+
+
+@functools.lru_cache(maxsize=8)
+def _graphs(model: QwenVL):
+    """The static half of each NNX module; its arrays are in the params."""
+    return {
+        name: nnx.split(nnx.eval_shape(lambda build=build: build(nnx.Rngs(0))))[0]
+        for name, build in _builders(model).items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: QwenVL, key: Array) -> Params:
+    build = _builders(model)
+
+    def params_of(name, key):
+        return nnx.to_pure_dict(nnx.split(build[name](nnx.Rngs(key)))[1])
+
+    def stack_of(name, key, depth):
+        return jax.vmap(lambda k: params_of(name, k))(jax.random.split(key, depth))
+
+    keys = iter(jax.random.split(key, len(build)))
+    params = {
+        "language_model": {
+            "embed_tokens": params_of("embed_tokens", next(keys)),
+            "layers": stack_of("layers", next(keys), model.config.text.depth),
+            "norm": params_of("norm", next(keys)),
+        },
+        "visual": {
+            "patch_embed": params_of("patch_embed", next(keys)),
+            "blocks": stack_of("blocks", next(keys), model.config.vision.depth),
+            "merger": params_of("merger", next(keys)),
+        },
+    }
+    if not model.config.text.tied:
+        params["lm_head"] = params_of("lm_head", next(keys))
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(model: QwenVL, params: Params, prompts: PromptBatch):
+    return model.prefill(params, prompts)
+
+
+def _text_positions(position):
+    return jnp.broadcast_to(position[..., None], (*position.shape, 3))
+
+
+def _split_images(tokens, mask, pixel_values, image_grid_thw, config: QwenVLConfig):
+    """Assigns the processor's flat list of images to rows, by counting their image tokens."""
+    rows = [([], []) for _ in tokens]
+    if image_grid_thw is not None:
+        merge = config.vision.merge_size
+        pending = ((tokens == config.image_token_id) & mask).sum(1)
+        row, start = 0, 0
+        for frames, height, width in np.asarray(image_grid_thw):
+            if frames != 1:
+                raise NotImplementedError("videos are not supported; pass images")
+            size = int(height * width)
+            while row < len(rows) - 1 and pending[row] < size // merge**2:
+                row += 1
+            pending[row] -= size // merge**2
+            rows[row][0].append(np.asarray(pixel_values[start : start + size], np.float32))
+            rows[row][1].append((int(height), int(width)))
+            start += size
+    return [r[0] for r in rows], [r[1] for r in rows]
