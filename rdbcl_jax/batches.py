@@ -61,7 +61,7 @@ class Rollouts:
 
 @pytree
 class TrainBatch:
-    """Everything one update needs. B-shaped arrays are kept as [P, G, …]: a group stays together."""
+    """Everything one update needs. Per-sample arrays are [P, G, …]: a group stays together."""
 
     prompts: PromptBatch
     tokens: Int[ArrayLike, "P G T"]

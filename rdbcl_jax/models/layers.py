@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 def rotary(
     positions: Int[Array, "*batch axes"], inverse_frequencies: Float[Array, "F"], axis_of: tuple
 ) -> tuple[Float[Array, "*batch F"], Float[Array, "*batch F"]]:
-    """cos and sin of position × frequency, float32; frequency f reads position axis `axis_of[f]`."""
+    """cos and sin of position × frequency, float32; frequency f reads axis `axis_of[f]`."""
     angles = positions.astype(jnp.float32)[..., jnp.array(axis_of)] * inverse_frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

@@ -1,0 +1,95 @@
+"""The device mesh, and one table of how parameters and batches lie on it.
+
+Axes: `data` (batch), `fsdp` (batch, and parameters split for memory) and `tensor` (parameters split
+for compute). One code path serves one device and a pod: a single device is a mesh of 1 × 1 × 1.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+
+# First match wins; specs are for one layer, a stack's leading axis is never split.
+_PARAM_RULES = (
+    (r"embed_tokens/embedding$", P("tensor", "fsdp")),
+    (r"lm_head/kernel$", P("fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|qkv|fc1)/kernel$", P("fsdp", "tensor")),
+    (r"(o_proj|down_proj|attn/proj|fc2)/kernel$", P("tensor", "fsdp")),
+    (r"patch_embed/proj/kernel$", P(None, "fsdp")),
+    (r"", P()),  # norms and biases are small: replicated
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; one axis may be −1 and takes what the others leave.
+
+    Raises ValueError where the sizes do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    devices = jax.device_count()
+    if -1 in sizes:
+        rest = int(np.prod([s for s in sizes if s != -1]))
+        sizes[sizes.index(-1)] = devices // rest
+    if int(np.prod(sizes)) != devices:
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {devices} devices; "
+            "set one of them to -1"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def param_shardings(params, mesh: Mesh):
+    """A NamedSharding for every parameter (or array of the same name: optimizer moments)."""
+
+    def rule(key_path, leaf):
+        name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in key_path)
+        spec = next(spec for pattern, spec in _PARAM_RULES if re.search(pattern, name))
+        stacked = "/layers/" in f"/{name}" or "/blocks/" in f"/{name}"
+        axes = (None, *spec) if stacked and spec else tuple(spec)
+        return NamedSharding(mesh, P(*_divisible(axes, leaf.shape, mesh)))
+
+    return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def batch_shardings(batch, mesh: Mesh):
+    """Splits the leading axis of every array over data × fsdp; scalars are replicated."""
+    return jax.tree.map(lambda a: NamedSharding(mesh, BATCH if np.ndim(a) else P()), batch)
+
+
+def put_batch(batch, mesh: Mesh):
+    """Moves this process's rows of a host batch onto the mesh.
+
+    Raises ValueError where the rows do not divide over the batch axes.
+    """
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = {len(a) for a in jax.tree.leaves(batch) if np.ndim(a)}
+    if any(r * jax.process_count() % parts for r in rows):
+        raise ValueError(
+            f"a batch of {sorted(rows)} rows on each of {jax.process_count()} processes does not "
+            f"divide over data × fsdp = {parts} devices"
+        )
+    return jax.tree.map(
+        lambda a, s: jax.make_array_from_process_local_data(s, np.asarray(a)),
+        batch,
+        batch_shardings(batch, mesh),
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def _divisible(axes, shape, mesh):
+    """Drops an axis that does not divide its dimension: small models on large meshes."""
+    axes = (*axes, *(None,) * (len(shape) - len(axes)))
+    return tuple(
+        axis if axis is None or size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+    )
