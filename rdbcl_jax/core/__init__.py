@@ -1,0 +1,1 @@
+"""Pure functions on arrays: the loss mathematics, with no model, file or clock."""
