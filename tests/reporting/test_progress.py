@@ -1,0 +1,100 @@
+import io
+
+import pytest
+
+from rdbcl_jax.reporting.progress import Progress, duration
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def drive(progress, clock=None, steps=10):
+    progress.phase("evaluating the base model")
+    progress.end_task(-1, [0.25, 0.5])
+    for k in range(2):
+        progress.start_task(k)
+        for i in range(steps):
+            progress.phase("sampling")
+            if clock:
+                clock.now += 2.0
+            progress.step({"reward": 0.5, "kl": None, "num_tokens": 1000 * (k * steps + i)})
+        progress.phase("evaluating")
+        progress.end_task(k, [0.75, 0.5])
+    progress.close()
+
+
+def test_quiet_when_not_a_terminal():
+    stream = io.StringIO()
+    drive(Progress(["sum", "walk"], 10, stream=stream))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10  # 20 steps, none of them printed
+    assert "\x1b" not in stream.getvalue()
+    assert lines[1].endswith("accuracy base: sum 25.0%, walk 50.0%")
+    assert lines[2].endswith("task 1/2 sum: 10 steps")
+    assert lines[-1].endswith("accuracy after walk: sum 75.0%, walk 50.0%")
+
+
+def test_live_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    drive(Progress(["sum", "walk"], 10, stream=stream))
+    text = stream.getvalue()
+    assert "\x1b" in text and "after walk" in text and "75.0" in text
+    assert "[" not in text.splitlines()[0][:1]
+
+
+def test_time_left_and_speed():
+    clock = Clock()
+    progress = Progress(["a", "b"], [10, 20], stream=io.StringIO(), clock=clock)
+    progress.start_task(0)
+    for i in range(10):
+        clock.now += 50 if i == 0 else 2  # the first step compiles
+        progress.step({"num_tokens": 100 * i})
+    assert progress.tokens_per_second() == 50
+    assert progress.seconds_left() == 40
+    clock.now += 6
+    progress.end_task(0, [0.5, 0.5])
+    assert progress.seconds_left() == 46  # and one more evaluation
+    progress.start_task(1, step=5)
+    assert progress.seconds_left() == 36
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_never_crashes_the_run(terminal, monkeypatch, caplog):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal() if terminal else io.StringIO()
+    progress = Progress(["a"], 3, stream=stream)
+    progress.start_task(0)
+    progress.step({"reward": "not a number", "num_tokens": "nor this"})
+    progress.start_task(7)
+    progress.end_task(0, [0.1, 0.2, 0.3])
+    progress.close()
+    progress.close()
+    assert "progress display is off" in caplog.text
+
+
+def test_closed_stream_is_no_error():
+    stream = io.StringIO()
+    progress = Progress(["a"], 3, stream=stream)
+    stream.close()
+    progress.start_task(0)
+    progress.step({})
+
+
+def test_disabled_prints_nothing():
+    stream = io.StringIO()
+    drive(Progress(["sum", "walk"], 10, stream=stream, enabled=False))
+    assert stream.getvalue() == ""
+
+
+def test_duration():
+    assert [duration(s) for s in (7, 125, 3725)] == ["7s", "2m 05s", "1h 02m"]
