@@ -1,0 +1,104 @@
+"""Bounding boxes: parsing them without trust, and a score that extra boxes lower."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+MAX_BOXES = 100  # in one answer; also bounds the cost of matching
+_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldBoxes:
+    boxes: np.ndarray  # float64 [n, 4]: left, top, right, bottom in pixels
+    size: tuple[float, float]  # width, height; infinite where the gold answer does not say
+
+
+def prepare(gold: str) -> GoldBoxes:
+    """Parses `[[x1, y1, x2, y2], …]` or `{"size": [width, height], "boxes": […]}`, in JSON.
+
+    With a size, boxes must lie inside the image. No box at all (`[]`) is a legal gold answer: it
+    says that nothing is there, and only the answer `[]` agrees with it.
+
+    Raises:
+      ValueError: not that, or boxes that are not finite, ordered and inside the image.
+    """
+    value = _from_json(gold)
+    size = (math.inf, math.inf)
+    if isinstance(value, dict) and "boxes" in value:
+        value, size = value["boxes"], value.get("size", size)
+        if not (isinstance(size, list | tuple) and len(size) == 2 and min(map(_real, size)) > 0):
+            raise ValueError(f"expected a size [width, height] in pixels, found {size!r}")
+    return GoldBoxes(_checked(value, tuple(size)), tuple(size))
+
+
+def compare(answer: str, gold: GoldBoxes, threshold: float) -> float:
+    """F1 of the best one-to-one matching of boxes with an IoU of at least `threshold`.
+
+    2 · matched / (answered + gold), so that superfluous boxes cost as much as missing ones; 0 if
+    any box is not finite, ordered and inside the image, or if there are more than MAX_BOXES.
+    """
+    try:
+        boxes = _checked(_from_json(answer), gold.size)
+    except ValueError:
+        return 0.0
+    if not len(boxes) or not len(gold.boxes):
+        return float(len(boxes) == len(gold.boxes))
+    allowed = iou(boxes, gold.boxes) >= threshold
+    rows, columns = linear_sum_assignment(allowed, maximize=True)
+    return 2.0 * float(allowed[rows, columns].sum()) / (len(boxes) + len(gold.boxes))
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box of `a` [m, 4] with every box of `b` [n, 4]: [m, n]."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=-1)
+    area_a, area_b = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) for boxes in (a, b))
+    return shared / (area_a[:, None] + area_b[None, :] - shared)
+
+
+def _from_json(text: str):
+    text = text.strip()
+    if fenced := _FENCE.fullmatch(text):
+        text = fenced[1]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"expected boxes in JSON, found {text[:80]!r}") from None
+
+
+def _checked(value, size: tuple[float, float]) -> np.ndarray:
+    """Boxes [n, 4] from one box, a list of boxes, or a list of objects with a `bbox_2d`."""
+    one = not isinstance(value, list) or not any(isinstance(item, list | dict) for item in value)
+    if one and value != []:
+        value = [value]
+    if len(value) > MAX_BOXES:
+        raise ValueError(f"expected at most {MAX_BOXES} boxes, found {len(value)}")
+    return np.array([_box(item, *size) for item in value], np.float64).reshape(-1, 4)
+
+
+def _box(item, width: float, height: float) -> list[float]:
+    if isinstance(item, dict):
+        item = item.get("bbox_2d", item.get("bbox"))
+    if not isinstance(item, list) or len(item) != 4:
+        raise ValueError(f"expected a box [x1, y1, x2, y2], found {item!r}"[:200])
+    left, top, right, bottom = map(_real, item)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(
+            f"box {item}: expected 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}"
+        )
+    return [left, top, right, bottom]
+
+
+def _real(value) -> float:
+    """A finite float below 1e6 (so that areas stay exact and finite)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 < value < 1e6:
+        raise ValueError(f"expected a finite number of pixels, found {value!r}"[:200])
+    return float(value)
