@@ -1,0 +1,186 @@
+"""The jitted programs of learning: score log-probs, and one fused update."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int
+
+from rdbcl_jax.batches import PromptBatch, TrainBatch
+from rdbcl_jax.core.kl import kl_estimate
+from rdbcl_jax.core.logprobs import token_logprobs
+from rdbcl_jax.core.losses import mean_terms
+from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
+from rdbcl_jax.methods.method import Method
+from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.training.state import TrainState
+
+
+def response_logprobs(
+    model: QwenVL,
+    params: Params,
+    prompts: PromptBatch,
+    tokens: Int[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    temperature: float,
+    chunk_size: int,
+    return_entropy: bool = False,
+):
+    """Log-prob (and entropy) of each response token, [P, G, T] float32; the image is included."""
+    hidden = model.response_hidden(params, prompts, tokens, mask)
+    return token_logprobs(
+        hidden,
+        model.lm_head(params),
+        tokens,
+        chunk_size=chunk_size,
+        temperature=temperature,
+        return_entropy=return_entropy,
+    )
+
+
+score = jax.jit(
+    response_logprobs,
+    static_argnames=("model", "temperature", "chunk_size", "return_entropy"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+    """Static options of the update.
+
+    Attributes:
+      temperature: the sampler's, so that log-probs are those of the sampled distribution.
+      chunk_size: tokens whose logits exist at one time.
+      microbatches: gradient accumulation; the result is that of one large batch.
+      entropy: compute the policy's entropy for the metrics.
+    """
+
+    temperature: float = 1.0
+    chunk_size: int = 1024
+    microbatches: int = 1
+    entropy: bool = True
+
+
+Update = Callable[[TrainState, TrainBatch], tuple[TrainState, dict, dict]]
+
+
+def make_update(
+    model: QwenVL,
+    optimizer: optax.GradientTransformation,
+    method: Method,
+    config: UpdateConfig,
+) -> Update:
+    """The jitted update: (state, batch) → (state, metrics, per-sample values [P, G]).
+
+    The state is donated. Metrics are scalars under TRL's names; per-sample values are `kl`,
+    `kl_coef` and what the method adds (`rp`).
+    """
+    gradients = functools.partial(_gradients, model, method, config)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: TrainState, batch: TrainBatch):
+        grads, metrics, samples = gradients(state.params, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics |= {
+            "grad_norm": optax.global_norm(grads),
+            "skipped_updates": opt_state.total_notfinite,
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1), metrics, samples
+
+    return update
+
+
+def _gradients(model, method: Method, config: UpdateConfig, params, batch: TrainBatch):
+    """Gradients of the whole batch's loss, its metrics and its per-sample values."""
+
+    def loss(params, batch, anchor):
+        terms, samples = _loss_terms(model, method, config, params, batch, anchor)
+        return terms.loss_sum, (terms, samples)
+
+    grad = jax.grad(loss, has_aux=True)
+    if config.microbatches == 1:
+        grads, (terms, samples) = grad(params, batch, None)
+    else:
+        grads, terms, samples = _accumulate(grad, method, config, params, batch)
+    # the normaliser counts sequences or tokens: it does not depend on the parameters
+    grads = jax.tree.map(lambda g: divide(g, terms.normaliser), grads)
+    _, metrics = mean_terms(terms)
+    for name in samples.keys() - {"kl"}:
+        metrics |= {f"{name}/mean": samples[name].mean(), f"{name}/std": samples[name].std()}
+    return grads, metrics, samples
+
+
+def _accumulate(grad, method, config, params, batch: TrainBatch):
+    """Sums gradients over micro-batches; what looks at the whole batch is settled before."""
+    anchor = None
+    if method.kl_coefficients is not None:
+        if batch.old_logps is None:
+            raise ValueError("with several micro-batches the KL coefficients need old_logps")
+        anchor = method.kl_coefficients(_with_reference(batch, batch.old_logps), batch.old_logps)
+
+    def split(a):  # strided, so that every device keeps its own rows
+        if jnp.ndim(a) == 0:
+            return jnp.broadcast_to(a, (config.microbatches,))
+        parts = a.reshape(-1, config.microbatches, *a.shape[1:])
+        return jnp.moveaxis(parts, 1, 0)
+
+    def body(grads, micro):
+        new, (terms, samples) = grad(params, *micro)
+        return jax.tree.map(jnp.add, grads, new), (terms, samples)
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    grads, (terms, samples) = jax.lax.scan(body, zeros, jax.tree.map(split, (batch, anchor)))
+    terms = jax.tree.map(lambda a: a.sum(0), terms)
+    samples = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:]), samples)
+    return grads, terms, samples
+
+
+def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: TrainBatch, anchor):
+    """`anchor`: (kl_coef, per-sample values) where already known; else they are computed here."""
+    logps = response_logprobs(
+        model,
+        params,
+        batch.prompts,
+        batch.tokens,
+        batch.mask,
+        temperature=config.temperature,
+        chunk_size=config.chunk_size,
+        return_entropy=config.entropy,
+    )
+    entropies = None
+    if config.entropy:
+        logps, entropies = logps
+    # one update per batch: the policy that sampled is the policy
+    current = jax.lax.stop_gradient(logps)
+    sampled = current if batch.old_logps is None else batch.old_logps
+    kl_coef, samples = 0.0, {}
+    if method.kl_coefficients is not None:
+        batch = _with_reference(batch, current)
+        kl_coef, samples = anchor or method.kl_coefficients(batch, sampled)
+        kl = kl_estimate(current, batch.reference_logps, "k3")
+        samples = {**samples, "kl_coef": kl_coef, "kl": masked_mean(kl, batch.mask, axis=-1)}
+    terms = method.loss(
+        logps,
+        batch.old_logps,
+        batch.advantages,
+        batch.mask,
+        reference_logps=batch.reference_logps,
+        kl_coef=kl_coef,
+    )
+    if entropies is not None:
+        terms.metric_sums["entropy"] = masked_sum_and_count(entropies, batch.mask)
+    return terms, samples
+
+
+def _with_reference(batch: TrainBatch, policy_logps) -> TrainBatch:
+    """Until a task's first update the reference *is* the policy: its pass is skipped, and KL is
+    exactly 0 and the ratio RP exactly 1."""
+    reference = jnp.where(batch.reference_is_policy, policy_logps, batch.reference_logps)
+    return dataclasses.replace(batch, reference_logps=reference)
