@@ -8,9 +8,10 @@ Three conventions are read alike, by the names of their columns:
 | EasyR1 | `problem` | `answer` | `images` |
 | VLM-R1 | `conversations`, first turn | its second turn, or `solution` | `image` |
 
-An image is a path relative to its file, encoded bytes, or `{"bytes": …, "path": …}`; one or several.
-All other columns travel with the record and reach reward functions as keyword arguments.
-Everything is checked when read, long before anything compiles; images are decoded when needed.
+An image is a path relative to its file, encoded bytes, or `{"bytes": …, "path": …}`; a row has one
+or several. All other columns travel with the record and reach reward functions as keyword
+arguments. Everything is checked when read, long before anything compiles; images are decoded when
+needed.
 """
 
 from __future__ import annotations
@@ -200,8 +201,7 @@ def _record(
     record_id = default_id if given is None else str(given)
     try:
         prompt, second_turn, inline, system = _question(row)
-        listed = _first(row, IMAGES)
-        images = _images(inline if listed is None else listed, folder)
+        images = _images(_first(row, IMAGES) or inline, folder)
         _check_marks(prompt, images)
         name = verifier or row.get("verifier") or "exact"
         answer = _answer(row, second_turn)
@@ -292,8 +292,8 @@ def _check_gold(verifier: str, answer: str):
         get_verifier(verifier).prepare(answer)
     except ValueError as error:
         raise ValueError(
-            f"gold answer, for the verifier {verifier!r}: {error}; correct the answer, name another "
-            "verifier, or leave the record out"
+            f"gold answer, for the verifier {verifier!r}: {error}; correct the answer, name "
+            "another verifier, or leave the record out"
         ) from error
 
 
@@ -303,8 +303,8 @@ def _check_marks(prompt: str, images: tuple):
     marks = prompt.count(IMAGE_MARK)
     if marks not in (0, len(images)):
         raise ValueError(
-            f"found {marks} {IMAGE_MARK} in the question and {len(images)} images; expected as many "
-            f"as images, or no {IMAGE_MARK} at all (then images go before the text)"
+            f"found {marks} {IMAGE_MARK} in the question and {len(images)} images; expected as "
+            f"many as images, or no {IMAGE_MARK} at all (then images go before the text)"
         )
 
 
