@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -12,8 +13,15 @@ def rotary(
     positions: Int[Array, "*batch axes"], inverse_frequencies: Float[Array, "F"], axis_of: tuple
 ) -> tuple[Float[Array, "*batch F"], Float[Array, "*batch F"]]:
     """cos and sin of position × frequency, float32; frequency f reads axis `axis_of[f]`."""
-    angles = positions.astype(jnp.float32)[..., jnp.array(axis_of)] * inverse_frequencies
+    positions = jnp.asarray(positions, jnp.float32)
+    angles = positions[..., np.array(axis_of)] * inverse_frequencies
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
+    """theta^(−2i/dim) for i < dim/2, rounded as torch rounds: long prompts multiply the error."""
+    exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return np.float32(1) / np.power(theta, exponents, dtype=np.float64).astype(np.float32)
 
 
 def rotate(x: Float[Array, "*batch H Dh"], cos_sin) -> Float[Array, "*batch H Dh"]:

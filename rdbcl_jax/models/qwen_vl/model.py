@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import Images, PromptBatch
 from rdbcl_jax.models.attention import Block
-from rdbcl_jax.models.layers import rotary
+from rdbcl_jax.models.layers import inverse_frequencies, rotary
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig
-from rdbcl_jax.models.qwen_vl.text import TextLayer, inverse_frequencies, mrope_axes
+from rdbcl_jax.models.qwen_vl.text import TextLayer, mrope_axes
 from rdbcl_jax.models.qwen_vl.vision import PatchEmbed, PatchMerger, VisionBlock, vision_rope
 
 Params = dict[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
@@ -58,7 +57,3 @@ class TextLayer(nnx.Module):
 def mrope_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
     """Which position axis (0 temporal, 1 height, 2 width) each rotary frequency reads."""
     return tuple(axis % 3 for axis, size in enumerate(sections) for _ in range(size))
-
-
-def inverse_frequencies(head_dim: int, theta: float) -> Float[Array, "F"]:
-    return 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rdbcl_jax.models.attention import Block, attend
-from rdbcl_jax.models.layers import GatedMLP, rotary, rotate
+from rdbcl_jax.models.layers import GatedMLP, inverse_frequencies, rotary, rotate
 from rdbcl_jax.models.qwen_vl.config import VisionConfig
-from rdbcl_jax.models.qwen_vl.text import inverse_frequencies
 
 
 class PatchEmbed(nnx.Module):
