@@ -1,0 +1,191 @@
+"""The composite reward: weights, routing by task, and user functions in TRL's form."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.scoring import RewardConfig, score
+
+
+def record(id="r0", task="sum", answer="7", verifier="exact", **columns):
+    return Record(id, task, f"question of {id}", (), answer, verifier, columns)
+
+
+def respond(answer, reasoning="so"):
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+def test_default_reward_is_format_and_accuracy():
+    texts = [respond("7"), respond("8"), "7", respond("7") + "!"]
+    scores = score([record()] * 4, texts)
+    np.testing.assert_allclose(scores.total, [1.2, 0.2, 0.0, 0.0])
+    np.testing.assert_array_equal(scores.accuracy, [1, 0, 0, 0])
+    np.testing.assert_array_equal(scores.components["format"], [1, 1, 0, 0])
+    np.testing.assert_array_equal(scores.components["accuracy"], [1, 0, 0, 0])
+
+
+def test_parse_failures_are_counted_apart_from_wrong_answers():
+    scores = score([record()] * 3, [respond("8"), "7", respond("")])
+    np.testing.assert_array_equal(scores.accuracy, [0, 0, 0])
+    np.testing.assert_array_equal(scores.parsed, [True, False, False])
+    assert scores.problems == (None, "no <think>", "nothing inside <answer>")
+
+
+def test_the_jigsaw_reward_of_the_paper():
+    """Hit fraction + all right + format (arXiv:2506.23508)."""
+    config = RewardConfig(
+        task_weights={"jigsaw": {"accuracy": 1.0, "correct": 1.0, "format": 1.0}},
+    )
+    puzzle = record(task="jigsaw", answer="2 1 3 4", verifier="jigsaw")
+    texts = [respond("2 1 3 4"), respond("2 1 4 3"), respond("1 1 1 1"), "2 1 3 4"]
+    scores = score([puzzle] * 4, texts, config)
+    np.testing.assert_allclose(scores.total, [3.0, 1.5, 1.0, 0.0])
+    np.testing.assert_array_equal(scores.accuracy, [1, 0, 0, 0])
+
+
+def test_rewards_apply_to_the_tasks_whose_weights_list_them():
+    called = []
+
+    def brief(prompts, completions, **columns):
+        called.extend(columns["id"])
+        return [0.5 for _ in completions]
+
+    config = RewardConfig(
+        weights={"accuracy": 1.0},
+        task_weights={"essay": {"format": 0.0, "brief": 2.0}},
+        functions={"brief": brief},
+    )
+    records = [record("a"), record("b", task="essay")]
+    scores = score(records, [respond("7")] * 2, config)
+    np.testing.assert_allclose(scores.total, [1.0, 1.0])
+    np.testing.assert_array_equal(scores.components["accuracy"], [1.0, np.nan])
+    np.testing.assert_array_equal(scores.components["brief"], [np.nan, 0.5])
+    np.testing.assert_array_equal(scores.components["format"], [np.nan, 1.0])  # logged, weight 0
+    np.testing.assert_array_equal(scores.accuracy, [1, 1])  # evaluation needs no weight
+    assert called == ["b"]
+
+
+def test_functions_get_trl_arguments_and_the_columns():
+    def check(prompts, completions, answer, task, id, solution, hint):
+        assert prompts == ["question of a", "question of b"]
+        assert completions == ["x", "y"]
+        assert (answer, task, id) == (["7", "7"], ["sum", "sum"], ["a", "b"])
+        assert (solution, hint) == (["s", None], [None, "h"])
+        return [1, None]
+
+    records = [record("a", solution="s"), record("b", hint="h")]
+    config = RewardConfig(weights={"check": 2.0}, functions={"check": check})
+    scores = score(records, ["x", "y"], config)
+    np.testing.assert_array_equal(scores.components["check"], [1.0, np.nan])
+    np.testing.assert_array_equal(scores.total, [2.0, np.nan])  # nothing applies to the second
+
+
+def test_functions_may_be_named_in_a_configuration():
+    config = RewardConfig(weights={"m": 1.0}, functions={"m": "math:fsum"})
+    assert config.functions["m"] is math.fsum
+    for bad, found in [("math", "package.module"), ("math:nope", "nope"), ("nope.no:f", "nope")]:
+        with pytest.raises(ValueError, match=found):
+            RewardConfig(weights={"m": 1.0}, functions={"m": bad})
+
+
+def test_a_function_that_raises_is_named_with_its_record():
+    def picky(prompts, completions, **columns):
+        return [1 / (0 if id == "b" else 1) for id in columns["id"]]
+
+    config = RewardConfig(weights={"picky": 1.0}, functions={"picky": picky})
+    with pytest.raises(RuntimeError, match=r"'picky' raised ZeroDivisionError on record 'b'"):
+        score([record("a"), record("b")], ["", ""], config)
+
+
+def test_a_function_that_raises_on_the_batch_alone():
+    def lonely(prompts, completions, **columns):
+        assert len(prompts) < 2, "too many"
+        return [0.0]
+
+    config = RewardConfig(weights={"lonely": 1.0}, functions={"lonely": lonely})
+    with pytest.raises(RuntimeError, match=r"'lonely' .* records from 'a' to 'b' together: too m"):
+        score([record("a"), record("b")], ["", ""], config)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], r"'f': expected 2 values.*'a' to 'b'.*found 1"),
+        (None, r"'f': expected 2 values.*found NoneType"),
+        (1.0, r"'f': expected 2 values.*found float"),
+        ([1.0, math.nan], r"'f' returned nan for record 'b'"),
+        ([math.inf, 1.0], r"'f' returned inf for record 'a'"),
+        ([1.0, "good"], r"'f' returned 'good' for record 'b'"),
+    ],
+)
+def test_a_function_that_returns_something_wrong(returned, message):
+    config = RewardConfig(weights={"f": 1.0}, functions={"f": lambda **_: returned})
+    with pytest.raises(ValueError, match=message):
+        score([record("a"), record("b")], ["", ""], config)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"weights": {"acuracy": 1.0}}, "'acuracy': no such reward"),
+        ({"weights": {"accuracy": math.nan}}, "finite"),
+        ({"functions": {"f": len}}, r"\['f'\] have no weight"),
+        ({"functions": {"format": len}}, "built in"),
+        ({"if_correct": ("length",)}, r"\['length'\] have no weight"),
+    ],
+)
+def test_mistakes_in_a_configuration(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(**kwargs)
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="1 records for 2 completions"):
+        score([record()], ["", ""])
+
+
+def test_no_completions():
+    scores = score([], [])
+    assert scores.total.shape == scores.accuracy.shape == scores.parsed.shape == (0,)
+
+
+def test_hole_a_cosine_length_reward_overwrites_a_wrong_answer_with_full_pay():
+    def cosine(prompts, completions, **columns):
+        return [(1 + math.cos(math.pi * min(1, len(text) / 1000))) / 2 for text in completions]
+
+    config = RewardConfig(
+        weights={"accuracy": 1.0, "length": 1.0},
+        functions={"length": cosine},
+        if_correct=("length",),
+    )
+    texts = [respond("7"), respond("8"), "", respond("7", "so " * 200)]
+    right, wrong, empty, long = score([record()] * 4, texts, config).total
+    assert wrong == empty == 0
+    assert 1 < long < right <= 2
+
+
+def test_hole_rewards_are_silently_zero_in_threads():
+    totals = []
+    fraction = record(answer=r"\frac{1}{2}", verifier="math")
+
+    def work():
+        totals.append(score([fraction], [respond("0.5")]).total[0])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(totals, [1.2] * 4)
+
+
+def test_hole_reward_and_evaluation_disagree():
+    """Both are one function: accuracy does not depend on the reward's weights."""
+    texts = [respond("7"), "The answer is 7", respond("8"), respond("7.")]
+    kinder = RewardConfig(weights={"format": 1.0})
+    np.testing.assert_array_equal(
+        score([record()] * 4, texts).accuracy, score([record()] * 4, texts, kinder).accuracy
+    )
