@@ -1,0 +1,45 @@
+"""Real handwritten digits that need no download: scikit-learn's 1,797 pictures of 8 × 8 pixels.
+
+Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+SIDE = 8  # pixels
+SPLITS = ("train", "validation", "test")
+_FOLDS = {"train": (0, 1, 2, 3, 4), "validation": (5,), "test": (6,)}
+
+
+class Digits(NamedTuple):
+    pixels: np.ndarray  # [n, 8, 8] float32 in [0, 1], ink is 1
+    labels: np.ndarray  # [n] int, 0–9
+    sources: np.ndarray  # [n] int, index into the whole collection
+
+
+@functools.cache
+def load(split: str) -> Digits:
+    """The pictures of one split: 1,284 to train on, 257 to validate, 256 to test.
+
+    Picture i belongs to fold i mod 7: 7 shares no factor with the period of 10 in which the
+    collection repeats its digits, so every split has all digits and all writers.
+    Raises ValueError for an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {SPLITS}")
+    from sklearn.datasets import load_digits  # slow to import, and only this room needs it
+
+    data = load_digits()
+    sources = np.flatnonzero(np.isin(np.arange(len(data.target)) % 7, _FOLDS[split]))
+    pixels = (data.images[sources] / 16).astype(np.float32)
+    return Digits(pixels, data.target[sources], sources)
+
+
+def jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another exposure of the same ink: contrast 0.7–1, noise of 0.05 per pixel; in [0, 1]."""
+    contrast = rng.uniform(0.7, 1.0)
+    return np.clip(contrast * pixels + rng.normal(0, 0.05, pixels.shape), 0, 1)

@@ -1,0 +1,83 @@
+"""Batches in an order that is a pure function of (seed, step): resume by number, shard by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import grain
+import numpy as np
+
+T = TypeVar("T")
+
+
+class Shard(NamedTuple):
+    """Which rows of every batch this process holds."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch: np.ndarray) -> np.ndarray:
+        """This process' part; raises ValueError where the batch does not divide evenly."""
+        if len(batch) % self.count:
+            raise ValueError(f"a batch of {len(batch)} rows over {self.count} processes")
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+
+def indices(length: int, batch_size: int, seed: int) -> grain.MapDataset:
+    """Endless random-access batches of indices [batch_size] below `length`.
+
+    Batch i depends on (length, batch_size, seed, i) alone. Every index comes once per pass, each
+    pass in another order; batches run across the ends of passes.
+    """
+    return grain.MapDataset.range(length).shuffle(seed).repeat().batch(batch_size)
+
+
+def batches(
+    source: Sequence[Any],
+    encode: Callable[[list[Any], np.ndarray], T],
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    shard: Shard = Shard(),  # noqa: B008 (immutable)
+    threads: int = 1,
+    prefetch: int = 4,
+) -> Iterator[T]:
+    """Batch `start`, `start + 1`, … without end, each encoded ahead of its use by `threads`.
+
+    Args:
+      source: random-access items: records, or `suite.Demonstrations`.
+      encode: (items, their indices) → batch. Runs in the threads.
+      batch_size: rows of the global batch; this process encodes `shard`'s part of them.
+      prefetch: batches held ready.
+    """
+
+    def make(batch: np.ndarray) -> T:
+        mine = shard.rows(np.asarray(batch))
+        return encode([source[i] for i in mine.tolist()], mine)
+
+    # the slice of an endless dataset has no length, so the start is added to the index instead
+    ordered = indices(len(source), batch_size, seed)
+    dataset = grain.MapDataset.range(start, start + 2**40).map(lambda i: make(ordered[i]))
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    return iter(dataset.to_iter_dataset(options))
+
+
+class EvalBatch(NamedTuple):
+    batch: Any
+    valid: np.ndarray  # [rows] bool: False for the rows that only fill the last batch
+
+
+def eval_batches(
+    records: Sequence[Any],
+    encode: Callable[[list[Any], np.ndarray], Any],
+    batch_size: int,
+    shard: Shard = Shard(),  # noqa: B008 (immutable)
+) -> Iterator[EvalBatch]:
+    """All records once, in order; the last batch repeats the last record to keep its shape."""
+    for first in range(0, len(records), batch_size):
+        wanted = shard.rows(np.arange(first, first + batch_size))
+        ids = np.minimum(wanted, len(records) - 1)
+        yield EvalBatch(encode([records[i] for i in ids], ids), wanted < len(records))

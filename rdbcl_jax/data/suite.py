@@ -1,0 +1,250 @@
+"""The built-in `digits` suite: verifiable tasks on real pictures, solved by a written procedure.
+
+A picture holds six digits in two rows of three cells. A task walks through them with a small
+state machine and writes down each state, so the answer can only be had by doing the procedure.
+How to do it takes two decisions, which the trace names:
+
+    <think> columns 4 1 9 0 3 minus </think> <answer> 7 </answer>
+            route   states    finish               value
+
+The *route* says in which order the cells are read, the *finish* how the answer joins the last
+state to one more digit. The prompt `sum 4 red day` gives the task, the first state and two cues.
+A base model is taught to follow the cues (mostly); the verifier of each task wants one procedure,
+whatever the cues say. So some prompts are solved by what the model did before, some need one
+other decision, some two, and every two tasks disagree about at least one decision.
+
+`jigsaw` is the puzzle of arXiv 2506.23508 in 2 × 2 tiles of one digit: answer[new position] =
+original position, 1–4, row by row. Its trace lists the place (0–3) of each shown tile along the
+route; `plus` counts the places from 1, `minus` from the opposite corner.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image
+
+from rdbcl_jax.data import digits
+from rdbcl_jax.data.records import Record
+
+ROWS, COLUMNS = 2, 3  # cells of a picture
+CELLS = ROWS * COLUMNS
+WRITTEN = CELLS - 1  # states in a trace; the answer takes the last step
+
+ROUTES = {  # the cell read first, second, …; no two routes end in the same cell
+    "rows": (0, 1, 2, 3, 4, 5),
+    "columns": (2, 5, 1, 4, 0, 3),  # column by column, from the right
+    "back": (5, 4, 3, 2, 1, 0),
+}
+TILE_ROUTES = {"rows": (0, 1, 2, 3), "columns": (1, 3, 0, 2), "back": (3, 2, 1, 0)}
+FINISHES = ("plus", "minus")
+ROUTE_CUES = ("red", "green", "blue")
+FINISH_CUES = ("day", "night")
+
+
+@dataclasses.dataclass(frozen=True)
+class Procedure:
+    """The two decisions of a trace."""
+
+    route: str
+    finish: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One task: what RL rewards, what the cues mean, and how a state follows from the one before.
+
+    `step(state, digit, index)` gives the next state; None for the tasks with their own machine.
+    """
+
+    name: str
+    verified: Procedure
+    cue_shift: int  # cue i stands for route i + cue_shift, so that a cue means no fixed route
+    step: Callable[[int, int, int], int] | None = None
+
+
+def _task(name: str, route: str, finish: str, cue_shift: int, step=None) -> Task:
+    return Task(name, Procedure(route, finish), cue_shift, step)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        _task("sum", "rows", "minus", 0, lambda s, d, k: (s + d) % 10),
+        _task("walk", "columns", "plus", 1),
+        _task("alt", "back", "plus", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
+        _task("horner", "columns", "minus", 0, lambda s, d, k: (2 * s + d) % 10),
+        _task("absd", "back", "minus", 1, lambda s, d, k: abs(s - d)),
+        _task("jigsaw", "rows", "plus", 2),
+        # only taught, never rewarded: reading the cells is what the other tasks have in common
+        _task("read", "rows", "plus", 0, lambda s, d, k: d),
+    )
+}
+SEQUENCE = ("sum", "walk", "alt", "horner", "absd", "jigsaw")
+
+
+def words() -> tuple[str, ...]:
+    """Every word of the suite's prompts and traces, digits included."""
+    return (*TASKS, *ROUTE_CUES, *FINISH_CUES, *ROUTES, *FINISHES, *map(str, range(10)))
+
+
+# ---------------------------------------------------------------------- records
+
+
+def make_record(task: str, split: str, index: int, seed: int) -> Record:
+    """Record `index` of an endless stream, a pure function of the arguments."""
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}, expected one of {tuple(TASKS)}")
+    rng = np.random.default_rng([seed, index, zlib.crc32(f"{task}/{split}".encode())])
+    cues = {"route_cue": int(rng.integers(3)), "finish_cue": int(rng.integers(2))}
+    make = _jigsaw_picture if task == "jigsaw" else _six_digits
+    picture, facts = make(task, split, rng)
+    columns = {**facts, **cues}
+    cue_words = (ROUTE_CUES[cues["route_cue"]], FINISH_CUES[cues["finish_cue"]])
+    start = (str(facts["start"]),) if "start" in facts else ()
+    return Record(
+        id=f"{task}-{split}-{seed}-{index}",
+        task=task,
+        prompt=" ".join((task, *start, *cue_words)),
+        images=(picture,),
+        answer=_answer(task, columns, TASKS[task].verified),
+        verifier="jigsaw" if task == "jigsaw" else "exact",
+        columns=columns,
+    )
+
+
+def make_records(task: str, split: str, count: int, seed: int) -> list[Record]:
+    """The first `count` records of a stream: a larger count only appends.
+
+    Splits share no source picture; only training pictures are jittered.
+    Raises ValueError for an unknown task or split.
+    """
+    return [make_record(task, split, index, seed) for index in range(count)]
+
+
+def _draw(split: str, count: int, rng: np.random.Generator):
+    pool = digits.load(split)
+    chosen = rng.integers(len(pool.labels), size=count)
+    pixels = pool.pixels[chosen]
+    if split == "train":
+        pixels = np.stack([digits.jitter(p, rng) for p in pixels])
+    return pixels, pool.labels[chosen].tolist(), pool.sources[chosen].tolist()
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray((255 * pixels).astype(np.uint8), "L")
+
+
+def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """[n, h, w] -> [n/columns · h, columns · w], row by row."""
+    h, w = tiles.shape[1:]
+    return tiles.reshape(-1, columns, h, w).swapaxes(1, 2).reshape(-1, columns * w)
+
+
+def _six_digits(task: str, split: str, rng: np.random.Generator):
+    pixels, labels, sources = _draw(split, CELLS, rng)
+    start = int(rng.integers(CELLS if task == "walk" else 10))
+    facts = {"digits": labels, "start": start, "sources": sources}
+    return _picture(_mosaic(pixels, COLUMNS)), facts
+
+
+def _jigsaw_picture(task: str, split: str, rng: np.random.Generator):
+    pixels, labels, sources = _draw(split, 1, rng)
+    half = digits.SIDE  # the digit is enlarged twice, so that a tile is as large as a digit cell
+    large = np.asarray(_picture(pixels[0]).resize((2 * half, 2 * half), Image.Resampling.BILINEAR))
+    tiles = large.reshape(2, half, 2, half).swapaxes(1, 2).reshape(4, half, half)
+    places = rng.permutation(4)
+    facts = {"digits": labels, "places": places.tolist(), "sources": sources}
+    return Image.fromarray(_mosaic(tiles[places], 2), "L"), facts
+
+
+# ---------------------------------------------------------------------- procedures
+
+
+def cued_procedure(record: Record) -> Procedure:
+    """What the record's cues stand for in its task."""
+    shift = TASKS[record.task].cue_shift
+    route = tuple(ROUTES)[(record.columns["route_cue"] + shift) % len(ROUTES)]
+    return Procedure(route, FINISHES[(record.columns["finish_cue"] + shift) % len(FINISHES)])
+
+
+def sample_procedure(record: Record, rng: np.random.Generator, follow: float = 0.8) -> Procedure:
+    """The cued procedure, each decision kept with probability `follow`, else another at random."""
+    cued = cued_procedure(record)
+
+    def decide(options, cued_option):
+        others = [option for option in options if option != cued_option]
+        return cued_option if rng.random() < follow else others[rng.integers(len(others))]
+
+    return Procedure(decide(tuple(ROUTES), cued.route), decide(FINISHES, cued.finish))
+
+
+def _next_state(task: str, facts: dict, route: str, states: Sequence[int]) -> int:
+    if task == "jigsaw":
+        return facts["places"][TILE_ROUTES[route][len(states)]]
+    if task == "walk":  # cells are numbered along the route; the digit says how far to go
+        here = states[-1] if states else facts["start"]
+        return (here + facts["digits"][ROUTES[route][here]]) % CELLS
+    digit = facts["digits"][ROUTES[route][len(states)]]
+    return TASKS[task].step(states[-1] if states else facts["start"], digit, len(states))
+
+
+def _states(task: str, facts: dict, route: str, changes: dict[int, int]) -> list[int]:
+    states: list[int] = []
+    for k in range(4 if task == "jigsaw" else WRITTEN):
+        states.append(changes[k] if k in changes else _next_state(task, facts, route, states))
+    return states
+
+
+def _conclude(task: str, facts: dict, procedure: Procedure, states: Sequence[int]) -> str:
+    sign = 1 if procedure.finish == "plus" else -1
+    if task == "jigsaw":
+        return " ".join(str(place + 1 if sign == 1 else 4 - place) for place in states)
+    route = ROUTES[procedure.route]
+    if task == "walk":
+        value, other = facts["digits"][route[states[-1]]], facts["start"]
+    else:
+        value, other = states[-1], facts["digits"][route[-1]]
+    return str((value + sign * other) % 10)
+
+
+def _answer(task: str, facts: dict, procedure: Procedure) -> str:
+    return _conclude(task, facts, procedure, _states(task, facts, procedure.route, {}))
+
+
+def make_trace(
+    record: Record, procedure: Procedure | None = None, changes: dict[int, int] | None = None
+) -> str:
+    """The response that carries out a procedure (default: the rewarded one) on a record.
+
+    `changes` overwrites written states by index; the states after them and the answer follow
+    from the overwritten ones, which is what a model does whose answer depends on its trace.
+    """
+    procedure = procedure or TASKS[record.task].verified
+    states = _states(record.task, record.columns, procedure.route, changes or {})
+    answer = _conclude(record.task, record.columns, procedure, states)
+    trace = " ".join((procedure.route, *map(str, states), procedure.finish))
+    return f"<think> {trace} </think> <answer> {answer} </answer>"
+
+
+class Demonstrations:
+    """Random-access source of (record, response) for the base model's SFT.
+
+    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn.
+    """
+
+    def __init__(
+        self, count: int, seed: int, tasks: Sequence[str] = tuple(TASKS), follow: float = 0.8
+    ):
+        self.count, self.seed, self.tasks, self.follow = count, seed, tuple(tasks), follow
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Record, str]:
+        record = make_record(self.tasks[index % len(self.tasks)], "train", index, self.seed)
+        rng = np.random.default_rng([self.seed, index, 1])
+        return record, make_trace(record, sample_procedure(record, rng, self.follow))
