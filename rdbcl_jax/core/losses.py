@@ -59,6 +59,7 @@ def policy_loss(
     ratio_level: RatioLevel = "token",
     aggregation: Aggregation = "sequence_mean",
     max_length: int | None = None,
+    kl_importance_weighted: bool = False,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Clipped surrogate plus `kl_coef` times the KL to the reference; to be minimised.
 
@@ -92,6 +93,10 @@ def policy_loss(
             `token_mean`: over all tokens (DAPO). `constant`: sum / (sequences · max_length)
             (Dr. GRPO, 2503.20783).
         max_length: in tokens, the length limit of sampling; for `constant` only.
+        kl_importance_weighted: multiply the KL by r, gradient included (DeepSeek-V3.2,
+            2512.02556; TRL 1.16's default, there `use_bias_correction_kl`). With k3 the expected
+            gradient is then that of KL(π_θ‖π_ref), also when the samples are off-policy; without,
+            it is that of KL(π_ref‖π_θ), the common GRPO.
 
     Returns:
         The loss and metrics, float32 scalars: `loss` = `policy_loss` + `kl_loss`; `kl` (mean over
@@ -116,6 +121,7 @@ def policy_loss(
         ratio_level=ratio_level,
         aggregation=aggregation,
         max_length=max_length,
+        kl_importance_weighted=kl_importance_weighted,
     )
     return mean_terms(terms)
 
@@ -135,6 +141,7 @@ def policy_loss_terms(
     ratio_level: RatioLevel = "token",
     aggregation: Aggregation = "sequence_mean",
     max_length: int | None = None,
+    kl_importance_weighted: bool = False,
 ) -> LossTerms:
     """`policy_loss` before the division; see there for arguments and errors."""
     mask = jnp.asarray(mask).astype(bool)
@@ -151,7 +158,10 @@ def policy_loss_terms(
     if reference_logps is not None:
         reference = _operand("reference_logps", reference_logps, mask, full=True)
         coefficient = _operand("kl_coef", kl_coef, mask)
-        kl_sum, kl_metrics = _kl_terms(logps, reference, coefficient, weights, mask, kl_kind)
+        kl_weight = ratio if kl_importance_weighted else 1.0
+        kl_sum, kl_metrics = _kl_terms(
+            logps, reference, coefficient, weights, mask, kl_kind, kl_weight
+        )
         metric_sums |= kl_metrics
     metric_sums |= {
         "loss": (policy_sum + kl_sum, normaliser),
@@ -246,15 +256,15 @@ def _sequence_sums(x: Array, mask: Bool[Array, "*B T"]) -> SumCount:
     return masked_sum_and_count(masked_mean(x, mask, axis=-1), mask.any(-1))
 
 
-def _kl_terms(logps, reference, coefficient, weights, mask, kind):
-    """The weighted KL sum and its metrics."""
+def _kl_terms(logps, reference, coefficient, weights, mask, kind, kl_weight):
+    """The KL's share of the loss sum, and its metrics."""
     if kind == "k1":
         raise ValueError(
             "kl_kind='k1' cannot be a loss term: on sampled tokens the expected gradient of "
             "log π_θ − log π_ref is E[∇ log π_θ] = 0, so it adds noise and anchors nothing. Use "
             "'k3' (default), 'k2' or 'k3_bounded'."
         )
-    kl = kl_estimate(logps, reference, kind)
+    kl = kl_estimate(logps, reference, kind) * kl_weight
     metrics = {"kl": masked_sum_and_count(kl, mask), "kl_coef": _sequence_sums(coefficient, mask)}
     if kind == "k3_bounded":
         bounded = is_bounded(logps, reference)
