@@ -194,4 +194,4 @@ def test_a_batch_takes_well_under_100_ms():
         finder.find(tokens, mask)
         times.append(time.perf_counter() - start)
     print(f"512 x 1024 tokens: {1000 * min(times):.0f} ms")
-    assert min(times) < 0.2  # about 0.05 on an idle core
+    assert min(times) < 0.2  # about 0.02 here, 0.06 with a vocabulary of 150,000

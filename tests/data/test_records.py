@@ -1,0 +1,267 @@
+"""Reading records in three conventions, and what a user is told when something is wrong."""
+
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from rdbcl_jax.data.records import Record, load_images, load_records
+from rdbcl_jax.rewards.scoring import score
+
+
+def encoded(color=(255, 0, 0), size=(4, 2)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(encoded(color))
+    return tmp_path
+
+
+def jsonl(folder, *rows, name="data.jsonl"):
+    path = folder / name
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def parquet(folder, *rows, name="data.parquet"):
+    path = folder / name
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    return path
+
+
+def one(path, **kwargs):
+    (record,) = load_records(path, task="t", **kwargs)
+    return record
+
+
+def test_trl_jsonl(folder):
+    row = {"prompt": "How many?", "image": "pictures/red.png", "solution": "7", "hint": "count"}
+    record = one(jsonl(folder, row), verifier="number")
+    assert record == Record(
+        id="data.jsonl:1",
+        task="t",
+        prompt="How many?",
+        images=(folder / "pictures" / "red.png",),
+        answer="7",
+        verifier="number",
+        columns={"solution": "7", "hint": "count"},  # TRL's functions ask for `solution`
+    )
+    (image,) = load_images(record)
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 2), (255, 0, 0))
+
+
+def test_trl_chat_messages(folder):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]},
+    ]
+    row = {"prompt": messages, "images": ["pictures/red.png"], "answer": 7}
+    record = one(jsonl(folder, row))
+    assert (record.prompt, record.answer) == ("<image>How many?", "7")
+    assert record.columns == {"system": "Be brief."}
+
+
+def test_images_inside_chat_messages(folder):
+    parts = [
+        {"type": "text", "text": "Is "},
+        {"type": "image", "image": "pictures/red.png"},
+        {"type": "text", "text": " red?"},
+    ]
+    rows = {"prompt": [{"role": "user", "content": parts}], "answer": "yes"}
+    for path in (jsonl(folder, rows), parquet(folder, rows)):
+        record = one(path, verifier="yes_no")
+        assert record.prompt == "Is <image> red?"
+        assert record.images == (folder / "pictures" / "red.png",)
+
+
+def test_easyr1_parquet_with_several_images_as_bytes(folder):
+    images = [
+        {"bytes": encoded((1, 2, 3)), "path": None},
+        {"bytes": None, "path": "pictures/red.png"},
+    ]
+    row = {"problem": "<image> and <image>: same?", "images": images, "answer": "no"}
+    record = one(parquet(folder, row), verifier="yes_no")
+    assert record.id == "data.parquet:0"
+    assert record.prompt == "<image> and <image>: same?"
+    first, second = load_images(record)
+    assert first.getpixel((0, 0)) == (1, 2, 3) and second.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_vlm_r1_conversations(folder):
+    row = {
+        "id": 12,
+        "image": "pictures/red.png",
+        "conversations": [
+            {"from": "human", "value": "<image>Which colour?"},
+            {"from": "gpt", "value": "<think>see</think><answer> Red </answer>"},
+        ],
+    }
+    record = one(jsonl(folder, row))
+    assert (record.id, record.prompt, record.answer) == ("12", "<image>Which colour?", "Red")
+
+
+def test_a_gold_answer_may_be_structured(folder):
+    row = {"prompt": "Where?", "answer": {"size": [9, 9], "boxes": [[1, 2, 3, 4]]}}
+    record = one(jsonl(folder, row), verifier="boxes")
+    response = "<think>there</think><answer>[[1, 2, 3, 4]]</answer>"
+    assert score([record], [response]).accuracy == [1]
+
+
+def test_text_only_and_image_rows_mix(folder):
+    rows = [
+        {"prompt": "2 + 2?", "answer": "4", "image": None},
+        {"prompt": "How many?", "answer": "7", "image": "pictures/red.png"},
+        {"prompt": "3 + 3?", "answer": "6", "images": []},
+    ]
+    for path in (jsonl(folder, *rows), parquet(folder, *rows)):
+        records = load_records(path, task="t")
+        assert [len(load_images(record)) for record in records] == [0, 1, 0]
+
+
+def test_the_verifier_of_each_row(folder):
+    rows = [{"prompt": "?", "answer": "B", "verifier": "choice"}, {"prompt": "?", "answer": "B"}]
+    records = load_records(jsonl(folder, *rows), task="t")
+    assert [record.verifier for record in records] == ["choice", "exact"]
+
+
+def test_a_pattern_of_files_is_read_in_order(folder):
+    for shard in (1, 0):
+        rows = [{"prompt": f"{shard} {i}", "answer": "x"} for i in range(2)]
+        parquet(folder, *rows, name=f"train-{shard}.parquet")
+    records = load_records(str(folder / "train-*.parquet"), task="t")
+    assert [record.prompt for record in records] == ["0 0", "0 1", "1 0", "1 1"]
+    assert len({record.id for record in records}) == 4
+
+
+def test_images_are_decoded_only_when_asked_for(folder):
+    whole = encoded(size=(64, 64))
+    (folder / "pictures" / "cut.png").write_bytes(whole[: len(whole) - 30])
+    row = {"id": "c", "prompt": "?", "answer": "x", "image": "pictures/cut.png"}
+    record = one(jsonl(folder, row))
+    with pytest.raises(ValueError, match=r"record 'c': image 0 \(.*cut.png\) cannot be decoded"):
+        load_images(record)
+
+
+def test_pil_images_are_left_as_they_are():
+    image = Image.new("L", (3, 3), 7)
+    record = Record("r", "t", "?", (image,), "x", "exact")
+    assert load_images(record)[0].getpixel((0, 0)) == (7, 7, 7)
+    assert load_images(record)[0].size == (3, 3) and image.getpixel((0, 0)) == 7
+
+
+GOOD = {"prompt": "?", "answer": "7", "image": "pictures/red.png"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": None}, r"expected a question in one of prompt, problem"),
+        ({"prompt": " "}, r"the question is empty"),
+        ({"prompt": 7}, r"question: expected text or a list of messages, found 7"),
+        (
+            {"prompt": [{"role": "user", "content": 7}]},
+            r"message: expected text or a list of parts",
+        ),
+        ({"prompt": [{"role": "user", "content": [{"type": "video"}]}]}, r"text or an image"),
+        ({"prompt": [{"role": "user", "content": "a"}] * 2}, r"\['user', 'user'\]; expected one"),
+        ({"prompt": [{"role": "system", "content": "a"}]}, r"expected one of the user"),
+        ({"prompt": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}, "tool"),
+        ({"answer": None}, r"expected an answer in one of answer, solution"),
+        ({"answer": "seven"}, r"verifier 'number': expected a finite number, found 'seven'"),
+        ({"answer": ""}, r"verifier 'number'"),
+        (
+            {"image": "pictures/none.png"},
+            r"image 0 \(.*none.png\): there is no such file; paths are",
+        ),
+        ({"image": "data.jsonl"}, r"image 0 \(.*data.jsonl\): cannot be read"),
+        ({"image": "pictures"}, r"image 0 \(.*pictures\): cannot be read"),
+        ({"image": 7}, r"image: expected a path, bytes or \{bytes, path\}, found 7"),
+        ({"image": {"bytes": None, "path": None}}, r"image: expected a path"),
+        ({"prompt": "<image><image>"}, r"found 2 <image> in the question and 1 images"),
+        ({"prompt": "<image>", "image": None}, r"found 1 <image> in the question and 0 images"),
+    ],
+)
+def test_errors_name_the_record(folder, change, message):
+    rows = [GOOD, {**GOOD, "id": "bad", **change}]
+    with pytest.raises(ValueError, match=message) as error:
+        load_records(jsonl(folder, *rows), task="t", verifier="number")
+    assert str(error.value).startswith(f"{folder / 'data.jsonl'}, line 2 (id 'bad'): ")
+
+
+def test_duplicate_ids(folder):
+    with pytest.raises(ValueError, match=r"line 3: id 'a' was already used at .*line 1;"):
+        path = jsonl(folder, {**GOOD, "id": "a"}, {**GOOD, "id": "b"}, {**GOOD, "id": "a"})
+        load_records(path, task="t")
+
+
+def test_an_unknown_verifier(folder):
+    with pytest.raises(ValueError, match=r"unknown verifier 'nope'; there are: boxes, choice"):
+        load_records(jsonl(folder, GOOD), task="t", verifier="nope")
+
+
+def test_an_image_of_no_size(folder, monkeypatch):
+    monkeypatch.setattr(Image, "open", lambda _: Image.new("RGB", (0, 5)))
+    with pytest.raises(ValueError, match=r"line 1 .*found 0 x 5 pixels, expected at least 1 x 1"):
+        load_records(jsonl(folder, GOOD), task="t")
+
+
+def test_files_that_cannot_be_read(folder):
+    with pytest.raises(FileNotFoundError, match="no file at"):
+        load_records(folder / "nope.jsonl", task="t")
+    (folder / "data.csv").write_text("a,b")
+    with pytest.raises(ValueError, match=r"expected a \.jsonl or a \.parquet file"):
+        load_records(folder / "data.csv", task="t")
+    (folder / "data.jsonl").write_text('{"prompt": "?", "answer": "7"}\n\n{"prompt": ')
+    with pytest.raises(ValueError, match="line 3: not JSON"):
+        load_records(folder / "data.jsonl", task="t")
+    (folder / "data.jsonl").write_text("[1]")
+    with pytest.raises(ValueError, match=r"line 1: expected an object, found \[1\]"):
+        load_records(folder / "data.jsonl", task="t")
+    (folder / "data.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds no records"):
+        load_records(folder / "data.jsonl", task="t")
+
+
+def test_tfds_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'rdbcl_jax\[tfds\]'"):
+        load_records("tfds:digits/train", task="t")
+    with pytest.raises(ValueError, match="expected tfds:name/split"):
+        load_records("tfds:digits", task="t")
+
+
+def test_tfds_rows(monkeypatch):
+    """A stand-in for the package: the calls are those that tensorflow-datasets 4.9.10 answers."""
+
+    class ImageFeature: ...
+
+    rows = [{"image": encoded(), "question": b"Was f\xc3\xbcr eine Zahl?", "answer": np.int64(7)}]
+    features = {"image": ImageFeature(), "question": object(), "answer": object()}
+
+    def data_source(name, split, decoders):
+        assert (name, split, list(decoders)) == ("digits/big", "train", ["image"])
+        return rows
+
+    tfds = types.SimpleNamespace(
+        builder=lambda name: types.SimpleNamespace(info=types.SimpleNamespace(features=features)),
+        data_source=data_source,
+        features=types.SimpleNamespace(Image=ImageFeature),
+        decode=types.SimpleNamespace(SkipDecoding=object),
+    )
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
+    record = one("tfds:digits/big/train", verifier="number")
+    assert (record.prompt, record.answer) == ("Was für eine Zahl?", "7")
+    assert record.id == "digits/big/train:0"
+    assert load_images(record)[0].size == (4, 2)
