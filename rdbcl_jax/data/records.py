@@ -157,7 +157,10 @@ _READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
 def _tfds_rows(source: str) -> Iterator[_Row]:
-    """Rows of `tfds:name/split` (ArrayRecord, random access), images left encoded."""
+    """Rows of `tfds:name/split` (ArrayRecord, random access), images left encoded.
+
+    Checked with tensorflow-datasets 4.9.10, which needs no TensorFlow for this.
+    """
     name, _, split = source.removeprefix("tfds:").rpartition("/")
     if not name or not split:
         raise ValueError(f"{source!r}: expected tfds:name/split, such as tfds:ai2dcaption/test")
@@ -179,6 +182,10 @@ def _python(value):
     """NumPy values as plain ones, UTF-8 bytes as text."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _python(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_python(item) for item in value]
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:  # an encoded image
@@ -282,7 +289,7 @@ def _answer(row, second_turn: str | None) -> str:
             f"found the columns {sorted(row)}; expected an answer in one of {', '.join(ANSWERS)}, "
             "or a second turn in conversations"
         )
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     block = _GOLD_BLOCK.search(text)
     return (block[1] if block else text).strip()
 

@@ -248,7 +248,8 @@ def test_tfds_rows(monkeypatch):
     class ImageFeature: ...
 
     rows = [{"image": encoded(), "question": b"Was f\xc3\xbcr eine Zahl?", "answer": np.int64(7)}]
-    features = {"image": ImageFeature(), "question": object(), "answer": object()}
+    rows[0]["at"] = [np.float32(0.5)]
+    features = {"image": ImageFeature(), "question": object(), "answer": object(), "at": object()}
 
     def data_source(name, split, decoders):
         assert (name, split, list(decoders)) == ("digits/big", "train", ["image"])
@@ -264,4 +265,5 @@ def test_tfds_rows(monkeypatch):
     record = one("tfds:digits/big/train", verifier="number")
     assert (record.prompt, record.answer) == ("Was für eine Zahl?", "7")
     assert record.id == "digits/big/train:0"
+    assert json.dumps(record.columns) == '{"at": [0.5]}'
     assert load_images(record)[0].size == (4, 2)
