@@ -70,6 +70,7 @@ class TrainBatch:
     answer_mask: Bool[ArrayLike, "P G T"]
     advantages: Float[ArrayLike, "P G"]
     accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right (accuracy-based controls)
+    sampler_logps: Float[ArrayLike, "P G T"]
     old_logps: Float[ArrayLike, "P G T"] | None  # None: exactly one update, so old = current
     reference_logps: Float[ArrayLike, "P G T"] | None  # None: the method has no KL term
     reference_is_policy: Bool[ArrayLike, ""]  # True until a task's first update

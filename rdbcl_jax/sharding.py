@@ -10,6 +10,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -93,3 +94,18 @@ def _divisible(axes, shape, mesh):
         axis if axis is None or size % mesh.shape[axis] == 0 else None
         for axis, size in zip(axes, shape, strict=True)
     )
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split along its first axis only."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def all_hosts_sum(values: np.ndarray) -> np.ndarray:
+    """The sum over processes of a small host array."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.process_allgather(values).sum(0)

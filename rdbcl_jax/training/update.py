@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,15 +76,17 @@ def make_update(
     optimizer: optax.GradientTransformation,
     method: Method,
     config: UpdateConfig,
+    state_shardings: Any = None,
 ) -> Update:
     """The jitted update: (state, batch) → (state, metrics, per-sample values [P, G]).
 
     The state is donated. Metrics are scalars under TRL's names; per-sample values are `kl`,
-    `kl_coef` and what the method adds (`rp`).
+    `kl_coef` and what the method adds (`rp`). `state_shardings` keeps the new state where the old
+    one was, so that the second call finds the first one's program.
     """
     gradients = functools.partial(_gradients, model, method, config)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None, None))
     def update(state: TrainState, batch: TrainBatch):
         grads, metrics, samples = gradients(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -112,6 +115,11 @@ def _gradients(model, method: Method, config: UpdateConfig, params, batch: Train
     # the normaliser counts sequences or tokens: it does not depend on the parameters
     grads = jax.tree.map(lambda g: divide(g, terms.normaliser), grads)
     _, metrics = mean_terms(terms)
+    gap = samples.pop("sampler/logp_difference")
+    metrics |= {
+        "sampler/logp_difference/mean": gap.mean(),
+        "sampler/logp_difference/max": gap.max(),
+    }
     for name in samples.keys() - {"kl"}:
         metrics |= {f"{name}/mean": samples[name].mean(), f"{name}/std": samples[name].std()}
     return grads, metrics, samples
@@ -160,12 +168,15 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
     # one update per batch: the policy that sampled is the policy
     current = jax.lax.stop_gradient(logps)
     sampled = current if batch.old_logps is None else batch.old_logps
-    kl_coef, samples = 0.0, {}
+    kl_coef = 0.0
+    gap = jnp.abs(jnp.where(batch.mask, sampled - batch.sampler_logps, 0.0))
+    samples = {"sampler/logp_difference": gap.max(-1)}
     if method.kl_coefficients is not None:
         batch = _with_reference(batch, current)
-        kl_coef, samples = anchor or method.kl_coefficients(batch, sampled)
+        kl_coef, signals = anchor or method.kl_coefficients(batch, sampled)
         kl = kl_estimate(current, batch.reference_logps, "k3")
-        samples = {**samples, "kl_coef": kl_coef, "kl": masked_mean(kl, batch.mask, axis=-1)}
+        kl = masked_mean(kl, batch.mask, axis=-1)
+        samples |= {"kl": kl, "kl_coef": kl_coef, **signals}
     terms = method.loss(
         logps,
         batch.old_logps,

@@ -1,0 +1,64 @@
+"""The tiny base model: made from nothing, then given moderate skill by a short SFT.
+
+It stands in for an instruct model where none can be had: same modules, same files, same loading.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from rdbcl_jax.data import suite
+from rdbcl_jax.data.tiny import TinySize, write_tiny_model
+from rdbcl_jax.models import save_pretrained
+from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.policy import load_policy
+from rdbcl_jax.training.supervised import fine_tune
+
+WEIGHTS = "model.safetensors"
+
+
+def make_base(
+    config: ConfigDict,
+    directory: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    on_step: Callable[[int, float], None],
+) -> pathlib.Path:
+    """Writes the base model to `directory`, unless it is there already; returns the directory.
+
+    It depends on `config.base` and the shapes in `config.data` alone, not on the run's seed.
+    """
+    if (directory / WEIGHTS).exists():
+        return directory
+    draft = directory.with_name(directory.name + ".draft")
+    write_tiny_model(draft, TinySize(**config.base.size))
+    model = QwenVL(read_config(draft), "float32", "float32")
+    save_pretrained(draft, model, model.init(jax.random.key(config.base.seed)), like=draft)
+    policy, params = load_policy(_at(config, draft), mesh)
+    demonstrations = suite.Demonstrations(
+        config.base.steps * config.base.batch_size, config.base.seed, follow=config.base.follow
+    )
+    params = fine_tune(
+        policy,
+        params,
+        demonstrations,
+        config.base,
+        chunk_size=config.training.chunk_size,
+        seed=config.base.seed,
+        threads=config.data.threads,
+        on_step=on_step,
+    )
+    if jax.process_index() == 0:
+        save_pretrained(draft, policy.model, params, like=draft)
+        draft.rename(directory)  # in one move: what is there is complete
+    return directory
+
+
+def _at(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.model.path = str(path)
+    return config

@@ -1,0 +1,271 @@
+"""The outer loop: freeze the reference, learn a task, evaluate on all tasks, checkpoint, go on."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rdbcl_jax.base import make_base
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.data.records import load_images
+from rdbcl_jax.data.tasks import load_sequence
+from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.policy import load_policy
+from rdbcl_jax.reporting.logs import RunLog, read_steps
+from rdbcl_jax.reporting.progress import Progress
+from rdbcl_jax.reporting.report import write_report
+from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.training.learner import Learner, Step
+
+EXAMPLES_PER_TASK = 4
+
+
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+    """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
+    return _Run(config, pathlib.Path(workdir)).run()
+
+
+class _Run:
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+        self.workdir, self.started = workdir, time.perf_counter()
+        self.config = dry(config) if config.dry_run else config
+        workdir.mkdir(parents=True, exist_ok=True)
+        # everything that can be wrong with the input is found before anything compiles
+        self.method = make_method(self.config)
+        self.rewards = RewardConfig(**self.config.rewards.to_dict())
+        self.tasks = load_sequence(self.config)
+        self.mesh = make_mesh(**self.config.mesh)
+        self.checkpoints = Checkpoints(workdir)
+        self.timing: dict[str, float] = {}
+
+    @property
+    def steps(self) -> int:
+        return self.config.training.steps
+
+    def run(self) -> dict[str, Any]:
+        names = [task.name for task in self.tasks]
+        done = self.checkpoints.latest_step() or 0
+        is_main = jax.process_index() == 0
+        with (
+            Progress(names, self.steps, enabled=is_main) as self.progress,
+            RunLog(self.workdir, resume_step=done) as self.log,
+        ):
+            self._load()
+            if done:
+                self.progress.message(f"resuming after step {done} of {self.steps * len(names)}")
+            self._learn_all(done)
+            results = self._write_results("done")
+            self.progress.phase("writing the report")
+            self.log.close()
+            write_report(self.workdir)
+            self.progress.message(f"report: {self.workdir / 'report.html'}")
+        return results
+
+    # ------------------------------------------------------------------ phases
+
+    def _load(self) -> None:
+        """The base policy: read, or made first."""
+        config = self.config
+        if not config.model.path:
+            total = config.base.steps
+
+            def on_step(step: int, loss: float) -> None:
+                if step % 50 == 0 or step == total - 1:
+                    self.progress.phase(f"SFT of the base: step {step}/{total}, loss {loss:.3f}")
+
+            with self._timed("base"):
+                self.progress.phase("making the base model")
+                path = make_base(config, self.workdir / "base", self.mesh, on_step)
+            config = self.config = config.copy_and_resolve_references()
+            config.model.path = str(path)
+        self.policy, self.base = load_policy(config, self.mesh)
+        self.learner = Learner(config, self.policy, self.method, self.rewards)
+
+    def _learn_all(self, done: int) -> None:
+        saved = _read_json(self.workdir / "results.json") if done else {}
+        self.rows = {
+            split: [Evaluation(a, p, saved["splits"][split]["count"]) for a, p in rows]
+            for split, rows in _saved_rows(saved).items()
+        }
+        self.tokens = _last_tokens(self.workdir) if done else 0
+        state = self.learner.init(self.base)
+        if done:
+            state = self.checkpoints.restore_step(done, state)
+        first, reference = done // self.steps, self.base
+        if first:
+            reference = self.checkpoints.restore_task(first, self.base)
+        self._evaluate(first, reference)
+        for k in range(first, len(self.tasks)):
+            start = done - k * self.steps if k == first else 0
+            state, last = self._learn_task(k, state, reference, start)
+            # the state's own parameters are donated to the next update
+            policy = jax.tree.map(jnp.copy, state.params)
+            if last:
+                self.log.write_examples(self._examples(k, last, policy, reference))
+            self._finish_task(k, policy, state)
+            self._evaluate(k + 1, policy)
+            reference, state = policy, self.learner.init(policy)
+
+    def _learn_task(self, k: int, state, reference, start: int):
+        task, first_step = self.tasks[k], k * self.steps
+        self.progress.start_task(k, step=start)
+
+        def report(index: int, metrics: dict, samples: dict) -> None:
+            self.tokens += metrics["num_tokens"]
+            place = {"step": first_step + index, "task": task.name}
+            row = {**place, "task_index": k, "task_step": index, **metrics}
+            row["num_tokens"] = self.tokens
+            self.log.write_step(row)
+            self.log.write_samples({**place, **samples})
+            self.progress.step(row)
+
+        def after_step(index: int, state) -> None:
+            every = self.config.training.checkpoint_every
+            if every and index % every == 0 and index < self.steps:
+                self.checkpoints.save_step(first_step + index, state)
+
+        with self._timed("learning"):
+            return self.learner.learn(
+                task.train,
+                state,
+                reference,
+                start=start,
+                first_step=first_step,
+                report=report,
+                after_step=after_step,
+            )
+
+    def _finish_task(self, k: int, policy, state) -> None:
+        with self._timed("checkpoints"):
+            self.checkpoints.save_task(k + 1, policy)
+            self.checkpoints.save_step((k + 1) * self.steps, self.learner.init(policy))
+
+    def _evaluate(self, row: int, policy) -> None:
+        """Row `row` of both matrices, unless it is there from before a resume."""
+        if len(self.rows.get("test", [])) > row:
+            return
+        self.progress.phase(f"evaluating all {len(self.tasks)} tasks")
+        splits = ("validation", "test")
+        records = [getattr(task, split) for split in splits for task in self.tasks]
+        with self._timed("evaluation"):
+            found = evaluate(self.policy, policy, records, self.rewards, self.config)
+        count = len(self.tasks)
+        for i, split in enumerate(splits):
+            self.rows.setdefault(split, []).append(found.part(i * count, (i + 1) * count))
+        self._write_results("running")
+        self.progress.end_task(row - 1, self.rows["test"][-1].accuracy)
+
+    # ------------------------------------------------------------------ what is written
+
+    def _write_results(self, status: str) -> dict[str, Any]:
+        self.timing["total"] = time.perf_counter() - self.started
+        results = {
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "status": status,
+            "tasks": [task.name for task in self.tasks],
+            "splits": {split: split_results(rows) for split, rows in self.rows.items()},
+            "config": self.config.to_dict(),
+            "versions": _versions(),
+            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            "timing": self.timing,
+        }
+        self.log.write_results(results)
+        return results
+
+    def _examples(self, k: int, step: Step, policy, reference) -> list[dict[str, Any]]:
+        """A few of the task's last samples, token by token, after the task."""
+        batch, count = step.batch, min(EXAMPLES_PER_TASK, len(step.records))
+        scored = (self.learner.score(p, batch.prompts, batch) for p in (policy, reference))
+        policy_logps, reference_logps = (np.asarray(a[:count, 0]) for a in scored)
+        samples = jax.device_get(step.device[1])
+        group = batch.mask.shape[1]
+        examples = []
+        for row in range(count):
+            length = int(batch.mask[row, 0].sum())
+            record, sample = step.records[row], row * group
+            spans = np.full(length, "other", object)
+            spans[np.asarray(batch.reasoning_mask[row, 0, :length])] = "reasoning"
+            spans[np.asarray(batch.answer_mask[row, 0, :length])] = "answer"
+            examples.append(
+                {
+                    "task": self.tasks[k].name,
+                    "step": k * self.steps + step.index,
+                    "record_id": record.id,
+                    "image": _png(load_images(record)),
+                    "prompt": record.prompt,
+                    "tokens": self.policy.pieces(np.asarray(batch.tokens[row, 0, :length])),
+                    "policy_logps": policy_logps[row, :length],
+                    "reference_logps": reference_logps[row, :length],
+                    "spans": spans.tolist(),
+                    "reward": float(step.scores.total[sample]),
+                    "gold": record.answer,
+                    "correct": bool(step.scores.accuracy[sample]),
+                    **{n: float(samples[n][row, 0]) for n in ("rp", "kl_coef") if n in samples},
+                }
+            )
+        return examples
+
+    def _timed(self, name: str):
+        return _Timer(self.timing, name)
+
+
+class _Timer:
+    def __init__(self, timing: dict[str, float], name: str):
+        self.timing, self.name = timing, name
+
+    def __enter__(self):
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_):
+        spent = time.perf_counter() - self.started
+        self.timing[self.name] = self.timing.get(self.name, 0.0) + spent
+
+
+def dry(config: ConfigDict) -> ConfigDict:
+    """The same run at two steps a task and a handful of records: does everything fit together?"""
+    config = config.copy_and_resolve_references()
+    config.training.steps = config.base.steps = 2
+    config.data.train_count = config.data.validation_count = config.data.test_count = 8
+    return config
+
+
+def _png(images: Sequence) -> str | None:
+    if not images:
+        return None
+    buffer = io.BytesIO()
+    images[0].save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("rdbcl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+def _saved_rows(results: dict) -> dict[str, list]:
+    splits = results.get("splits", {})
+    return {s: list(zip(d["accuracy"], d["parse_rate"], strict=True)) for s, d in splits.items()}
+
+
+def _last_tokens(workdir: pathlib.Path) -> int:
+    steps = read_steps(workdir)
+    return int(steps[-1].get("num_tokens", 0)) if steps else 0
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}

@@ -1,0 +1,91 @@
+"""Accuracy on every task, judged by the parser and verifiers that also give the reward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rdbcl_jax.core.continual_metrics import continual_metrics
+from rdbcl_jax.data.pipeline import Shard, eval_batches
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.rewards.scoring import RewardConfig, score
+from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.sharding import all_hosts_sum, local_rows, put_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Per task, in the order given: fractions in [0, 1] and the number of records."""
+
+    accuracy: list[float]
+    parse_rate: list[float]
+    count: list[int]
+
+    def part(self, first: int, stop: int) -> Evaluation:
+        """The tasks `first` … `stop` − 1."""
+        cut = slice(first, stop)
+        return Evaluation(self.accuracy[cut], self.parse_rate[cut], self.count[cut])
+
+
+def evaluate(
+    policy: Policy,
+    params: Params,
+    tasks: Sequence[Sequence[Record]],
+    rewards: RewardConfig,
+    config: ConfigDict,
+) -> Evaluation:
+    """Greedy responses to every record of every task. Tasks share batches: one shape, no waste."""
+    owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])
+    records = [record for task in tasks for record in task]
+    shard = Shard(jax.process_index(), jax.process_count())
+    sampling = policy.sampling(config.rollout, greedy=True)
+    totals = np.zeros((3, len(tasks)))
+
+    def judge(prompts, valid, rollouts):
+        mine = [records[i] for i in prompts.record_ids]
+        tokens, mask = (local_rows(a)[:, 0] for a in (rollouts.tokens, rollouts.mask))
+        scores = score(mine, policy.texts(tokens, mask), rewards)
+        for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(mine)))):
+            np.add.at(totals[row], owners[prompts.record_ids[valid]], value[valid])
+
+    waiting = None  # scored while the device decodes the next batch
+    for prompts, valid in eval_batches(
+        records, policy.encoder.encode, config.evaluation.batch_size, shard
+    ):
+        rollouts = sample(
+            policy.model,
+            params,
+            put_batch(prompts, policy.mesh),
+            jax.random.key(0),  # greedy: never drawn from
+            samples=1,
+            sampling=sampling,
+        )
+        if waiting:
+            judge(*waiting)
+        waiting = prompts, valid, rollouts
+    if waiting:
+        judge(*waiting)
+    correct, parsed, count = all_hosts_sum(totals)
+    return Evaluation(
+        accuracy=(correct / count).tolist(),
+        parse_rate=(parsed / count).tolist(),
+        count=count.astype(int).tolist(),
+    )
+
+
+def split_results(rows: Sequence[Evaluation]) -> dict:
+    """One split's part of results.json: matrices with row 0 = base model, and every metric."""
+    accuracy = [row.accuracy for row in rows]
+    complete = len(accuracy) == len(accuracy[0]) + 1
+    return {
+        "accuracy": accuracy,
+        "parse_rate": [row.parse_rate for row in rows],
+        "count": rows[0].count,
+        "metrics": continual_metrics(np.asarray(accuracy)) if complete else {},
+    }

@@ -1,0 +1,84 @@
+"""A model together with its tokenizer and processors: text and pictures in, text out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rdbcl_jax.data.prompts import PromptEncoder, load_processors
+from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.rollout.sampling import Sampling
+from rdbcl_jax.rollout.spans import SpanFinder
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """What is fixed about a policy during a run; its parameters travel apart."""
+
+    model: QwenVL
+    tokenizer: Any
+    encoder: PromptEncoder
+    spans: SpanFinder
+    mesh: jax.sharding.Mesh
+
+    def sampling(self, rollout: ConfigDict, *, greedy: bool = False) -> Sampling:
+        """The run's sampling options. Pictures' ids, padding and ids that are no token are
+        forbidden: a response that held them could not be scored again."""
+        config, stops = self.model.config, self.stop_ids
+        beyond = range(len(self.tokenizer), config.text.vocab_size)
+        forbidden = {*config.vision_token_ids, self.tokenizer.pad_token_id, *beyond}
+        return Sampling(
+            max_tokens=rollout.max_tokens,
+            temperature=rollout.temperature,
+            top_k=0 if greedy else rollout.top_k,
+            top_p=1.0 if greedy else rollout.top_p,
+            greedy=greedy,
+            stop_ids=stops,
+            forbidden_ids=tuple(
+                sorted(i for i in forbidden - set(stops) if i is not None and i >= 0)
+            ),
+        )
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.model.config.eos_token_ids, self.tokenizer.eos_token_id}))
+
+    def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        """Responses [n, T] as text, without the end token."""
+        real = mask & ~np.isin(tokens, self.stop_ids)
+        rows = [row[keep].tolist() for row, keep in zip(tokens, real, strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """Each token as text of its own."""
+        return self.tokenizer.batch_decode([[int(t)] for t in tokens])
+
+
+def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:
+    """Reads the checkpoint directory `config.model.path` onto the mesh."""
+    options = config.model
+    model, params = from_pretrained(
+        options.path,
+        dtype=options.dtype,
+        param_dtype=options.param_dtype,
+        mesh=mesh,
+        remat=options.remat,
+    )
+    tokenizer, image_processor = load_processors(options.path)
+    encoder = PromptEncoder(
+        tokenizer,
+        image_processor,
+        model.config,
+        lengths=config.data.prompt_lengths,
+        slots=config.data.patch_slots,
+        images_per_row=config.data.images_per_prompt,
+        response_lengths=(config.rollout.max_tokens,),
+        template=config.data.template,
+    )
+    return Policy(model, tokenizer, encoder, SpanFinder(tokenizer), mesh), params

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning on a stream of demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.data.pipeline import Shard, batches
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods.sft import sft
+from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.sharding import param_shardings, put_batch
+from rdbcl_jax.training.state import TrainState, make_optimizer
+from rdbcl_jax.training.update import UpdateConfig, make_update
+
+
+def fine_tune(
+    policy: Policy,
+    params: Params,
+    demonstrations: Sequence[tuple[Record, str]],
+    options: ConfigDict,
+    *,
+    chunk_size: int,
+    seed: int,
+    threads: int = 2,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Params:
+    """`options.steps` updates on batches of (record, response); returns the new parameters.
+
+    `on_step` gets the loss of the step before, so that the device is never waited for.
+    """
+    optimizer = make_optimizer(options.optimizer, options.steps)
+    config = UpdateConfig(chunk_size=chunk_size, entropy=False)
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+    shardings = param_shardings(state, policy.mesh)
+    update = make_update(policy.model, optimizer, sft(), config, shardings)
+    create = jax.jit(
+        lambda p: TrainState.create(p, optimizer), donate_argnums=0, out_shardings=shardings
+    )
+    state = create(params)
+    feed = batches(
+        demonstrations,
+        lambda items, ids: supervised_batch(policy, items),
+        batch_size=options.batch_size,
+        seed=seed,
+        shard=Shard(jax.process_index(), jax.process_count()),
+        threads=threads,
+    )
+    before = None
+    for step in range(options.steps):
+        state, metrics, _ = update(state, put_batch(next(feed), policy.mesh))
+        if before is not None:
+            on_step(step, float(before))
+        before = metrics["loss"]
+    return state.params
+
+
+def supervised_batch(policy: Policy, items: Sequence[tuple[Record, str]]) -> TrainBatch:
+    """One given response per prompt, as the update takes it."""
+    records, responses = zip(*items, strict=True)
+    batch = policy.encoder.encode_supervised(records, responses)
+    nothing = np.zeros_like(batch.mask)
+    ones = np.ones(batch.mask.shape[:2], np.float32)
+    return TrainBatch(
+        prompts=batch.prompts,
+        tokens=batch.tokens,
+        mask=batch.mask,
+        reasoning_mask=nothing,
+        answer_mask=nothing,
+        advantages=ones,
+        accuracies=ones,
+        sampler_logps=np.zeros(batch.mask.shape, np.float32),
+        old_logps=None,
+        reference_logps=None,
+        reference_is_policy=jnp.zeros((), bool),
+    )
