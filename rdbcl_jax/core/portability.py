@@ -99,8 +99,8 @@ def kl_coefficients(
 
     When all RP are equal (a `ratio` RP is 1 for all on a task's first step), `sigmoid`, `minmax`
     and `rank` say nothing about any sample and give the midpoint u = ½ to all; `clip` gives β_max
-    at RP = 1. A range below 1e-4 pulls `minmax` to the midpoint too, so that rounding noise is
-    not spread over [0, 1].
+    at RP = 1. `sigmoid` and `minmax` stay near the midpoint when all RP are nearly equal (within
+    0.02 and 1e-4); `rank` does not, and spreads even rounding noise over [0, 1].
 
     Args:
         rp: portability of each sample; several leading axes are one batch.

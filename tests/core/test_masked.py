@@ -98,12 +98,12 @@ def test_zscore_has_zero_mean_unit_variance_and_a_floor():
         masked.masked_zscore(x, mask, floor=0.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(values=st.lists(st.integers(0, 4), min_size=1, max_size=9), seed=seeds)
 def test_rank_averages_ties(values, seed):
     mask = np.random.default_rng(seed).random(len(values)) < 0.7
     x = np.array(values, float)
-    ranks = masked.masked_rank(jnp.where(mask, x, x), mask)
+    ranks = masked.masked_rank(x, mask)
     for i in range(len(x)):
         below, equal = (x[mask] < x[i]).sum(), (x[mask] == x[i]).sum()
         assert ranks[i] == below + (equal - 1) / 2
