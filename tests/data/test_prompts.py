@@ -1,0 +1,186 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rdbcl_jax.data import suite, tiny
+from rdbcl_jax.data.prompts import PromptEncoder, load_processors, pad
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.models.qwen_vl.config import read_config
+
+SIZES = {
+    "lengths": (16, 32),
+    "slots": (16, 32),
+    "images_per_row": (1, 2),
+    "response_lengths": (16,),
+}
+
+
+@pytest.fixture(scope="module")
+def make_encoder(tmp_path_factory):
+    path = tiny.write_tiny_model(tmp_path_factory.mktemp("tiny"))
+    parts = (*load_processors(path), read_config(path))
+    return lambda **options: PromptEncoder(*parts, **options)
+
+
+@pytest.fixture(scope="module")
+def encoder(make_encoder):
+    return make_encoder(**SIZES)
+
+
+def record(prompt="sum 4", *sizes):
+    images = tuple(Image.new("RGB", size) for size in sizes)
+    return Record("r-7", "sum", prompt, images, "4", "exact", {})
+
+
+def text(encoder, batch, row):
+    return encoder.tokenizer.decode(batch.tokens[row][batch.mask[row]])
+
+
+def test_prompt_is_the_chat_with_one_pad_per_visual_token(encoder):
+    first = suite.make_record("sum", "test", 0, seed=0)
+    batch = encoder.encode([first])
+    assert text(encoder, batch, 0) == (
+        f"<|im_start|> user <|vision_start|>{' <|image_pad|>' * 6} <|vision_end|> {first.prompt}"
+        " <|im_end|> <|im_start|> assistant"
+    )
+    assert not batch.mask[0, :-17].any() and batch.mask[0, -17:].all()
+
+
+def test_image_tokens_equal_visual_tokens_and_point_at_their_patches(encoder):
+    records = [suite.make_record(t, "test", i, seed=0) for i, t in enumerate(suite.TASKS)]
+    batch = encoder.encode(records)
+    merge = encoder.config.vision.merge_size
+    for row, one in enumerate(records):
+        slots = batch.image_slots[row][batch.image_slots[row] >= 0]
+        assert len(slots) == batch.images.mask[row].sum() // merge**2 == len(set(slots))
+        for unit, slot in enumerate(slots):  # row-major in the text, wherever the patches lie
+            patch = batch.images.coords[row, 0, slot * merge**2]
+            columns = one.images[0].width // 8
+            assert tuple(patch) == (unit // columns * merge, unit % columns * merge)
+            pixels = batch.images.patches[row, 0, slot * merge**2].reshape(3, 2, 4, 4)[0, 0]
+            y, x = 4 * patch
+            shown = np.asarray(one.images[0])[y : y + 4, x : x + 4]
+            np.testing.assert_allclose(pixels, shown / 127.5 - 1, atol=1e-6)
+
+
+def test_batch_agrees_with_each_record_alone(encoder):
+    records = [suite.make_record(t, "test", i, seed=0) for i, t in enumerate(suite.TASKS)]
+    together = encoder.encode(records)
+    for row, one in enumerate(records):
+        alone = encoder.encode([one])
+        for name in ("tokens", "positions", "image_slots"):
+            np.testing.assert_array_equal(
+                getattr(together, name)[row][together.mask[row]],
+                getattr(alone, name)[0][alone.mask[0]],
+            )
+        assert together.next_position[row] == alone.next_position[0]
+
+
+def test_sizes_are_the_smallest_that_fit(encoder, make_encoder):
+    jigsaw = encoder.encode(suite.make_records("jigsaw", "test", 2, seed=0))
+    assert jigsaw.tokens.shape == (2, 16) and jigsaw.images.patches.shape == (2, 1, 16, 96)
+    digits = encoder.encode(suite.make_records("sum", "test", 2, seed=0))
+    assert digits.tokens.shape == (2, 32) and digits.images.patches.shape == (2, 1, 32, 96)
+    exact = make_encoder().encode(suite.make_records("sum", "test", 2, seed=0))
+    assert exact.tokens.shape == (2, 17)
+
+
+def test_rows_with_no_one_and_two_images_mix(encoder):
+    batch = encoder.encode([record(), record("sum 4", (16, 16)), record("sum", (16, 16), (24, 16))])
+    assert batch.images.grid.tolist() == [[[0, 0]] * 2, [[4, 4], [0, 0]], [[4, 4], [4, 6]]]
+    assert (batch.image_slots >= 0).sum(1).tolist() == [0, 4, 10]
+    assert batch.image_slots[2].max() >= 8  # the second image's tokens follow the first's slots
+
+
+def test_text_only_batches(make_encoder):
+    assert make_encoder().encode([record()]).images is None
+    always = make_encoder(images_per_row=(1,), slots=(16,)).encode([record()])
+    assert always.images.patches.shape == (1, 1, 16, 96) and not always.images.mask.any()
+
+
+def test_marks_say_where_images_stand(encoder):
+    batch = encoder.encode([record("sum <image> 4 <image>", (16, 8), (8, 8))])
+    assert text(encoder, batch, 0) == (
+        "<|im_start|> user sum <|vision_start|> <|image_pad|> <|image_pad|> <|vision_end|> 4"
+        " <|vision_start|> <|image_pad|> <|vision_end|> <|im_end|> <|im_start|> assistant"
+    )
+
+
+def test_template_and_system_prompt(make_encoder):
+    encoder = make_encoder(template="walk {prompt} back", system_prompt="red")
+    assert text(encoder, encoder.encode([record()]), 0) == (
+        "<|im_start|> system red <|im_end|> <|im_start|> user walk sum 4 back <|im_end|>"
+        " <|im_start|> assistant"
+    )
+
+
+def test_prefix_begins_the_response(encoder):
+    batch = encoder.encode([record(), record()], prefixes=["<think> rows", ""])
+    assert text(encoder, batch, 0).endswith("<|im_start|> assistant <think> rows")
+    assert text(encoder, batch, 1).endswith("<|im_start|> assistant")
+
+
+def test_ids(encoder):
+    assert encoder.encode([record(), record()]).record_ids.tolist() == [0, 1]
+    assert encoder.encode([record(), record()], ids=[8, 3]).record_ids.tolist() == [8, 3]
+
+
+@pytest.mark.parametrize(
+    "prompt, sizes",
+    [
+        ("sum <image> 4", ()),
+        ("sum <image> 4", ((8, 8), (8, 8))),
+        ("sum <|image_pad|> 4", ((8, 8),)),  # typed by hand
+    ],
+)
+def test_images_that_do_not_match_their_placeholders_name_the_record(encoder, prompt, sizes):
+    with pytest.raises(ValueError, match=r"record 'r-7'.*placeholders"):
+        encoder.encode([record(), record(prompt, *sizes)])
+
+
+def test_what_does_not_fit_names_the_record(encoder):
+    for wrong in (record("sum " * 40), record("sum", (64, 8)), record("sum", *[(8, 8)] * 3)):
+        wrong = dataclasses.replace(wrong, id="too-big")
+        with pytest.raises(ValueError, match=r"'too-big' needs .* allowed"):
+            encoder.encode([record(), wrong])
+
+
+def test_supervised_responses_end_with_the_end_token_and_a_mask(encoder):
+    records = suite.make_records("sum", "test", 3, seed=0)
+    responses = [suite.make_trace(r) for r in records]
+    batch = encoder.encode_supervised(records, responses)
+    assert batch.tokens.shape == batch.mask.shape == (3, 1, 16)
+    for row, response in enumerate(responses):
+        real = batch.tokens[row, 0][batch.mask[row, 0]]
+        assert encoder.tokenizer.decode(real) == response + " <|im_end|>"
+        assert batch.mask[row, 0].tolist() == [True] * 13 + [False] * 3
+    np.testing.assert_array_equal(batch.prompts.tokens, encoder.encode(records).tokens)
+
+
+def test_several_responses_per_prompt(encoder):
+    records = suite.make_records("sum", "test", 2, seed=0)
+    batch = encoder.encode_supervised(records, [["rows 1", "back 2"], ["rows 3", "4"]])
+    assert batch.tokens.shape == (2, 2, 16)
+    assert encoder.tokenizer.decode(batch.tokens[1, 0][batch.mask[1, 0]]) == "rows 3 <|im_end|>"
+    with pytest.raises(ValueError, match=r"differ: \[1, 2\]"):
+        encoder.encode_supervised(records, ["rows 1", ["rows 3", "4"]])
+
+
+def test_a_record_costs_well_under_a_millisecond(encoder):
+    """64 prompts must be ready within one step of a tiny model; generous for a busy machine."""
+    import time
+
+    records = suite.make_records("sum", "test", 64, seed=0)
+    encoder.encode(records)
+    start = time.process_time()
+    encoder.encode(records)
+    assert time.process_time() - start < 0.064
+
+
+def test_pad():
+    tokens, mask = pad([[5], [6, 7]], 3, 9, left=True)
+    assert tokens.tolist() == [[9, 9, 5], [9, 6, 7]]
+    assert mask.tolist() == [[False, False, True], [False, True, True]]
+    assert pad([[5]], 2, 9)[0].tolist() == [[5, 9]]

@@ -1,0 +1,200 @@
+"""Everything is recomputed here from the written rules, with no help from the suite's own code."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rdbcl_jax.data import digits, suite
+from rdbcl_jax.data.suite import FINISHES, ROUTES, TASKS, Procedure
+from rdbcl_jax.rewards.parsing import parse
+from rdbcl_jax.rewards.verifiers import get_verifier
+
+ALL = [Procedure(route, finish) for route in ROUTES for finish in FINISHES]
+
+
+def cells_of(route):
+    """Cells of a 2 × 3 picture as (row, column), in reading order."""
+    if route == "columns":
+        return [(row, column) for column in (2, 1, 0) for row in (0, 1)]
+    cells = [(row, column) for row in (0, 1) for column in (0, 1, 2)]
+    return cells[::-1] if route == "back" else cells
+
+
+def solve(record, procedure):
+    """States and answer, from the digits by the rules in the module's text."""
+    sign = {"plus": 1, "minus": -1}[procedure.finish]
+    if record.task == "jigsaw":
+        order = {"rows": [0, 1, 2, 3], "columns": [1, 3, 0, 2], "back": [3, 2, 1, 0]}
+        places = [record.columns["places"][tile] for tile in order[procedure.route]]
+        return places, " ".join(str(p + 1 if sign == 1 else 4 - p) for p in places)
+    read, start = digits_read(record, procedure.route), int(record.prompt.split()[1])
+    states = [start]
+    for k in range(5):
+        states.append(next_state(record.task, states[-1], read, k))
+    value, other = (read[states[-1]], start) if record.task == "walk" else (states[-1], read[5])
+    return states[1:], str((value + sign * other) % 10)
+
+
+def digits_read(record, route):
+    grid = np.array(record.columns["digits"]).reshape(2, 3)
+    return [int(grid[cell]) for cell in cells_of(route)]
+
+
+def next_state(task, state, read, k):
+    match task:
+        case "sum":
+            return (state + read[k]) % 10
+        case "walk":
+            return (state + read[state]) % 6
+        case "alt":
+            return (state + (read[k], -read[k])[k % 2]) % 10
+        case "horner":
+            return (2 * state + read[k]) % 10
+        case "absd":
+            return abs(state - read[k])
+        case "read":
+            return read[k]
+
+
+def split_trace(text):
+    parsed = parse(text)
+    assert parsed.ok, parsed.problem
+    route, *states, finish = parsed.reasoning.split()
+    return route, [int(s) for s in states], finish, parsed.answer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_traces_and_answers_follow_the_rules(task):
+    for record in suite.make_records(task, "validation", 20, seed=3):
+        for procedure in ALL:
+            states, answer = solve(record, procedure)
+            expected = (procedure.route, states, procedure.finish, answer)
+            assert split_trace(suite.make_trace(record, procedure)) == expected
+        assert record.answer == solve(record, TASKS[task].verified)[1]
+        assert split_trace(suite.make_trace(record))[-1] == record.answer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_verifier_accepts_the_answer_and_few_of_the_other_procedures(task):
+    records = suite.make_records(task, "train", 300, seed=0)
+    rates = []
+    for procedure in ALL:
+        scores = []
+        for record in records:
+            verifier = get_verifier(record.verifier)
+            scores.append(verifier.score(solve(record, procedure)[1], record.answer) == 1)
+        rates.append(np.mean(scores))
+        if procedure == TASKS[task].verified:
+            assert rates[-1] == 1
+    assert 1 / 6 < np.mean(rates) < 0.45
+
+
+def test_every_two_tasks_disagree_and_share_decisions_unevenly():
+    wanted = [TASKS[task].verified for task in suite.SEQUENCE]
+    assert len(set(wanted)) == len(wanted)
+    shared = {
+        (a.route == b.route) + (a.finish == b.finish) for a, b in itertools.combinations(wanted, 2)
+    }
+    assert shared == {0, 1}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_records_are_a_pure_function_of_their_arguments(task):
+    ten = suite.make_records(task, "train", 10, seed=1)
+    for a, b in zip(ten, suite.make_records(task, "train", 5, seed=1), strict=False):
+        assert (a.id, a.prompt, a.answer, a.columns) == (b.id, b.prompt, b.answer, b.columns)
+        assert a.images[0].tobytes() == b.images[0].tobytes()
+    others = suite.make_records(task, "train", 10, seed=2)
+    assert [r.images[0].tobytes() for r in ten] != [r.images[0].tobytes() for r in others]
+    assert len({r.id for r in ten + others}) == 20
+
+
+@pytest.mark.parametrize("task", suite.SEQUENCE)
+@pytest.mark.parametrize("split", digits.SPLITS)
+def test_pictures_come_from_their_split_only(task, split):
+    own = set(digits.load(split).sources)
+    for record in suite.make_records(task, split, 20, seed=0):
+        assert set(record.columns["sources"]) <= own
+
+
+def test_picture_shows_the_digits():
+    pool = digits.load("test")
+    pixels = dict(zip(pool.sources.tolist(), pool.pixels, strict=True))
+    labels = dict(zip(pool.sources.tolist(), pool.labels.tolist(), strict=True))
+    record = suite.make_record("sum", "test", 0, seed=0)
+    shown = np.asarray(record.images[0]) / 255
+    assert shown.shape == (16, 24)
+    for i, source in enumerate(record.columns["sources"]):
+        row, column = divmod(i, 3)
+        cell = shown[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+        np.testing.assert_allclose(cell, pixels[source], atol=1 / 255)
+        assert record.columns["digits"][i] == labels[source]
+
+
+def test_answer_of_a_jigsaw_puts_its_tiles_back():
+    pool = digits.load("test")
+    pixels = dict(zip(pool.sources.tolist(), pool.pixels, strict=True))
+    for record in suite.make_records("jigsaw", "test", 30, seed=0):
+        shown = np.asarray(record.images[0])
+        solved = np.zeros_like(shown)
+        for new, original in enumerate(int(a) - 1 for a in record.answer.split()):
+            (r, c), (to_r, to_c) = divmod(new, 2), divmod(original, 2)
+            tile = shown[8 * r : 8 * r + 8, 8 * c : 8 * c + 8]
+            solved[8 * to_r : 8 * to_r + 8, 8 * to_c : 8 * to_c + 8] = tile
+        source = pixels[record.columns["sources"][0]]
+        small = Image.fromarray(solved).resize((8, 8), Image.Resampling.BOX)
+        assert np.corrcoef(np.asarray(small).ravel(), source.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("task", ["sum", "walk", "alt", "horner", "absd"])
+def test_changed_state_carries_on_to_the_answer(task):
+    record = suite.make_record(task, "test", 4, seed=0)
+    procedure = TASKS[task].verified
+    _, states, _, _ = split_trace(suite.make_trace(record))
+    expected = [*states[:2], (states[2] + 1) % 6]
+    read = digits_read(record, procedure.route)
+    for k in (3, 4):
+        expected.append(next_state(task, expected[-1], read, k))
+    value, other = expected[-1], read[5]
+    if task == "walk":
+        value, other = read[value], record.columns["start"]
+    sign = {"plus": 1, "minus": -1}[procedure.finish]
+    trace = suite.make_trace(record, procedure, {2: expected[2]})
+    assert split_trace(trace)[1] == expected
+    assert split_trace(trace)[3] == str((value + sign * other) % 10)
+
+
+def test_demonstrations_follow_the_cues_as_often_as_asked():
+    pairs = [suite.Demonstrations(3000, seed=0)[i] for i in range(3000)]
+    assert {record.task for record, _ in pairs} == set(TASKS)
+    routes, finishes = [], []
+    for record, response in pairs:
+        route, _, finish, _ = split_trace(response)
+        cued = suite.cued_procedure(record)
+        routes.append(route == cued.route)
+        finishes.append(finish == cued.finish)
+        assert response == suite.make_trace(record, Procedure(route, finish))
+    assert np.mean(routes) == pytest.approx(0.8, abs=0.03)
+    assert np.mean(finishes) == pytest.approx(0.8, abs=0.03)
+    assert np.corrcoef(routes, finishes)[0, 1] == pytest.approx(0, abs=0.06)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_cues_say_nothing_about_the_rewarded_procedure(task):
+    cued = [suite.cued_procedure(r) for r in suite.make_records(task, "train", 1200, seed=5)]
+    for procedure in ALL:
+        assert np.mean([c == procedure for c in cued]) == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_demonstrations_repeat_and_are_fresh():
+    once, again = suite.Demonstrations(100, seed=7), suite.Demonstrations(100, seed=7)
+    assert once[42][1] == again[42][1] and once[42][0].prompt == again[42][0].prompt
+    pictures = {once[i][0].images[0].tobytes() for i in range(100)}
+    assert len(pictures) == 100
+
+
+def test_unknown_task():
+    with pytest.raises(ValueError, match="'sort'"):
+        suite.make_records("sort", "train", 1, seed=0)
