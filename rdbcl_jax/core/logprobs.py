@@ -34,7 +34,10 @@ def token_logprobs(
     its hidden state is NaN.
 
     Each chunk takes tokens from all over the leading axes, so arrays that are sharded over them
-    keep every device busy in every chunk (where `chunk_size` is a multiple of the devices).
+    keep every device busy in every chunk (where `chunk_size` is a multiple of the devices). Of a
+    head sharded over V only sums travel. One sharded over D (FSDP) is best gathered by the caller,
+    `with_sharding_constraint(lm_head, P())`: compiled for TPU v5e, the gather and the sum of its
+    gradient then happen once per call, and otherwise once per chunk.
 
     Args:
         hidden: last hidden states, each at the position that predicts its token.

@@ -31,8 +31,7 @@ def chunked(hidden, lm_head, tokens, **options):
     return token_logprobs(hidden, lm_head, tokens, return_entropy=True, **options)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 8, 10, 21, 1000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("chunk_size", "temperature"), [(1, 1), (7, 0.7), (10, 2), (1000, 0.7)])
 def test_values_and_gradients_at_any_chunk_size(chunk_size, temperature):
     hidden, lm_head, tokens, cotangents = draw()
 
@@ -41,7 +40,7 @@ def test_values_and_gradients_at_any_chunk_size(chunk_size, temperature):
             outputs = function(hidden, lm_head, tokens, temperature=temperature, **options)
             return sum((c * x).sum() for c, x in zip(cotangents, outputs, strict=True)), outputs
 
-        return jax.value_and_grad(scalar, (0, 1), has_aux=True)(hidden, lm_head)
+        return jax.jit(jax.value_and_grad(scalar, (0, 1), has_aux=True))(hidden, lm_head)
 
     actual, expected = weighted(chunked, chunk_size=chunk_size), weighted(full)
     jax.tree.map(
@@ -106,8 +105,8 @@ def test_jit_vmap_and_any_leading_axes():
     ):
         np.testing.assert_allclose(actual, expected[: len(actual), : actual.shape[1]], rtol=1e-4)
     total = lambda h, w: jax.vmap(f, (0, None, 0))(h, w, tokens).sum()  # noqa: E731
-    expected = jax.grad(lambda h, w: full(h, w, tokens)[0].sum(), (0, 1))(hidden, lm_head)
-    actual = jax.grad(total, (0, 1))(hidden, lm_head)
+    expected = jax.jit(jax.grad(lambda h, w: full(h, w, tokens)[0].sum(), (0, 1)))(hidden, lm_head)
+    actual = jax.jit(jax.grad(total, (0, 1)))(hidden, lm_head)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-4), actual, expected)
 
 

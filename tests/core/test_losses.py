@@ -1,6 +1,7 @@
 """The policy loss against float64, exact expectations, and what must not change it."""
 
 import itertools
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -67,8 +68,7 @@ OPTIONS = {"clip_low": 0.2, "clip_high": 0.3, "max_length": 10}
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("kind", ["k2", "k3", "k3_bounded"])
-@pytest.mark.parametrize("dual", [None, 1.4])
+@pytest.mark.parametrize(("kind", "dual"), [("k2", None), ("k3", 1.4), ("k3_bounded", None)])
 def test_matches_float64(how, level, kind, dual):
     b = batch(2)
     options = OPTIONS | {"kl_kind": kind, "dual_clip": dual, "ratio_level": level}
@@ -98,7 +98,7 @@ def test_gradient_matches_finite_differences_of_float64(how, level):
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("garbage", [np.nan, -np.inf])
 def test_nothing_behind_the_mask_matters(how, level, garbage):
     b = batch(5)
     mask = b["mask"]
@@ -127,41 +127,51 @@ def test_a_batch_of_empty_sequences_has_loss_zero(how):
     assert loss == 0 and all(value == 0 for value in metrics.values())
 
 
-@settings(max_examples=8, deadline=None)
-@given(seed=seeds, how=st.sampled_from(AGGREGATIONS), level=st.sampled_from(LEVELS))
-def test_accumulation_over_micro_batches_is_exact(seed, how, level):
-    b = batch(seed)
+@pytest.mark.parametrize("how", AGGREGATIONS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_accumulation_over_micro_batches_is_exact(how, level):
     options = OPTIONS | {"aggregation": how, "ratio_level": level, "kl_kind": "k3_bounded"}
+    names = ["logps", *sorted(batch().keys() - {"logps"})]
 
-    def terms(logps, rows):
-        part = {k: v[rows] for k, v in b.items()} | {"logps": logps[rows]}
-        terms = policy_loss_terms(**part, **options)
-        return terms.loss_sum, terms
+    @jax.jit
+    def terms_and_gradient(*arrays):
+        def terms(*arrays):
+            terms = policy_loss_terms(**dict(zip(names, arrays, strict=True)), **options)
+            return terms.loss_sum, terms
 
-    logps = jnp.float32(b["logps"])
-    gradient, totals = 0, None
-    for rows in (slice(0, 1), slice(1, 2), slice(2, 6)):  # uneven, one of them all empty
-        (_, part), g = jax.value_and_grad(terms, has_aux=True)(logps, rows)
-        totals = part if totals is None else jax.tree.map(jnp.add, totals, part)
-        gradient += g
-    loss, metrics = policy_loss(**b, **options)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-        mean_terms(totals),
-        (loss, metrics),
-    )
-    whole = jax.grad(lambda x: policy_loss(**b | {"logps": x}, **options)[0])(logps)
-    np.testing.assert_allclose(gradient / totals.normaliser, whole, rtol=1e-5, atol=1e-7)
+        (_, terms), gradient = jax.value_and_grad(terms, has_aux=True)(*arrays)
+        return terms, gradient
+
+    for seed in range(3):
+        b = batch(seed)
+        b["mask"][2:4] = False  # one micro-batch without a single token
+        arrays = [b[name] for name in names]
+        parts = [terms_and_gradient(*(x[i : i + 2] for x in arrays)) for i in (0, 2, 4)]
+        totals = jax.tree.map(lambda *xs: sum(xs), *(terms for terms, _ in parts))
+        gradient = np.concatenate([g for _, g in parts]) / totals.normaliser
+        whole, whole_gradient = terms_and_gradient(*arrays)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+            (mean_terms(totals), gradient),
+            (mean_terms(whole), whole_gradient / whole.normaliser),
+        )
 
 
-@settings(max_examples=10, deadline=None)
+@cache
+def jitted_loss(how):
+    return jax.jit(lambda b: policy_loss(**b, **OPTIONS, aggregation=how)[0])
+
+
+@settings(max_examples=30, deadline=None)
 @given(seed=seeds, how=st.sampled_from(AGGREGATIONS))
-def test_order_of_sequences_does_not_matter(seed, how):
+def test_neither_order_nor_padding_matters(seed, how):
     b = batch(seed)
     order = np.random.default_rng(seed).permutation(6)
-    a, _ = policy_loss(**b, **OPTIONS, aggregation=how)
-    c, _ = policy_loss(**{k: v[order] for k, v in b.items()}, **OPTIONS, aggregation=how)
-    np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-6)
+    loss = jitted_loss(how)(b)
+    shuffled = {k: v[order] for k, v in b.items()}
+    np.testing.assert_allclose(loss, jitted_loss(how)(shuffled), rtol=1e-5, atol=1e-6)
+    padded = {k: np.concatenate([v, np.zeros_like(v)]) for k, v in b.items()}
+    np.testing.assert_allclose(loss, jitted_loss(how)(padded), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", LEVELS)
