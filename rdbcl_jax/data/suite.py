@@ -1,17 +1,20 @@
 """The built-in `digits` suite: verifiable tasks on real pictures, solved by a written procedure.
 
-A picture holds six digits in two rows of three cells. A task walks through them with a small
-state machine and writes down each state, so the answer can only be had by doing the procedure.
-How to do it takes two decisions, which the trace names:
+A picture holds four digits in two rows. A task reads them one after the other and updates a
+state; the trace writes down each digit and the state that follows, so the answer can only be had
+by doing the procedure. How to do it takes two decisions, which the trace names:
 
-    <think> columns 4 1 9 0 3 minus </think> <answer> 7 </answer>
-            route   states    finish               value
+    <think> columns 4 1 9 0 3 3 6 minus </think> <answer> 7 </answer>
+            route   digit, state, … finish                 value
 
 The *route* says in which order the cells are read, the *finish* how the answer joins the last
-state to one more digit. The prompt `sum 4 red day` gives the task, the first state and two cues.
+state to the last digit. The prompt `sum 7 red day` gives the task, the first state and two cues.
 A base model is taught to follow the cues (mostly); the verifier of each task wants one procedure,
 whatever the cues say. So some prompts are solved by what the model did before, some need one
 other decision, some two, and every two tasks disagree about at least one decision.
+
+`walk` numbers the cells along the route; its state is a cell, and the digit there says how far to
+go on. Its answer joins the digit at the last cell to the first state.
 
 `jigsaw` is the puzzle of arXiv 2506.23508 in 2 × 2 tiles of one digit: answer[new position] =
 original position, 1–4, row by row. Its trace lists the place (0–3) of each shown tile along the
@@ -30,16 +33,13 @@ from PIL import Image
 from rdbcl_jax.data import digits
 from rdbcl_jax.data.records import Record
 
-ROWS, COLUMNS = 2, 3  # cells of a picture
-CELLS = ROWS * COLUMNS
-WRITTEN = CELLS - 1  # states in a trace; the answer takes the last step
+CELLS = 4  # of a picture, two by two
 
 ROUTES = {  # the cell read first, second, …; no two routes end in the same cell
-    "rows": (0, 1, 2, 3, 4, 5),
-    "columns": (2, 5, 1, 4, 0, 3),  # column by column, from the right
-    "back": (5, 4, 3, 2, 1, 0),
+    "rows": (0, 1, 2, 3),
+    "columns": (1, 3, 0, 2),  # column by column, from the right
+    "back": (3, 2, 1, 0),
 }
-TILE_ROUTES = {"rows": (0, 1, 2, 3), "columns": (1, 3, 0, 2), "back": (3, 2, 1, 0)}
 FINISHES = ("plus", "minus")
 ROUTE_CUES = ("red", "green", "blue")
 FINISH_CUES = ("day", "night")
@@ -57,7 +57,7 @@ class Procedure:
 class Task:
     """One task: what RL rewards, what the cues mean, and how a state follows from the one before.
 
-    `step(state, digit, index)` gives the next state; None for the tasks with their own machine.
+    `step(state, digit, index)` gives the next state; a jigsaw has none.
     """
 
     name: str
@@ -74,16 +74,13 @@ TASKS = {
     task.name: task
     for task in (
         _task("sum", "rows", "minus", 0, lambda s, d, k: (s + d) % 10),
-        _task("walk", "columns", "plus", 1),
+        _task("walk", "columns", "plus", 1, lambda s, d, k: (s + d) % CELLS),
         _task("alt", "back", "plus", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
         _task("horner", "columns", "minus", 0, lambda s, d, k: (2 * s + d) % 10),
         _task("absd", "back", "minus", 1, lambda s, d, k: abs(s - d)),
         _task("jigsaw", "rows", "plus", 2),
-        # only taught, never rewarded: reading the cells is what the other tasks have in common
-        _task("read", "rows", "plus", 0, lambda s, d, k: d),
     )
 }
-SEQUENCE = ("sum", "walk", "alt", "horner", "absd", "jigsaw")
 
 
 def words() -> tuple[str, ...]:
@@ -100,7 +97,7 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
         raise ValueError(f"task is {task!r}, expected one of {tuple(TASKS)}")
     rng = np.random.default_rng([seed, index, zlib.crc32(f"{task}/{split}".encode())])
     cues = {"route_cue": int(rng.integers(3)), "finish_cue": int(rng.integers(2))}
-    make = _jigsaw_picture if task == "jigsaw" else _six_digits
+    make = _jigsaw_picture if task == "jigsaw" else _four_digits
     picture, facts = make(task, split, rng)
     columns = {**facts, **cues}
     cue_words = (ROUTE_CUES[cues["route_cue"]], FINISH_CUES[cues["finish_cue"]])
@@ -110,7 +107,7 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
         task=task,
         prompt=" ".join((task, *start, *cue_words)),
         images=(picture,),
-        answer=_answer(task, columns, TASKS[task].verified),
+        answer=_solve(task, columns, TASKS[task].verified)[1],
         verifier="jigsaw" if task == "jigsaw" else "exact",
         columns=columns,
     )
@@ -138,17 +135,17 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray((255 * pixels).astype(np.uint8), "L")
 
 
-def _mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """[n, h, w] -> [n/columns · h, columns · w], row by row."""
+def _mosaic(tiles: np.ndarray) -> np.ndarray:
+    """[4, h, w] -> [2 · h, 2 · w], row by row."""
     h, w = tiles.shape[1:]
-    return tiles.reshape(-1, columns, h, w).swapaxes(1, 2).reshape(-1, columns * w)
+    return tiles.reshape(2, 2, h, w).swapaxes(1, 2).reshape(2 * h, 2 * w)
 
 
-def _six_digits(task: str, split: str, rng: np.random.Generator):
+def _four_digits(task: str, split: str, rng: np.random.Generator):
     pixels, labels, sources = _draw(split, CELLS, rng)
     start = int(rng.integers(CELLS if task == "walk" else 10))
     facts = {"digits": labels, "start": start, "sources": sources}
-    return _picture(_mosaic(pixels, COLUMNS)), facts
+    return _picture(_mosaic(pixels)), facts
 
 
 def _jigsaw_picture(task: str, split: str, rng: np.random.Generator):
@@ -158,7 +155,7 @@ def _jigsaw_picture(task: str, split: str, rng: np.random.Generator):
     tiles = large.reshape(2, half, 2, half).swapaxes(1, 2).reshape(4, half, half)
     places = rng.permutation(4)
     facts = {"digits": labels, "places": places.tolist(), "sources": sources}
-    return Image.fromarray(_mosaic(tiles[places], 2), "L"), facts
+    return Image.fromarray(_mosaic(tiles[places]), "L"), facts
 
 
 # ---------------------------------------------------------------------- procedures
@@ -182,37 +179,33 @@ def sample_procedure(record: Record, rng: np.random.Generator, follow: float = 0
     return Procedure(decide(tuple(ROUTES), cued.route), decide(FINISHES, cued.finish))
 
 
-def _next_state(task: str, facts: dict, route: str, states: Sequence[int]) -> int:
-    if task == "jigsaw":
-        return facts["places"][TILE_ROUTES[route][len(states)]]
-    if task == "walk":  # cells are numbered along the route; the digit says how far to go
-        here = states[-1] if states else facts["start"]
-        return (here + facts["digits"][ROUTES[route][here]]) % CELLS
-    digit = facts["digits"][ROUTES[route][len(states)]]
-    return TASKS[task].step(states[-1] if states else facts["start"], digit, len(states))
-
-
-def _states(task: str, facts: dict, route: str, changes: dict[int, int]) -> list[int]:
-    states: list[int] = []
-    for k in range(4 if task == "jigsaw" else WRITTEN):
-        states.append(changes[k] if k in changes else _next_state(task, facts, route, states))
-    return states
-
-
-def _conclude(task: str, facts: dict, procedure: Procedure, states: Sequence[int]) -> str:
-    sign = 1 if procedure.finish == "plus" else -1
-    if task == "jigsaw":
-        return " ".join(str(place + 1 if sign == 1 else 4 - place) for place in states)
-    route = ROUTES[procedure.route]
-    if task == "walk":
-        value, other = facts["digits"][route[states[-1]]], facts["start"]
+def _solve_digits(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
+    read = [facts["digits"][cell] for cell in ROUTES[procedure.route]]
+    written, state = [], facts["start"]
+    for k in range(CELLS - 1):
+        digit = read[state] if task.name == "walk" else read[k]
+        state = changes.get(k, task.step(state, digit, k))
+        written += [digit, state]
+    last, sign = read[-1], 1 if procedure.finish == "plus" else -1
+    if task.name == "walk":
+        last = read[state]
+        answer = last + sign * facts["start"]
     else:
-        value, other = states[-1], facts["digits"][route[-1]]
-    return str((value + sign * other) % 10)
+        answer = state + sign * last
+    return [*written, last], str(answer % 10)
 
 
-def _answer(task: str, facts: dict, procedure: Procedure) -> str:
-    return _conclude(task, facts, procedure, _states(task, facts, procedure.route, {}))
+def _solve_jigsaw(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
+    written = [facts["places"][tile] for tile in ROUTES[procedure.route]]
+    written = [changes.get(k, place) for k, place in enumerate(written)]
+    count = (lambda place: place + 1) if procedure.finish == "plus" else (lambda place: 4 - place)
+    return written, " ".join(str(count(place)) for place in written)
+
+
+def _solve(task: str, facts: dict, procedure: Procedure, changes: dict[int, int] | None = None):
+    """What a trace writes between its two decisions, and the answer."""
+    solve = _solve_jigsaw if task == "jigsaw" else _solve_digits
+    return solve(TASKS[task], facts, procedure, changes or {})
 
 
 def make_trace(
@@ -220,13 +213,12 @@ def make_trace(
 ) -> str:
     """The response that carries out a procedure (default: the rewarded one) on a record.
 
-    `changes` overwrites written states by index; the states after them and the answer follow
-    from the overwritten ones, which is what a model does whose answer depends on its trace.
+    `changes` overwrites the state (the place, in a jigsaw) of a step; later steps and the answer
+    follow from the overwritten one, which is what a model does whose answer hangs on its trace.
     """
     procedure = procedure or TASKS[record.task].verified
-    states = _states(record.task, record.columns, procedure.route, changes or {})
-    answer = _conclude(record.task, record.columns, procedure, states)
-    trace = " ".join((procedure.route, *map(str, states), procedure.finish))
+    written, answer = _solve(record.task, record.columns, procedure, changes)
+    trace = " ".join((procedure.route, *map(str, written), procedure.finish))
     return f"<think> {trace} </think> <answer> {answer} </answer>"
 
 

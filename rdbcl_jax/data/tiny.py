@@ -53,13 +53,15 @@ class TinySize:
     mlp_width: int = 256
     heads: int = 4
     kv_heads: int = 2
-    rope_theta: float = 10000.0
+    rope_theta: float = (
+        10.0  # small: positions are few, and neighbours must differ in every frequency
+    )
     vision_depth: int = 2
     vision_width: int = 64
     vision_mlp_width: int = 128
     vision_heads: int = 2
     full_attention_layers: tuple[int, ...] = (1,)
-    window_size: int = 16  # pixels
+    window_size: int = 8  # pixels
     patch_size: int = 4
     merge_size: int = 2
 

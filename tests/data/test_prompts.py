@@ -42,10 +42,10 @@ def test_prompt_is_the_chat_with_one_pad_per_visual_token(encoder):
     first = suite.make_record("sum", "test", 0, seed=0)
     batch = encoder.encode([first])
     assert text(encoder, batch, 0) == (
-        f"<|im_start|> user <|vision_start|>{' <|image_pad|>' * 6} <|vision_end|> {first.prompt}"
+        f"<|im_start|> user <|vision_start|>{' <|image_pad|>' * 4} <|vision_end|> {first.prompt}"
         " <|im_end|> <|im_start|> assistant"
     )
-    assert not batch.mask[0, :-17].any() and batch.mask[0, -17:].all()
+    assert not batch.mask[0, :-15].any() and batch.mask[0, -15:].all()
 
 
 def test_image_tokens_equal_visual_tokens_and_point_at_their_patches(encoder):
@@ -79,12 +79,12 @@ def test_batch_agrees_with_each_record_alone(encoder):
 
 
 def test_sizes_are_the_smallest_that_fit(encoder, make_encoder):
-    jigsaw = encoder.encode(suite.make_records("jigsaw", "test", 2, seed=0))
-    assert jigsaw.tokens.shape == (2, 16) and jigsaw.images.patches.shape == (2, 1, 16, 96)
-    digits = encoder.encode(suite.make_records("sum", "test", 2, seed=0))
-    assert digits.tokens.shape == (2, 32) and digits.images.patches.shape == (2, 1, 32, 96)
+    small = encoder.encode([record("sum", (16, 16))])
+    assert small.tokens.shape == (1, 16) and small.images.patches.shape == (1, 1, 16, 96)
+    large = encoder.encode([record("sum", (16, 16)), record("sum 4 red day", (32, 16))])
+    assert large.tokens.shape == (2, 32) and large.images.patches.shape == (2, 1, 32, 96)
     exact = make_encoder().encode(suite.make_records("sum", "test", 2, seed=0))
-    assert exact.tokens.shape == (2, 17)
+    assert exact.tokens.shape == (2, 15)
 
 
 def test_rows_with_no_one_and_two_images_mix(encoder):
@@ -141,7 +141,7 @@ def test_images_that_do_not_match_their_placeholders_name_the_record(encoder, pr
 
 
 def test_what_does_not_fit_names_the_record(encoder):
-    for wrong in (record("sum " * 40), record("sum", (64, 8)), record("sum", *[(8, 8)] * 3)):
+    for wrong in (record("sum " * 40), record("sum", (64, 16)), record("sum", *[(8, 8)] * 3)):
         wrong = dataclasses.replace(wrong, id="too-big")
         with pytest.raises(ValueError, match=r"'too-big' needs .* allowed"):
             encoder.encode([record(), wrong])
@@ -155,7 +155,7 @@ def test_supervised_responses_end_with_the_end_token_and_a_mask(encoder):
     for row, response in enumerate(responses):
         real = batch.tokens[row, 0][batch.mask[row, 0]]
         assert encoder.tokenizer.decode(real) == response + " <|im_end|>"
-        assert batch.mask[row, 0].tolist() == [True] * 13 + [False] * 3
+        assert batch.mask[row, 0].tolist() == [True] * 15 + [False]
     np.testing.assert_array_equal(batch.prompts.tokens, encoder.encode(records).tokens)
 
 

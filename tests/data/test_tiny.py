@@ -68,10 +68,10 @@ def test_one_digit_cell_is_one_visual_token(path):
     processor = Qwen2VLImageProcessorPil.from_pretrained(path)
     record = suite.make_record("sum", "test", 0, seed=0)
     out = processor(list(record.images), return_tensors="np")
-    assert out["image_grid_thw"].tolist() == [[1, 4, 6]]
-    patches = out["pixel_values"].reshape(6, 4, 3, 2, 4, 4)  # digit, patch, channel, time, y, x
-    for cell in range(6):
-        row, column = divmod(cell, 3)
+    assert out["image_grid_thw"].tolist() == [[1, 4, 4]]
+    patches = out["pixel_values"].reshape(4, 4, 3, 2, 4, 4)  # digit, patch, channel, time, y, x
+    for cell in range(4):
+        row, column = divmod(cell, 2)
         pixels = np.asarray(record.images[0])[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
         shown = patches[cell, :, 0, 0].reshape(2, 2, 4, 4).swapaxes(1, 2).reshape(8, 8)
         np.testing.assert_allclose(shown, pixels / 127.5 - 1, atol=1e-6)
