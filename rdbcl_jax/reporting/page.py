@@ -91,7 +91,7 @@ def heat_map(
 ) -> str:
     """The accuracy matrix as a table: a shade per cell, a frame where a task was just trained."""
     names = ["base", *(f"after {task}" for task in tasks)]
-    labels = ["base", *(f'<span class="after">after </span>{escape(task)}' for task in tasks)]
+    labels = ["base", *(f'<i class="after">after </i>{escape(task)}' for task in tasks)]
     head = "".join(f'<th scope="col">{escape(task)}</th>' for task in tasks)
     lines = []
     for i, row in enumerate(matrix):
@@ -100,9 +100,8 @@ def heat_map(
             for j, value in enumerate(row)
         )
         mean = percent(row.mean()) if len(row) else DASH
-        lines.append(
-            f'<tr><th scope="row">{labels[i]}</th>{cells}<td class="mean">{mean}</td></tr>'
-        )
+        head_cell = f'<th scope="row"><span>{labels[i]}</span></th>'
+        lines.append(f'<tr>{head_cell}{cells}<td class="mean">{mean}</td></tr>')
     return (
         f'<figure class="heat {hue}"><figcaption>{caption}</figcaption>'
         f'<div class="scroll"><table><thead><tr><td></td>{head}<th scope="col">mean</th></tr>'
@@ -237,7 +236,8 @@ table.metrics td:last-child { color:var(--muted); padding-left:1rem; min-width:1
 .heat table { border-spacing:2px; border-collapse:separate; font-size:.88rem; width:100%; }
 .heat thead td { width:1%; } .heat thead th { width:6em; }
 .heat th { color:var(--muted); font-weight:500; padding:.2rem .5rem .2rem 0; font-size:.84rem; }
-.heat tbody th { white-space:nowrap; }
+.heat tbody th span { display:block; max-width:13em; white-space:nowrap; overflow:hidden;
+  text-overflow:ellipsis; } .heat .after { font-style:normal; }
 .heat thead th { text-align:center; padding:.2rem .3rem; }
 .heat td { text-align:center; padding:.42rem .25rem; min-width:3.1em; }
 .heat .cell { border-radius:4px; background:rgb(var(--accuracy) / var(--v, 0)); }
@@ -245,6 +245,7 @@ table.metrics td:last-child { color:var(--muted); padding-left:1rem; min-width:1
 .heat .strong { color:#fff; }
 .heat .trained { box-shadow:inset 0 0 0 2px var(--ink); font-weight:650; }
 .heat .mean { color:var(--muted); } .heat tbody tr:first-child > * { padding-bottom:.6rem; }
+:is(section, details) > .heat { margin-top:1.2rem; }
 .up { color:var(--good); } .down { color:var(--bad); }
 details { margin-top:.9rem; } details > summary { cursor:pointer; color:var(--accent);
   font-weight:500; } details[open] > summary { margin-bottom:.6rem; }
@@ -279,11 +280,13 @@ table.timing td:last-child { width:55%; }
   flex-wrap:wrap; margin:.6rem 0; max-width:none; }
 .ramp i { width:150px; height:.75rem; border-radius:4px; background:linear-gradient(90deg,
   rgb(var(--pol) / .7), transparent, rgb(var(--ref) / .7)); border:1px solid var(--grid); }
-@media (max-width:560px) { main { padding-top:1.5rem; } h1 { font-size:1.5rem; }
+@media (max-width:560px) { main { padding:1.5rem .9rem 3rem; } h1 { font-size:1.5rem; }
   .example { grid-template-columns:1fr; } .example img { max-width:180px; }
   .heat table { font-size:.78rem; } .heat td { padding:.4rem .1rem; min-width:2.6em; }
-  .heat th { font-size:.74rem; } .heat .after { display:none; }
-  table.metrics tr { display:grid; grid-template-columns:1fr auto auto; column-gap:.5rem; }
+  .heat table { border-spacing:1px; } .heat .after { display:none; }
+  .heat th, .heat thead th { font-size:.7rem; padding:.2rem .1rem; }
+  .heat tbody th span { max-width:7em; }
+  table.metrics tr { display:grid; grid-template-columns:1fr 4.5rem 6.2rem; }
   table.metrics td:last-child { grid-column:1 / -1; padding:0 0 .5rem; min-width:0; }
   table.metrics th:last-child { display:none; } }
 @media print { details { display:block; } main { max-width:none; } }

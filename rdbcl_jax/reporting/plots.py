@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
@@ -31,8 +32,11 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
-    """One colour per name, safe for colour-blind readers up to eight names."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
+    """One colour per name, safe for colour-blind readers; a ramp where the names are many."""
+    palette = PALETTE
+    if len(names) > len(PALETTE):
+        palette = [to_hex(c) for c in colormaps["viridis"](np.linspace(0.12, 0.86, len(names)))]
+    return dict(zip(names, palette, strict=False))
 
 
 # ------------------------------------------------------------------------------ one run
@@ -109,7 +113,7 @@ def before_and_after(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
         ax.plot(base, y, "o", mec=colour, mfc="none", ms=6, mew=1.4)
         ax.plot(trained, y, "o", color=colour, ms=6, mew=0, alpha=0.5)
         ax.plot(end, y, "o", color=colour, ms=8, mew=0)
-    ax.set_yticks(range(len(tasks)), list(tasks)[::-1])
+    ax.set_yticks(range(len(tasks)), [_short(task, 24) for task in tasks][::-1])
     ax.set_ylim(-0.6, len(tasks) - 0.4)
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(FuncFormatter(_percent))
@@ -172,7 +176,7 @@ def final_by_task(groups: Mapping[str, np.ndarray], tasks: Sequence[str]) -> Fig
                 for a, m in zip(x, np.mean(rows, axis=0), strict=True)
             ]
             ax.add_collection(LineCollection(segments, colors=colour, lw=2.2))
-    ax.set_xticks(range(len(tasks)), tasks)
+    _name_ticks(ax, [_short(task) for task in tasks])
     ax.set_xlim(-0.6, len(tasks) - 0.4)
     ax.yaxis.set_major_formatter(FuncFormatter(_percent))
     return figure
@@ -187,6 +191,15 @@ def panel(size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
     ax = figure.add_subplot()
     _style(ax)
     return figure, ax
+
+
+def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(names)), names, **(slanted if sum(map(len, names)) > 60 else {}))
+
+
+def _short(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _percent(value: float, _: int) -> str:
@@ -208,10 +221,8 @@ def _style(ax: Axes) -> None:
 
 def _row_axis(ax: Axes, tasks: Sequence[str]) -> None:
     """The x axis of matrix rows, the y axis of accuracies in percent."""
-    labels = ["base", *(f"+ {task}" for task in tasks)]
-    long = sum(map(len, labels)) > 60
-    rotation = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if long else {}
-    ax.set_xticks(range(len(labels)), labels, **rotation)
+    labels = ["base", *(f"+ {_short(task)}" for task in tasks)]
+    _name_ticks(ax, labels)
     ax.set_xlim(-0.3, len(labels) - 0.7)
     ax.yaxis.set_major_formatter(FuncFormatter(_percent))
 

@@ -166,20 +166,18 @@ def _result(run: Run) -> str:
     )
     return page.section(
         "Accuracy",
-        page.grid(_matrices(run, split), wide=True),
+        _matrices(run, split),
         _task_legend(run),
         page.grid(pictures, wide=True),
-        *(
-            page.details(f"The {name} split", page.grid(_matrices(run, name), wide=True))
-            for name in others
-        ),
+        *(page.details(f"The {name} split", _matrices(run, name)) for name in others),
         intro=f"Accuracy on every task ({escape(split)} split, %) before training and after each"
         " task. A frame marks the task that was just trained: below it is what was kept, to its"
         " right what is still to come.",
     )
 
 
-def _matrices(run: Run, split: str) -> list[str]:
+def _matrices(run: Run, split: str) -> str:
+    """Accuracy and parse rate, side by side unless the tasks are too many."""
     data = run.results.get("splits", {}).get(split, {})
     counts = data.get("count") or ()
     counts = [counts] * len(run.tasks) if isinstance(counts, int) else counts
@@ -189,7 +187,7 @@ def _matrices(run: Run, split: str) -> list[str]:
         caption = "Parse rate, %<small>losing the format is not losing the knowledge</small>"
         parse = run.matrix(split, "parse_rate")
         maps.append(page.heat_map(parse, run.tasks, caption=caption, hue="parse", counts=counts))
-    return maps
+    return page.grid(maps, wide=True) if len(run.tasks) <= 7 else "\n".join(maps)
 
 
 def _metrics(run: Run) -> str:
