@@ -28,22 +28,22 @@ _PARAM_RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; one axis may be −1 and takes what the others leave.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
+    """A mesh over `devices` (default: all); one axis may be −1 and takes what the others leave.
 
     Raises ValueError where the sizes do not multiply to the number of devices.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
-    devices = jax.device_count()
     if -1 in sizes:
         rest = int(np.prod([s for s in sizes if s != -1]))
-        sizes[sizes.index(-1)] = devices // rest
-    if int(np.prod(sizes)) != devices:
+        sizes[sizes.index(-1)] = len(devices) // rest
+    if int(np.prod(sizes)) != len(devices):
         raise ValueError(
-            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {devices} devices; "
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices; "
             "set one of them to -1"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def param_shardings(params, mesh: Mesh):

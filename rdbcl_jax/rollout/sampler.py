@@ -77,7 +77,7 @@ def cache_schedule(max_tokens: int) -> tuple[int, ...]:
     while size < max_tokens - 1:
         sizes.append(size)
         size *= 2
-    return (*sizes, max_tokens - 1)
+    return (*sizes, max_tokens - 1) if max_tokens > 1 else ()
 
 
 def _first_token(model, head, hidden, prompt_cache, key, samples, sampling) -> _State:

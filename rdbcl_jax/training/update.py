@@ -91,7 +91,7 @@ def make_update(
         grads, metrics, samples = gradients(state.params, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "skipped_updates": opt_state.total_notfinite,
         }
         params = optax.apply_updates(state.params, updates)

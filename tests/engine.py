@@ -1,0 +1,110 @@
+"""A very small policy with real files, and batches for it: what the engine's tests share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.config import default_config
+from rdbcl_jax.data import suite
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tiny import TinySize, write_tiny_model
+from rdbcl_jax.models import save_pretrained
+from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.policy import load_policy
+from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.sharding import make_mesh, put_batch
+
+SIZE = TinySize(
+    depth=2,
+    width=32,
+    mlp_width=48,
+    heads=4,
+    kv_heads=2,
+    vision_depth=2,
+    vision_width=16,
+    vision_mlp_width=24,
+)
+T = 8
+
+
+def small_config():
+    config = default_config()
+    config.sequence = ("sum", "jigsaw")
+    config.model.dtype = "float32"
+    config.model.remat = False
+    config.base.size = {k: v for k, v in dataclasses.asdict(SIZE).items()}
+    config.base.steps, config.base.batch_size = 30, 32
+    config.data.prompt_lengths, config.data.patch_slots = (20,), (32,)
+    config.data.train_count, config.data.validation_count, config.data.test_count = 64, 8, 16
+    config.rollout.prompts, config.rollout.samples, config.rollout.max_tokens = 8, 4, 16
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 1
+    config.training.steps = 4
+    config.training.checkpoint_every = 0
+    config.evaluation.batch_size = 16
+    return config
+
+
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def write_random_model(path):
+    """A checkpoint directory of random weights, spread enough that no distribution is flat."""
+    write_tiny_model(path, SIZE)
+    model = QwenVL(read_config(path))
+    params = model.init(jax.random.key(1))
+    keys = iter(jax.random.split(jax.random.key(2), 100))
+    params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), params)
+    save_pretrained(path, model, params, like=path)
+    return path
+
+
+def load(path, mesh=None):
+    config = small_config()
+    config.model.path = str(path)
+    return load_policy(config, mesh or one_device())
+
+
+def records(count=8):
+    """Image prompts of two lengths, and a text-only one in every four."""
+    made = [
+        suite.make_record(task, "train", i, 0)
+        for i, task in zip(range(count), ("sum", "jigsaw", "walk", "alt") * count, strict=False)
+    ]
+    text_only = Record("t", "sum", "sum 3", (), "1", "exact", {})
+    return [text_only if i % 4 == 3 else r for i, r in enumerate(made)]
+
+
+def rollout(policy, params, *, samples=4, key=0, max_tokens=T, temperature=1.0, count=8, **kwargs):
+    config = small_config()
+    config.rollout.max_tokens, config.rollout.temperature = max_tokens, temperature
+    sampling = dataclasses.replace(policy.sampling(config.rollout), **kwargs)
+    prompts = put_batch(policy.encoder.encode(records(count)), policy.mesh)
+    key = jax.random.key(key)
+    return prompts, sample(policy.model, params, prompts, key, samples=samples, sampling=sampling)
+
+
+def train_batch(prompts, rollouts, **changes):
+    """A batch with fixed pseudo-random advantages; the first half of a response is reasoning."""
+    shape = rollouts.mask.shape
+    advantages = np.random.default_rng(0).normal(size=shape[:2]).astype(np.float32)
+    half = jnp.arange(shape[-1]) < shape[-1] // 2
+    fields = {
+        "prompts": prompts,
+        "tokens": rollouts.tokens,
+        "mask": rollouts.mask,
+        "reasoning_mask": rollouts.mask & half,
+        "answer_mask": rollouts.mask & ~half,
+        "advantages": jnp.asarray(advantages),
+        "accuracies": jnp.asarray(advantages > 0, jnp.float32),
+        "sampler_logps": rollouts.logps,
+        "old_logps": None,
+        "reference_logps": jnp.zeros(shape),
+        "reference_is_policy": jnp.asarray(False),
+    }
+    return TrainBatch(**{**fields, **changes})

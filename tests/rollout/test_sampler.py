@@ -1,0 +1,142 @@
+"""The sampler against a naive loop over full forward passes, and its promises."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rdbcl_jax.rollout.sampler import cache_schedule, sample
+from rdbcl_jax.rollout.sampling import Sampling, draw
+from rdbcl_jax.training.update import score
+from tests import engine
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return engine.load(engine.write_random_model(tmp_path_factory.mktemp("model")))
+
+
+def naive_logits(policy, params, prompts, tokens):
+    """Next-token logits after prompt + tokens [P, G, t], by a full pass of the whole."""
+    steps = tokens.shape[2]
+    padded = jnp.pad(tokens, ((0, 0), (0, 0), (0, 2)))
+    mask = jnp.ones(padded.shape, bool)
+    hidden = policy.model.response_hidden(params, prompts, padded, mask)[:, :, steps]
+    return hidden @ policy.model.lm_head(params)
+
+
+@pytest.mark.parametrize("max_tokens", [1, engine.T, 70])
+def test_greedy_equals_argmax_of_full_passes(loaded, max_tokens):
+    policy, params = loaded
+    prompts, out = engine.rollout(
+        policy, params, samples=1, max_tokens=max_tokens, greedy=True, stop_ids=(), count=4
+    )
+    assert out.mask.all() and not out.finished.any()
+    forbidden = jnp.array(policy.sampling(engine.small_config().rollout).forbidden_ids)
+    check = range(max_tokens) if max_tokens < 10 else (0, 1, 62, 63, 64, 65, 66, 69)
+    for t in check:  # around the boundaries of the cache schedule
+        logits = naive_logits(policy, params, prompts, out.tokens[:, :, :t])
+        expected = logits.at[..., forbidden].set(-jnp.inf).argmax(-1)
+        np.testing.assert_array_equal(out.tokens[:, :, t], expected)
+
+
+def test_logps_are_the_trainers(loaded):
+    policy, params = loaded
+    prompts, out = engine.rollout(policy, params, temperature=0.7, max_tokens=40)
+    logps = score(
+        policy.model, params, prompts, out.tokens, out.mask, temperature=0.7, chunk_size=64
+    )
+    assert 0 < out.mask.mean() < 1  # some ended early
+    np.testing.assert_allclose(
+        np.where(out.mask, logps, 0), np.where(out.mask, out.logps, 0), atol=2e-5
+    )
+
+
+def test_same_key_repeats_and_another_differs(loaded):
+    policy, params = loaded
+    first, again, other = (engine.rollout(policy, params, key=k)[1] for k in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.tokens != other.tokens).any()
+    # rollouts of one prompt differ from each other too
+    assert (first.tokens[:, 0] != first.tokens[:, 1]).any()
+
+
+def test_stops_at_the_end_token_and_never_draws_a_forbidden_id(loaded):
+    policy, params = loaded
+    _, out = engine.rollout(policy, params, samples=32, temperature=5.0, max_tokens=40)
+    tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+    forbidden = policy.sampling(engine.small_config().rollout).forbidden_ids
+    assert policy.model.config.image_token_id in forbidden
+    assert policy.tokenizer.pad_token_id in forbidden
+    assert not np.isin(tokens[mask], forbidden).any()
+    stops = np.isin(tokens, policy.stop_ids) & mask
+    lengths = mask.sum(-1)
+    ends = np.take_along_axis(stops, lengths[..., None] - 1, -1)[..., 0]
+    np.testing.assert_array_equal(ends, out.finished)  # a stop is the last token, and counts
+    assert stops.sum() == ends.sum() and out.finished.any()
+    assert (np.asarray(out.logps)[~mask] == 0).all()
+
+
+def test_text_only_batch(loaded):
+    policy, params = loaded
+    only_text = [engine.records(4)[3]] * 2
+    encoder_prompts = policy.encoder.encode(only_text)
+    without = dataclasses.replace(encoder_prompts, images=None)
+    sampling = policy.sampling(engine.small_config().rollout, greedy=True)
+    outs = [
+        sample(policy.model, params, p, jax.random.key(0), samples=1, sampling=sampling)
+        for p in (encoder_prompts, without)
+    ]
+    np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
+
+
+def test_draw_follows_the_restricted_distribution():
+    logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
+    rows = jnp.broadcast_to(logits, (20000, 4))
+
+    def frequencies(**options):
+        token, logp = draw(jax.random.key(0), rows, Sampling(max_tokens=1, **options))
+        np.testing.assert_allclose(logp, logits[token], atol=1e-6)  # of the full softmax
+        return np.bincount(token, minlength=4) / len(rows)
+
+    def close(found, expected):
+        np.testing.assert_allclose(found, np.array(expected) / np.sum(expected), atol=0.015)
+
+    close(frequencies(), [0.5, 0.25, 0.15, 0.1])
+    close(frequencies(top_k=2), [0.5, 0.25, 0, 0])
+    close(frequencies(top_p=0.7), [0.5, 0.25, 0, 0])
+    close(frequencies(top_p=0.76), [0.5, 0.25, 0.15, 0])
+    close(frequencies(forbidden_ids=(0,)), [0, 0.25, 0.15, 0.1])
+    close(frequencies(forbidden_ids=(0,), top_k=1), [0, 1, 0, 0])
+    close(frequencies(greedy=True), [1, 0, 0, 0])
+
+
+def test_temperature_scales_draw_and_logp():
+    logits = jnp.array([[0.0, 1.0]] * 20000)
+    token, logp = draw(jax.random.key(0), logits, Sampling(max_tokens=1, temperature=2.0))
+    expected = jax.nn.log_softmax(jnp.array([0.0, 0.5]))
+    np.testing.assert_allclose(logp, expected[token], atol=1e-6)
+    np.testing.assert_allclose(token.mean(), np.exp(expected[1]), atol=0.015)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"max_tokens": 0},
+        {"top_p": 0.0},
+        {"stop_ids": (3,), "forbidden_ids": (3,)},
+    ],
+)
+def test_refuses_impossible_options(options):
+    with pytest.raises(ValueError):
+        Sampling(**{"max_tokens": 4, **options})
+
+
+def test_cache_schedule():
+    assert cache_schedule(1) == ()
+    assert cache_schedule(65) == (64,)
+    assert cache_schedule(66) == (64, 65)
+    assert cache_schedule(1024) == (64, 128, 256, 512, 1023)

@@ -1,0 +1,221 @@
+"""The fused update: exact at a task's start, exact under accumulation and sharding."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.sharding import make_mesh, param_shardings, put_batch
+from rdbcl_jax.training.state import TrainState, learning_rate, make_optimizer
+from rdbcl_jax.training.update import UpdateConfig, make_update, score
+from tests import engine
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return engine.write_random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def loaded(directory):
+    return engine.load(directory)
+
+
+@pytest.fixture(scope="module")
+def sampled(loaded):
+    return engine.rollout(*loaded)
+
+
+def method(name="rdbcl", **changes):
+    config = engine.small_config()
+    config.method = name
+    config.update_from_flattened_dict(changes)
+    return make_method(config)
+
+
+def scored(policy, params, prompts, rollouts):
+    return score(
+        policy.model,
+        params,
+        prompts,
+        rollouts.tokens,
+        rollouts.mask,
+        temperature=1.0,
+        chunk_size=64,
+    )
+
+
+def moved(params, scale=0.02):
+    keys = iter(jax.random.split(jax.random.key(5), 100))
+    return jax.tree.map(lambda a: a + scale * jax.random.normal(next(keys), a.shape), params)
+
+
+def run(policy, params, batch, chosen=None, optimizer=None, **options):
+    """One update on a copy of `params`; returns state, metrics, per-sample values."""
+    optimizer = optimizer or optax.apply_if_finite(optax.sgd(1.0), 10)
+    config = UpdateConfig(chunk_size=64, **options)
+    update = make_update(policy.model, optimizer, chosen or method(), config)
+    return update(TrainState.create(jax.tree.map(jnp.copy, params), optimizer), batch)
+
+
+def test_at_a_tasks_start_kl_is_exactly_zero_and_rp_exactly_one(loaded, sampled):
+    batch = engine.train_batch(*sampled, reference_is_policy=jnp.asarray(True))
+    assert batch.prompts.images is not None
+    _, metrics, samples = run(*loaded, batch)
+    assert metrics["kl"] == 0 and metrics["kl_loss"] == 0
+    assert (np.asarray(samples["rp"]) == 1).all() and (np.asarray(samples["kl"]) == 0).all()
+
+
+def test_scored_reference_equals_the_policy_only_with_its_own_image(loaded, sampled):
+    """Without the shortcut: the reference pass sees the pictures."""
+    policy, params = loaded
+    prompts, rollouts = sampled
+    logps = scored(policy, params, prompts, rollouts)
+    _, metrics, samples = run(
+        policy, params, engine.train_batch(prompts, rollouts, reference_logps=logps)
+    )
+    assert abs(metrics["kl"]) < 1e-9
+    np.testing.assert_allclose(samples["rp"], 1, atol=1e-5)
+    blank = dataclasses.replace(prompts.images, patches=prompts.images.patches * 0)
+    blind = scored(policy, params, dataclasses.replace(prompts, images=blank), rollouts)
+    _, metrics, _ = run(
+        policy, params, engine.train_batch(prompts, rollouts, reference_logps=blind)
+    )
+    assert metrics["kl"] > 1e-6
+
+
+def test_sampler_agreement_is_logged(loaded, sampled):
+    _, metrics, _ = run(*loaded, engine.train_batch(*sampled))
+    assert 0 <= metrics["sampler/logp_difference/max"] < 2e-5
+
+
+@pytest.mark.parametrize(
+    "aggregation,mapping",
+    [("sequence_mean", "sigmoid"), ("token_mean", "rank"), ("constant", "minmax")],
+)
+def test_accumulation_is_exact(loaded, sampled, aggregation, mapping):
+    policy, params = loaded
+    prompts, rollouts = sampled
+    params = moved(params)
+    reference = scored(policy, loaded[1], prompts, rollouts)
+    old = scored(policy, params, prompts, rollouts)
+    batch = engine.train_batch(prompts, rollouts, reference_logps=reference, old_logps=old)
+    chosen = method(**{"loss.aggregation": aggregation, "portability.mapping": mapping})
+    whole, metrics, samples = run(policy, params, batch, chosen)
+    parts, metrics_4, samples_4 = run(policy, params, batch, chosen, microbatches=4)
+    for a, b, start in zip(
+        *map(jax.tree.leaves, (whole.params, parts.params, params)), strict=True
+    ):
+        change = np.abs(a - start).max()
+        np.testing.assert_allclose(a, b, atol=2e-5 * change + 1e-8)
+    for name in ("loss", "kl", "kl_loss", "entropy", "kl_coef/mean", "rp/mean"):
+        np.testing.assert_allclose(metrics[name], metrics_4[name], rtol=1e-4, atol=1e-7)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), samples, samples_4
+    )
+
+
+def test_accumulation_without_old_logps_is_refused(loaded, sampled):
+    with pytest.raises(ValueError, match="old_logps"):
+        run(*loaded, engine.train_batch(*sampled), microbatches=4)
+
+
+def test_update_raises_rewarded_and_lowers_punished_responses(loaded, sampled):
+    policy, params = loaded
+    prompts, rollouts = sampled
+    batch = engine.train_batch(prompts, rollouts)
+    state, *_ = run(
+        policy,
+        params,
+        batch,
+        method("grpo", **{"kl.beta": 0.0}),
+        optax.apply_if_finite(optax.sgd(1e-2), 10),
+    )
+    before, after = (scored(policy, p, prompts, rollouts) for p in (params, state.params))
+    change = jnp.where(rollouts.mask, after - before, 0).sum(-1)
+    weighted = (change * batch.advantages / rollouts.mask.sum(-1)).mean()
+    assert weighted > 0
+
+
+def test_kl_term_pulls_back_to_the_reference(loaded, sampled):
+    policy, params = loaded
+    prompts, rollouts = sampled
+    away = moved(params)
+    reference = scored(policy, params, prompts, rollouts)
+    batch = engine.train_batch(
+        prompts, rollouts, reference_logps=reference, advantages=jnp.zeros((8, 4))
+    )
+    state, metrics, _ = run(
+        policy,
+        away,
+        batch,
+        method("grpo", **{"kl.beta": 1.0}),
+        optax.apply_if_finite(optax.sgd(1e-2), 10),
+    )
+    batch = dataclasses.replace(batch, old_logps=None)
+    _, later, _ = run(policy, state.params, batch, method("grpo", **{"kl.beta": 1.0}))
+    assert 0 < later["kl"] < metrics["kl"]
+
+
+def test_a_non_finite_step_changes_nothing(loaded, sampled):
+    policy, params = loaded
+    broken = engine.train_batch(*sampled, advantages=jnp.full((8, 4), jnp.nan))
+    optimizer = make_optimizer(engine.small_config().optimizer, 10)
+    state, metrics, _ = run(policy, params, broken, method("grpo"), optimizer)
+    assert metrics["skipped_updates"] == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    state, metrics, _ = run(policy, params, engine.train_batch(*sampled), method("grpo"), optimizer)
+    assert metrics["skipped_updates"] == 0
+    assert any(
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params, params)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_sharded_update_equals_one_device(directory, loaded, sampled, shape):
+    policy, params = loaded
+    batch = engine.train_batch(*sampled)
+    batch = dataclasses.replace(batch, reference_logps=batch.sampler_logps - 0.1)
+    host = jax.device_get(batch)
+    expected, metrics, _ = run(policy, params, batch)
+    mesh = make_mesh(*shape)
+    sharded, sharded_params = engine.load(directory, mesh)
+    optimizer = optax.apply_if_finite(optax.sgd(1.0), 10)
+    create = functools.partial(TrainState.create, optimizer=optimizer)
+    shardings = param_shardings(jax.eval_shape(create, sharded_params), mesh)
+    state = jax.jit(create, out_shardings=shardings)(sharded_params)
+    config = UpdateConfig(chunk_size=64)
+    update = make_update(sharded.model, optimizer, method(), config, shardings)
+    state, sharded_metrics, _ = update(state, put_batch(host, mesh))
+    for name in ("loss", "kl", "kl_coef/mean", "rp/mean", "rp/std", "grad_norm"):
+        np.testing.assert_allclose(sharded_metrics[name], metrics[name], rtol=1e-4, atol=1e-6)
+    for a, b, start in zip(
+        *map(jax.tree.leaves, (state.params, expected.params, params)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b - start).max() + 1e-7)
+    update(state, put_batch(host, mesh))
+    assert update._cache_size() == 1  # the new state lies where the old one did
+
+
+@pytest.mark.parametrize("schedule,last", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)])
+def test_schedules(schedule, last):
+    config = engine.small_config().optimizer
+    config.learning_rate, config.warmup_steps, config.schedule = 1.0, 4, schedule
+    rate = learning_rate(config, 20)
+    np.testing.assert_allclose([rate(0), rate(2), rate(4)], [0, 0.5, 1.0])
+    np.testing.assert_allclose(rate(20), last, atol=1e-6)
+
+
+def test_unknown_names_are_refused():
+    config = engine.small_config()
+    with pytest.raises(ValueError, match="'adamw' or 'muon'"):
+        config.optimizer.name = "adam"
+        make_optimizer(config.optimizer, 10)
+    with pytest.raises(ValueError, match="grpo"):
+        config.method = "grop"
+        make_method(config)
