@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,13 +33,51 @@ def rotate(x: Float[Array, "*batch H Dh"], cos_sin) -> Float[Array, "*batch H Dh
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
 
 
+class Linear(nnx.Linear):
+    """A matrix product that may carry a low-rank adapter: x·W + (x·A)·B·scale (see `lora`)."""
+
+    lora_scale: float | None = None  # None: no adapter
+
+    def adapt(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Adds an adapter that changes nothing yet: A is random, B is zero."""
+        draw = nnx.initializers.lecun_normal()
+        self.lora_a = nnx.Param(draw(rngs.params(), (self.in_features, rank), self.param_dtype))
+        self.lora_b = nnx.Param(jnp.zeros((rank, self.out_features), self.param_dtype))
+        self.lora_scale = scale
+
+    def __call__(self, x):
+        out = super().__call__(x)
+        if self.lora_scale is None:
+            return out
+        x, a, b = (jnp.asarray(v, self.dtype) for v in (x, self.lora_a[...], self.lora_b[...]))
+        return out + (x @ a) @ b * self.lora_scale
+
+
 class GatedMLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) · up(x))."""
 
     def __init__(self, width: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, **dtypes):
-        self.gate_proj = nnx.Linear(width, hidden, use_bias=bias, rngs=rngs, **dtypes)
-        self.up_proj = nnx.Linear(width, hidden, use_bias=bias, rngs=rngs, **dtypes)
-        self.down_proj = nnx.Linear(hidden, width, use_bias=bias, rngs=rngs, **dtypes)
+        self.gate_proj = Linear(width, hidden, use_bias=bias, rngs=rngs, **dtypes)
+        self.up_proj = Linear(width, hidden, use_bias=bias, rngs=rngs, **dtypes)
+        self.down_proj = Linear(hidden, width, use_bias=bias, rngs=rngs, **dtypes)
 
     def __call__(self, x):
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLP(nnx.Module):
+    """fc2(activation(fc1(x)))."""
+
+    def __init__(self, width: int, hidden: int, activation: str, *, rngs: nnx.Rngs, **dtypes):
+        self.activation = ACTIVATIONS[activation]
+        self.fc1 = Linear(width, hidden, rngs=rngs, **dtypes)
+        self.fc2 = Linear(hidden, width, rngs=rngs, **dtypes)
+
+    def __call__(self, x):
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}

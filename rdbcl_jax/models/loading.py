@@ -18,6 +18,7 @@ from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.models.qwen_vl.weights import Source, published_name, source_of
 
+_REMAT = {False: "none", True: "full"}
 _SHARD_BYTES = 5 * 10**9
 
 
@@ -27,7 +28,7 @@ def from_pretrained(
     dtype: str = "bfloat16",
     mesh: jax.sharding.Mesh | None = None,
     param_dtype: str | None = None,
-    remat: bool = False,
+    remat: str | bool = "none",
 ) -> tuple[QwenVL, Params]:
     """Reads a checkpoint directory: config.json and one or several safetensors files.
 
@@ -42,13 +43,13 @@ def from_pretrained(
         tensors.
     """
     path = pathlib.Path(path)
-    model = QwenVL(read_config(path), dtype, param_dtype or dtype, remat)
-    files = _tensor_files(path)
+    model = QwenVL(read_config(path), dtype, param_dtype or dtype, _REMAT.get(remat, remat))
+    files = _tensor_files(path, model.config.family)
     shapes = model.abstract_params()
     sources = jax.tree_util.tree_map_with_path(
         lambda p, a: source_of(tuple(k.key for k in p), a.shape, model.config), shapes
     )
-    _check(path, files, jax.tree.leaves(sources))
+    _check(path, model.config.family, files, jax.tree.leaves(sources))
     read = _reader(path, files)
     if mesh is None:
         place = jnp.asarray
@@ -87,7 +88,7 @@ def save_pretrained(
 # -------------------------------------------------------------------------- pieces
 
 
-def _tensor_files(path: pathlib.Path) -> dict[str, tuple[str, str]]:
+def _tensor_files(path: pathlib.Path, family: str) -> dict[str, tuple[str, str]]:
     """Published tensor name → (file, name in the file)."""
     index = path / "model.safetensors.index.json"
     if index.exists():
@@ -97,17 +98,17 @@ def _tensor_files(path: pathlib.Path) -> dict[str, tuple[str, str]]:
             weight_map = dict.fromkeys(f.keys(), "model.safetensors")
     else:
         raise ValueError(f"{path}: neither model.safetensors nor model.safetensors.index.json")
-    return {published_name(name): (file, name) for name, file in weight_map.items()}
+    return {published_name(name, family): (file, name) for name, file in weight_map.items()}
 
 
-def _check(path, files, sources: list[Source]) -> None:
+def _check(path, family, files, sources: list[Source]) -> None:
     """One error that lists everything wrong with the checkpoint's tensors."""
     expected = {name: s.checkpoint_shape for s in sources for name in s.names}
     found = {}
     for file in sorted({file for file, _ in files.values()}):
         with safe_open(path / file, framework="numpy") as f:
             for name in f.keys():  # noqa: SIM118 (not a dict)
-                found[published_name(name)] = tuple(f.get_slice(name).get_shape())
+                found[published_name(name, family)] = tuple(f.get_slice(name).get_shape())
     # a tied head is sometimes written all the same
     unexpected = sorted(set(found) - set(expected) - {"lm_head.weight"})
     problems = [f"missing: {name}" for name in sorted(set(expected) - set(found))]

@@ -35,6 +35,12 @@ TEXT = dict(
 )
 VISION = dict(depth=4, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
 FAMILIES = {
+    "qwen2_vl": (
+        transformers.Qwen2VLConfig,
+        transformers.Qwen2VLForConditionalGeneration,
+        TEXT,
+        VISION | dict(embed_dim=24, mlp_ratio=2, hidden_size=32),
+    ),
     "qwen2_5_vl": (
         transformers.Qwen2_5_VLConfig,
         transformers.Qwen2_5_VLForConditionalGeneration,
@@ -46,6 +52,28 @@ FAMILIES = {
             out_hidden_size=32,
             window_size=16,
             fullatt_block_indexes=[1, 3],
+        ),
+    ),
+    "qwen3_vl": (
+        transformers.Qwen3VLConfig,
+        transformers.Qwen3VLForConditionalGeneration,
+        TEXT
+        | dict(
+            head_dim=12,  # not hidden_size / heads
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [3, 2, 1],
+                "mrope_interleaved": True,
+            },
+        ),
+        VISION
+        | dict(
+            hidden_size=24,
+            intermediate_size=40,
+            out_hidden_size=32,
+            num_position_embeddings=49,
+            deepstack_visual_indexes=[0, 2],
         ),
     ),
 }

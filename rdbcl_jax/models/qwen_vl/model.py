@@ -20,9 +20,15 @@ from rdbcl_jax.batches import Images, PromptBatch
 from rdbcl_jax.models.attention import Block
 from rdbcl_jax.models.layers import inverse_frequencies, rotary
 from rdbcl_jax.models.qwen_vl import inputs
-from rdbcl_jax.models.qwen_vl.config import QwenVLConfig
+from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.text import TextLayer, mrope_axes
-from rdbcl_jax.models.qwen_vl.vision import PatchEmbed, PatchMerger, VisionBlock, vision_rope
+from rdbcl_jax.models.qwen_vl.vision import (
+    PatchEmbed,
+    PatchMerger,
+    VisionBlock,
+    interpolated_positions,
+    vision_rope,
+)
 
 Params = dict[str, Any]
 
@@ -45,13 +51,14 @@ class QwenVL:
     Attributes:
       dtype: of activations and matrix products. Norms, softmax and logits are float32.
       param_dtype: of the parameters that `init` makes.
-      remat: rematerialise each layer in the backward pass.
+      remat: what the backward pass recomputes: "none", each layer in "full", or all of it but
+        the results of matrix products ("dots").
     """
 
     config: QwenVLConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     # ---------------------------------------------------------------- parameters
 
@@ -102,14 +109,14 @@ class QwenVL:
         self, params: Params, prompts: PromptBatch
     ) -> tuple[Float[Array, "P L D"], KeyValues]:
         """Hidden states of the prompts, and the keys and values that responses will read."""
-        x = self._embed_prompts(params, prompts)
+        x, deep = self._embed_prompts(params, prompts)
         rope = self._rope(prompts.positions)
 
-        def body(x, layer):
+        def body(x, layer, index):
             x, key_value = self._text_layer(layer, x, rope, prompts.mask)
-            return x, key_value
+            return _add_level(x, deep, index), key_value
 
-        x, (key, value) = self._scan(body, x, params["language_model"]["layers"])
+        x, (key, value) = self._scan_text(body, x, params)
         return self._final_norm(params, x), KeyValues(key, value, prompts.mask)
 
     def response_hidden(
@@ -125,7 +132,7 @@ class QwenVL:
         to the prompt's keys and causally to their own. Same values and gradients as G copies of
         prompt + response, at (L + G·T) of their G·(L + T) tokens.
         """
-        x_prompt = self._embed_prompts(params, prompts)
+        x_prompt, deep = self._embed_prompts(params, prompts)
         inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
         x = self._embed_tokens(params, inputs_)
         prompt_rope = self._rope(prompts.positions)
@@ -133,14 +140,14 @@ class QwenVL:
         rope = self._rope(_text_positions(prompts.next_position[:, None, None] + steps))
         rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
 
-        def body(streams, layer):
+        def body(streams, layer, index):
             x_prompt, x = streams
             x_prompt, (key, value) = self._text_layer(layer, x_prompt, prompt_rope, prompts.mask)
             context = (Block(key, value, prompts.mask),)
             x, _ = self._text_layer(layer, x, rope, inputs_mask, context)
-            return (x_prompt, x), None
+            return (_add_level(x_prompt, deep, index), x), None
 
-        (x_prompt, x), _ = self._scan(body, (x_prompt, x), params["language_model"]["layers"])
+        (x_prompt, x), _ = self._scan_text(body, (x_prompt, x), params)
         first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
         return self._final_norm(params, jnp.concatenate([first, x], axis=2))
 
@@ -171,28 +178,55 @@ class QwenVL:
         x, (key, value) = jax.lax.scan(body, x, (layers, per_layer))
         return self._final_norm(params, x)[..., 0, :], (key[..., 0, :, :], value[..., 0, :, :])
 
-    def visual_tokens(self, params: Params, images: Images) -> Float[Array, "P KN D"]:
-        """Every visual token of a row, in slot order (window by window)."""
-        config, visual = self.config.vision, params["visual"]
-        graphs = _graphs(self)
+    def visual_tokens(self, params: Params, images: Images) -> Float[Array, "1+E P KN D"]:
+        """Every visual token of a row, in slot order (window by window), level by level.
+
+        Level 0 stands in the place of the image tokens' embeddings. The E levels after it
+        (DeepStack; most families have none) are added there after each of the first text layers.
+        """
+        config, visual, graphs = self.config.vision, params["visual"], _graphs(self)
         x = nnx.merge(graphs["patch_embed"], visual["patch_embed"])(
-            images.patches.astype(self.dtype)
+            jnp.asarray(images.patches, self.dtype)
         )
+        if config.position_embeddings:
+            table = visual["pos_embed"]["embedding"]
+            x += interpolated_positions(table, images.coords, images.grid).astype(x.dtype)
         rope = vision_rope(config, images.coords)
-        is_full = np.isin(np.arange(config.depth), config.full_attention_layers)
+        block = self._rematerialised(
+            lambda layer, x, full: nnx.merge(graphs["blocks"], layer)(x, rope, images.mask, full)
+        )
 
-        def body(x, layer_and_kind):
-            layer, full = layer_and_kind
-            return nnx.merge(graphs["blocks"], layer)(x, rope, images.mask, full), None
+        def body(carry, layer_and_place):
+            x, taps = carry
+            layer, full, tap = layer_and_place
+            x = block(layer, x, full)
+            if config.deepstack_layers:  # beyond the last tap: dropped
+                taps = taps.at[tap].set(x, mode="drop")
+            return (x, taps), None
 
-        x, _ = self._scan(body, x, (visual["blocks"], is_full))
-        merged = nnx.merge(graphs["merger"], visual["merger"])(x)
-        return merged.reshape(len(merged), -1, config.out_width)
+        taps = jnp.zeros((len(config.deepstack_layers), *x.shape), x.dtype)
+        (x, taps), _ = jax.lax.scan(body, (x, taps), (visual["blocks"], *_vision_places(config)))
+        levels = nnx.merge(graphs["merger"], visual["merger"])(x)[None]
+        if config.deepstack_layers:
+            merge = jax.vmap(
+                lambda merger, x: nnx.merge(graphs["deepstack_merger_list"], merger)(x)
+            )
+            levels = jnp.concatenate([levels, merge(visual["deepstack_merger_list"], taps)])
+        return levels.reshape(len(levels), len(x), -1, config.out_width)
 
     # ---------------------------------------------------------------- pieces
 
-    def _scan(self, body, carry, xs):
-        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, carry, xs)
+    def _rematerialised(self, layer):
+        if self.remat == "none":
+            return layer
+        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        return jax.checkpoint(layer, policy=policies[self.remat])
+
+    def _scan_text(self, body, carry, params):
+        layers = params["language_model"]["layers"]
+        indices = jnp.arange(self.config.text.depth)
+        body = self._rematerialised(body)
+        return jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, (layers, indices))
 
     def _text_layer(self, layer, x, rope, mask, context=()):
         return nnx.merge(_graphs(self)["layers"], layer)(x, rope, mask, context)
@@ -203,20 +237,35 @@ class QwenVL:
     def _rope(self, positions):
         text = self.config.text
         frequencies = inverse_frequencies(text.head_dim, text.rope_theta)
-        return rotary(positions, frequencies, mrope_axes(text.mrope_section))
+        return rotary(positions, frequencies, mrope_axes(text))
 
     def _embed_tokens(self, params, tokens):
         table = params["language_model"]["embed_tokens"]["embedding"]
         return jnp.take(table, tokens, axis=0).astype(self.dtype)
 
     def _embed_prompts(self, params, prompts: PromptBatch):
+        """Embeddings [P, L, D], and what DeepStack adds later, [E, P, L, D] or None."""
         x = self._embed_tokens(params, prompts.tokens)
         if prompts.images is None:
-            return x
-        visual = self.visual_tokens(params, prompts.images)
-        slots = prompts.image_slots[..., None]
-        placed = jnp.take_along_axis(visual, jnp.maximum(slots, 0), axis=1)
-        return jnp.where(slots >= 0, placed.astype(x.dtype), x)
+            return x, None
+        levels = self.visual_tokens(params, prompts.images).astype(x.dtype)
+        slots = jnp.asarray(prompts.image_slots)[..., None]
+        placed = jnp.take_along_axis(levels, jnp.maximum(slots, 0)[None], axis=2)
+        x = jnp.where(slots >= 0, placed[0], x)
+        return x, jnp.where(slots >= 0, placed[1:], 0) if len(placed) > 1 else None
+
+
+def _add_level(x, deep, index):
+    """Adds level `index` of `deep`, where there is one."""
+    return x if deep is None else x + deep.at[index].get(mode="fill", fill_value=0)
+
+
+def _vision_places(config: VisionConfig):
+    """Per vision layer: does it attend to the whole image, and which DeepStack tap it feeds."""
+    layers = np.arange(config.depth)
+    taps = np.full(config.depth, len(config.deepstack_layers))
+    taps[list(config.deepstack_layers)] = np.arange(len(config.deepstack_layers))
+    return np.isin(layers, config.full_attention_layers), taps
 
 
 @functools.lru_cache(maxsize=8)
@@ -224,7 +273,7 @@ def _builders(model: QwenVL):
     """Constructors of each NNX module, by its place in the parameters."""
     text, vision = model.config.text, model.config.vision
     dtypes = {"dtype": jnp.dtype(model.dtype), "param_dtype": jnp.dtype(model.param_dtype)}
-    return {
+    builders = {
         "embed_tokens": lambda rngs: nnx.Embed(text.vocab_size, text.width, rngs=rngs, **dtypes),
         "layers": lambda rngs: TextLayer(text, rngs=rngs, **dtypes),
         "norm": lambda rngs: nnx.RMSNorm(text.width, epsilon=text.norm_eps, rngs=rngs, **dtypes),
@@ -233,8 +282,15 @@ def _builders(model: QwenVL):
         ),
         "patch_embed": lambda rngs: PatchEmbed(vision, rngs=rngs, **dtypes),
         "blocks": lambda rngs: VisionBlock(vision, rngs=rngs, **dtypes),
-        "merger": lambda rngs: PatchMerger(vision, rngs=rngs, **dtypes),
+        "merger": lambda rngs: PatchMerger(vision, norm_merged=False, rngs=rngs, **dtypes),
     }
+    if size := vision.position_embeddings:
+        builders["pos_embed"] = lambda rngs: nnx.Embed(size, vision.width, rngs=rngs, **dtypes)
+    if vision.deepstack_layers:
+        builders["deepstack_merger_list"] = lambda rngs: PatchMerger(
+            vision, norm_merged=True, rngs=rngs, **dtypes
+        )
+    return builders
 
 
 @functools.lru_cache(maxsize=8)
@@ -248,7 +304,7 @@ def _graphs(model: QwenVL):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(model: QwenVL, key: Array) -> Params:
-    build = _builders(model)
+    build, vision = _builders(model), model.config.vision
 
     def params_of(name, key):
         return nnx.to_pure_dict(nnx.split(build[name](nnx.Rngs(key)))[1])
@@ -265,10 +321,15 @@ def _init(model: QwenVL, key: Array) -> Params:
         },
         "visual": {
             "patch_embed": params_of("patch_embed", next(keys)),
-            "blocks": stack_of("blocks", next(keys), model.config.vision.depth),
+            "blocks": stack_of("blocks", next(keys), vision.depth),
             "merger": params_of("merger", next(keys)),
         },
     }
+    if vision.position_embeddings:
+        params["visual"]["pos_embed"] = params_of("pos_embed", next(keys))
+    if mergers := len(vision.deepstack_layers):
+        stack = stack_of("deepstack_merger_list", next(keys), mergers)
+        params["visual"]["deepstack_merger_list"] = stack
     if not model.config.text.tied:
         params["lm_head"] = params_of("lm_head", next(keys))
     return params

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from rdbcl_jax.models.attention import Block, attend
-from rdbcl_jax.models.layers import GatedMLP, rotate
+from rdbcl_jax.models.layers import GatedMLP, Linear, rotate
 from rdbcl_jax.models.qwen_vl.config import TextConfig
 
 
@@ -14,18 +14,26 @@ class Attention(nnx.Module):
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, **dtypes):
         self.head_dim = config.head_dim
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q_proj = nnx.Linear(config.width, q_width, rngs=rngs, **dtypes)
-        self.k_proj = nnx.Linear(config.width, kv_width, rngs=rngs, **dtypes)
-        self.v_proj = nnx.Linear(config.width, kv_width, rngs=rngs, **dtypes)
-        self.o_proj = nnx.Linear(q_width, config.width, use_bias=False, rngs=rngs, **dtypes)
+        bias = {"use_bias": config.qkv_bias, "rngs": rngs, **dtypes}
+        self.q_proj = Linear(config.width, q_width, **bias)
+        self.k_proj = Linear(config.width, kv_width, **bias)
+        self.v_proj = Linear(config.width, kv_width, **bias)
+        self.o_proj = Linear(q_width, config.width, use_bias=False, rngs=rngs, **dtypes)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
+            self.q_norm = nnx.RMSNorm(config.head_dim, **norm)
+            self.k_norm = nnx.RMSNorm(config.head_dim, **norm)
 
     def __call__(self, x, rope, mask, context):
         def heads(projected):
             return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
 
-        query = rotate(heads(self.q_proj(x)), rope)
-        key = rotate(heads(self.k_proj(x)), rope)
+        query, key = heads(self.q_proj(x)), heads(self.k_proj(x))
         value = heads(self.v_proj(x))
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, rope), rotate(key, rope)
         out = attend(query, (*context, Block(key, value, mask, causal=True)))
         return self.o_proj(out.reshape(*x.shape[:-1], -1)), (key, value)
 
@@ -54,6 +62,11 @@ class TextLayer(nnx.Module):
         return x + self.mlp(self.post_attention_layernorm(x)), key_value
 
 
-def mrope_axes(sections: tuple[int, ...]) -> tuple[int, ...]:
+def mrope_axes(config: TextConfig) -> tuple[int, ...]:
     """Which position axis (0 temporal, 1 height, 2 width) each rotary frequency reads."""
-    return tuple(axis % 3 for axis, size in enumerate(sections) for _ in range(size))
+    sections = config.mrope_section
+    if not config.mrope_interleaved:
+        return tuple(axis % 3 for axis, size in enumerate(sections) for _ in range(size))
+    # by turns; an axis whose section is used up leaves its turns to the temporal one
+    frequencies = range(config.head_dim // 2)
+    return tuple(f % 3 if f < 3 * sections[f % 3] else 0 for f in frequencies)

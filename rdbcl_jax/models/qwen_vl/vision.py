@@ -7,15 +7,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rdbcl_jax.models.attention import Block, attend
-from rdbcl_jax.models.layers import GatedMLP, inverse_frequencies, rotary, rotate
+from rdbcl_jax.models.layers import MLP, GatedMLP, Linear, inverse_frequencies, rotary, rotate
 from rdbcl_jax.models.qwen_vl.config import VisionConfig
+
+
+def _norm(config: VisionConfig, width: int, **options):
+    if config.norm == "rms":
+        return nnx.RMSNorm(width, epsilon=1e-6, **options)
+    return nnx.LayerNorm(width, epsilon=1e-6, use_fast_variance=False, **options)
 
 
 class PatchEmbed(nnx.Module):
     """The convolution whose stride is its kernel, as the matrix product that it is."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes):
-        self.proj = nnx.Linear(config.patch_dim, config.width, use_bias=False, rngs=rngs, **dtypes)
+        self.proj = Linear(
+            config.patch_dim, config.width, use_bias=config.patch_bias, rngs=rngs, **dtypes
+        )
 
     def __call__(self, patches):
         return self.proj(patches)
@@ -25,8 +33,8 @@ class VisionAttention(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes):
         self.heads = config.heads
         self.window = config.window_units**2 * config.merge_size**2
-        self.qkv = nnx.Linear(config.width, 3 * config.width, rngs=rngs, **dtypes)
-        self.proj = nnx.Linear(config.width, config.width, rngs=rngs, **dtypes)
+        self.qkv = Linear(config.width, 3 * config.width, rngs=rngs, **dtypes)
+        self.proj = Linear(config.width, config.width, rngs=rngs, **dtypes)
 
     def __call__(self, x, rope, mask, is_full):
         *lead, slots, width = x.shape
@@ -51,10 +59,14 @@ class VisionAttention(nnx.Module):
 
 class VisionBlock(nnx.Module):
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes):
-        self.norm1 = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs, **dtypes)
-        self.norm2 = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs, **dtypes)
+        self.norm1 = _norm(config, config.width, rngs=rngs, **dtypes)
+        self.norm2 = _norm(config, config.width, rngs=rngs, **dtypes)
         self.attn = VisionAttention(config, rngs=rngs, **dtypes)
-        self.mlp = GatedMLP(config.width, config.mlp_width, bias=True, rngs=rngs, **dtypes)
+        size = config.width, config.mlp_width
+        if config.activation == "silu":
+            self.mlp = GatedMLP(*size, bias=True, rngs=rngs, **dtypes)
+        else:
+            self.mlp = MLP(*size, config.activation, rngs=rngs, **dtypes)
 
     def __call__(self, x, rope, mask, is_full):
         x = x + self.attn(self.norm1(x), rope, mask, is_full)
@@ -62,16 +74,21 @@ class VisionBlock(nnx.Module):
 
 
 class PatchMerger(nnx.Module):
-    """Merges merge² neighbouring patches into one visual token."""
+    """Merges merge² neighbouring patches into one visual token; the norm comes before or after."""
 
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes):
+    def __init__(self, config: VisionConfig, *, norm_merged: bool, rngs: nnx.Rngs, **dtypes):
         self.merged_width = config.width * config.merge_size**2
-        self.ln_q = nnx.RMSNorm(config.width, epsilon=1e-6, rngs=rngs, **dtypes)
-        self.fc1 = nnx.Linear(self.merged_width, self.merged_width, rngs=rngs, **dtypes)
-        self.fc2 = nnx.Linear(self.merged_width, config.out_width, rngs=rngs, **dtypes)
+        self.norm_merged = norm_merged
+        norm_width = self.merged_width if norm_merged else config.width
+        self.ln_q = _norm(config, norm_width, rngs=rngs, **dtypes)
+        self.fc1 = Linear(self.merged_width, self.merged_width, rngs=rngs, **dtypes)
+        self.fc2 = Linear(self.merged_width, config.out_width, rngs=rngs, **dtypes)
 
     def __call__(self, x):
-        x = self.ln_q(x).reshape(*x.shape[:-2], -1, self.merged_width)
+        def merge(x):
+            return x.reshape(*x.shape[:-2], -1, self.merged_width)
+
+        x = self.ln_q(merge(x)) if self.norm_merged else merge(self.ln_q(x))
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
@@ -81,3 +98,23 @@ def vision_rope(config: VisionConfig, coords):
     frequencies = inverse_frequencies(head_dim // 2, 10000.0)
     axes = (0,) * len(frequencies) + (1,) * len(frequencies)
     return rotary(coords, jnp.concatenate([frequencies, frequencies]), axes)
+
+
+def interpolated_positions(table, coords, grid):
+    """The learned side × side grid of embeddings [side², W], stretched to each image's size.
+
+    Bilinear, corner on corner. `coords` [*batch, S, 2] and `grid` [*batch, 2] count patches.
+    Returns [*batch, S, W], float32.
+    """
+    side = int(len(table) ** 0.5)
+    steps = jnp.maximum(jnp.asarray(grid)[..., None, :] - 1, 1)
+    at = jnp.asarray(coords, jnp.float32) * (side - 1) / steps
+    at = jnp.minimum(at, side - 1)  # padded slots may lie outside of their image
+    low = jnp.floor(at).astype(jnp.int32)
+    high = jnp.minimum(low + 1, side - 1)
+    up = at - low
+    total = 0.0
+    for row, row_weight in ((low[..., 0], 1 - up[..., 0]), (high[..., 0], up[..., 0])):
+        for col, col_weight in ((low[..., 1], 1 - up[..., 1]), (high[..., 1], up[..., 1])):
+            total += table[row * side + col] * (row_weight * col_weight)[..., None]
+    return total

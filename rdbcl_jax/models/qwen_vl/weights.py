@@ -10,8 +10,14 @@ import numpy as np
 
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig
 
-_RENAMED = {"merger.fc1": "merger.mlp.0", "merger.fc2": "merger.mlp.2"}
-_STACKS = ("language_model.layers", "visual.blocks")
+_STACKS = ("language_model.layers", "visual.blocks", "visual.deepstack_merger_list")
+# the families call the same modules by other names …
+_QWEN2 = {r"merger\.fc1": "merger.mlp.0", r"merger\.fc2": "merger.mlp.2"}
+_QWEN3 = {r"\bfc([12])\b": r"linear_fc\1", r"\bln_q\b": "norm"}
+_RENAMED = {"qwen2_vl": _QWEN2, "qwen2_5_vl": _QWEN2, "qwen3_vl": _QWEN3}
+# … and put the two stacks under these prefixes
+_PREFIXES = {"visual": "visual", "language_model": "model"}
+_NESTED_PREFIXES = {"visual": "model.visual", "language_model": "model.language_model"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +44,8 @@ def source_of(path: tuple[str, ...], shape: tuple[int, ...], config: QwenVLConfi
     *module, leaf = path
     name = ".".join(module)
     stack = next((s for s in _STACKS if name.startswith(s)), None)
-    for ours, theirs in _RENAMED.items():
-        name = name.replace(ours, theirs)
+    for ours, theirs in _RENAMED[config.family].items():
+        name = re.sub(ours, theirs, name)
     name += ".bias" if leaf == "bias" else ".weight"
     tensor_shape = shape[1:] if stack else shape
     if leaf == "kernel":
@@ -50,11 +56,17 @@ def source_of(path: tuple[str, ...], shape: tuple[int, ...], config: QwenVLConfi
     names = (name,)
     if stack:
         names = tuple(name.replace(stack, f"{stack}.{i}") for i in range(shape[0]))
-    names = tuple(n.replace("language_model", "model") for n in names)
+    names = tuple(_with_prefix(n, config.family) for n in names)
     return Source(names, stack is not None, leaf == "kernel", tensor_shape)
 
 
-def published_name(name: str) -> str:
+def published_name(name: str, family: str) -> str:
     """A tensor's published name, from either of the layouts in the wild."""
-    name = re.sub(r"^model\.visual\.", "visual.", name)
-    return re.sub(r"^model\.language_model\.", "model.", name)
+    name = re.sub(r"^model\.(visual|language_model)\.", r"\1.", name)
+    return _with_prefix(re.sub(r"^model\.", "language_model.", name), family)
+
+
+def _with_prefix(name: str, family: str) -> str:
+    stack, _, rest = name.partition(".")
+    prefixes = _NESTED_PREFIXES if family == "qwen3_vl" else _PREFIXES
+    return f"{prefixes.get(stack, stack)}.{rest}"
