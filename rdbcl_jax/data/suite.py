@@ -13,8 +13,8 @@ A base model is taught to follow the cues (mostly); the verifier of each task wa
 whatever the cues say. So some prompts are solved by what the model did before, some need one
 other decision, some two, and every two tasks disagree about at least one decision.
 
-`walk` numbers the cells along the route; its state is a cell, and the digit there says how far to
-go on. Its answer joins the digit at the last cell to the first state.
+The state of `walk` is a cell (0–3, row by row); the digit d there says to go on by 1 + d mod 3
+cells along the route. Its answer joins the digit at the last cell to the first state.
 
 `jigsaw` is the puzzle of arXiv 2506.23508 in 2 × 2 tiles of one digit: answer[new position] =
 original position, 1–4, row by row. Its trace lists the place (0–3) of each shown tile along the
@@ -57,7 +57,7 @@ class Procedure:
 class Task:
     """One task: what RL rewards, what the cues mean, and how a state follows from the one before.
 
-    `step(state, digit, index)` gives the next state; a jigsaw has none.
+    `step(state, digit, index)` gives the next state; None for the tasks with their own machine.
     """
 
     name: str
@@ -74,7 +74,7 @@ TASKS = {
     task.name: task
     for task in (
         _task("sum", "rows", "minus", 0, lambda s, d, k: (s + d) % 10),
-        _task("walk", "columns", "plus", 1, lambda s, d, k: (s + d) % CELLS),
+        _task("walk", "columns", "plus", 1),
         _task("alt", "back", "plus", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
         _task("horner", "columns", "minus", 0, lambda s, d, k: (2 * s + d) % 10),
         _task("absd", "back", "minus", 1, lambda s, d, k: abs(s - d)),
@@ -180,19 +180,30 @@ def sample_procedure(record: Record, rng: np.random.Generator, follow: float = 0
 
 
 def _solve_digits(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
-    read = [facts["digits"][cell] for cell in ROUTES[procedure.route]]
+    shown, route = facts["digits"], ROUTES[procedure.route]
     written, state = [], facts["start"]
     for k in range(CELLS - 1):
-        digit = read[state] if task.name == "walk" else read[k]
+        digit = shown[route[k]]
         state = changes.get(k, task.step(state, digit, k))
         written += [digit, state]
-    last, sign = read[-1], 1 if procedure.finish == "plus" else -1
-    if task.name == "walk":
-        last = read[state]
-        answer = last + sign * facts["start"]
-    else:
-        answer = state + sign * last
-    return [*written, last], str(answer % 10)
+    last = shown[route[-1]]
+    return [*written, last], _join(state, last, procedure)
+
+
+def _solve_walk(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
+    shown, route = facts["digits"], ROUTES[procedure.route]
+    written, cell = [], facts["start"]
+    for k in range(CELLS - 1):
+        digit = shown[cell]
+        onward = route[(route.index(cell) + 1 + digit % 3) % CELLS]
+        cell = changes.get(k, onward)
+        written += [digit, cell]
+    last = shown[cell]
+    return [*written, last], _join(last, facts["start"], procedure)
+
+
+def _join(value: int, other: int, procedure: Procedure) -> str:
+    return str((value + other if procedure.finish == "plus" else value - other) % 10)
 
 
 def _solve_jigsaw(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
@@ -204,7 +215,7 @@ def _solve_jigsaw(task: Task, facts: dict, procedure: Procedure, changes: dict[i
 
 def _solve(task: str, facts: dict, procedure: Procedure, changes: dict[int, int] | None = None):
     """What a trace writes between its two decisions, and the answer."""
-    solve = _solve_jigsaw if task == "jigsaw" else _solve_digits
+    solve = {"jigsaw": _solve_jigsaw, "walk": _solve_walk}.get(task, _solve_digits)
     return solve(TASKS[task], facts, procedure, changes or {})
 
 
@@ -225,13 +236,22 @@ def make_trace(
 class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
-    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn.
+    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn. Each decision
+    follows its cue with probability `follow`. A share `slips` of the responses writes one wrong
+    state and goes on from there: only where the trace and the picture disagree can a model learn
+    that the answer hangs on the trace.
     """
 
     def __init__(
-        self, count: int, seed: int, tasks: Sequence[str] = tuple(TASKS), follow: float = 0.8
+        self,
+        count: int,
+        seed: int,
+        tasks: Sequence[str] = tuple(TASKS),
+        follow: float = 0.8,
+        slips: float = 0.1,
     ):
-        self.count, self.seed, self.tasks, self.follow = count, seed, tuple(tasks), follow
+        self.count, self.seed, self.tasks = count, seed, tuple(tasks)
+        self.follow, self.slips = follow, slips
 
     def __len__(self) -> int:
         return self.count
@@ -239,4 +259,11 @@ class Demonstrations:
     def __getitem__(self, index: int) -> tuple[Record, str]:
         record = make_record(self.tasks[index % len(self.tasks)], "train", index, self.seed)
         rng = np.random.default_rng([self.seed, index, 1])
-        return record, make_trace(record, sample_procedure(record, rng, self.follow))
+        procedure = sample_procedure(record, rng, self.follow)
+        return record, make_trace(record, procedure, self._slip(record.task, rng))
+
+    def _slip(self, task: str, rng: np.random.Generator) -> dict[int, int]:
+        if rng.random() >= self.slips:
+            return {}
+        states, steps = {"jigsaw": (4, 4), "walk": (CELLS, 3)}.get(task, (10, 3))
+        return {int(rng.integers(steps)): int(rng.integers(states))}

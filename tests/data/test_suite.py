@@ -27,7 +27,6 @@ def order(route):
 def next_state(task, state, digit, k):
     return {
         "sum": (state + digit) % 10,
-        "walk": (state + digit) % 4,
         "alt": (state + (digit, -digit)[k % 2]) % 10,
         "horner": (2 * state + digit) % 10,
         "absd": abs(state - digit),
@@ -41,16 +40,21 @@ def solve(record, procedure, changes=()):
         places = [record.columns["places"][tile] for tile in order(procedure.route)]
         places = [changes.get(k, place) for k, place in enumerate(places)]
         return places, " ".join(str(p + 1 if sign == 1 else 4 - p) for p in places)
-    read = [record.columns["digits"][cell] for cell in order(procedure.route)]
+    cells, shown = order(procedure.route), record.columns["digits"]
     state = start = int(record.prompt.split()[1])
     written = []
     for k in range(3):
-        digit = read[state] if record.task == "walk" else read[k]
-        state = changes.get(k, next_state(record.task, state, digit, k))
+        if record.task == "walk":
+            digit = shown[state]
+            new = (cells * 2)[cells.index(state) + (1, 2, 3)[digit % 3]]
+        else:
+            digit = shown[cells[k]]
+            new = next_state(record.task, state, digit, k)
+        state = changes.get(k, new)
         written += [digit, state]
     if record.task == "walk":
-        return [*written, read[state]], str((read[state] + sign * start) % 10)
-    return [*written, read[3]], str((state + sign * read[3]) % 10)
+        return [*written, shown[state]], str((shown[state] + sign * start) % 10)
+    return [*written, shown[cells[3]]], str((state + sign * shown[cells[3]]) % 10)
 
 
 def split_trace(text):
@@ -159,7 +163,8 @@ def test_changed_step_carries_on_to_the_answer(task, step):
 
 
 def test_demonstrations_follow_the_cues_as_often_as_asked():
-    pairs = [suite.Demonstrations(3000, seed=0)[i] for i in range(3000)]
+    source = suite.Demonstrations(3000, seed=0, slips=0.0)
+    pairs = [source[i] for i in range(3000)]
     assert {record.task for record, _ in pairs} == set(TASKS)
     routes, finishes = [], []
     for record, response in pairs:
@@ -171,6 +176,23 @@ def test_demonstrations_follow_the_cues_as_often_as_asked():
     assert np.mean(routes) == pytest.approx(0.8, abs=0.03)
     assert np.mean(finishes) == pytest.approx(0.8, abs=0.03)
     assert np.corrcoef(routes, finishes)[0, 1] == pytest.approx(0, abs=0.06)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_slips_go_on_from_the_wrong_state(task):
+    source = suite.Demonstrations(600, seed=0, tasks=(task,), slips=0.5)
+    wrong = 0
+    for record, response in (source[i] for i in range(600)):
+        route, written, finish, answer = split_trace(response)
+        procedure = Procedure(route, finish)
+        if written == solve(record, procedure)[0]:
+            assert answer == solve(record, procedure)[1]
+            continue
+        wrong += 1
+        states = written if task == "jigsaw" else written[1::2]
+        changes = ({k: state} for k, state in enumerate(states))
+        assert (written, answer) in [solve(record, procedure, change) for change in changes]
+    assert 0.3 < wrong / 600 < 0.5  # some slips hit the right state by chance
 
 
 @pytest.mark.parametrize("task", TASKS)
