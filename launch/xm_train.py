@@ -1,4 +1,4 @@
-"""Launches `rdbcl train` over seeds × methods with xmanager, one work unit a run.
+r"""Launches `rdbcl train` over seeds × methods with xmanager, one work unit a run.
 
     python launch/xm_train.py --config=configs/quickstart.py --workdir=runs \
         --methods=rdbcl,grpo --seeds=0,1,2 --config.training.steps=100

@@ -60,16 +60,13 @@ def test_local_command(launcher):
     assert launcher.command(run, options)[0] == "/venv/bin/python"
 
 
-def test_the_trainer_understands_the_command(launcher):
-    """`train --help` after our flags: an unknown flag would be refused before the help."""
-    options, (run,) = runs_of(launcher, "--config.dry_run=True")
-    done = subprocess.run(
-        [*launcher.command(run, options), "--help"],
-        cwd=SCRIPT.parent.parent,
-        capture_output=True,
-        text=True,
-    )
-    assert "--workdir" in done.stdout and "FATAL" not in done.stderr
+def test_the_flags_reach_the_trainer(launcher, tmp_path):
+    """A wrong method is refused before anything is made, by name: all flags were understood."""
+    argv = [f"--workdir={tmp_path}", "--methods=nope", "--config.dry_run=True"]
+    options, (run,) = runs_of(launcher, *argv)
+    command = launcher.command(run, options)
+    done = subprocess.run(command, cwd=SCRIPT.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 1 and "config.method is 'nope'" in done.stderr
 
 
 def test_pod_command_survives_the_shells_on_its_way(launcher):
