@@ -23,13 +23,16 @@ from rdbcl_jax.data.records import load_images
 from rdbcl_jax.data.tasks import load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
+from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.logs import RunLog, read_steps
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.learner import Learner, Step
+from rdbcl_jax.training.state import make_optimizer
 
 EXAMPLES_PER_TASK = 4
 
@@ -43,12 +46,13 @@ class _Run:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path):
         self.workdir, self.started = workdir, time.perf_counter()
         self.config = dry(config) if config.dry_run else config
-        workdir.mkdir(parents=True, exist_ok=True)
-        # everything that can be wrong with the input is found before anything compiles
+        # everything that can be wrong with the input is found before anything is made or compiled
         self.method = make_method(self.config)
         self.rewards = RewardConfig(**self.config.rewards.to_dict())
-        self.tasks = load_sequence(self.config)
         self.mesh = make_mesh(**self.config.mesh)
+        check(self.config, self.mesh)
+        self.tasks = load_sequence(self.config)
+        workdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(workdir)
         self.timing: dict[str, float] = {}
 
@@ -234,6 +238,31 @@ class _Timer:
     def __exit__(self, *_):
         spent = time.perf_counter() - self.started
         self.timing[self.name] = self.timing.get(self.name, 0.0) + spent
+
+
+def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError, or FileNotFoundError for the model, for settings that cannot work."""
+    rollout, training = config.rollout, config.training
+    Sampling(rollout.max_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
+    make_optimizer(config.optimizer, training.steps)
+    if config.model.path:
+        read_config(config.model.path)
+    else:
+        make_optimizer(config.base.optimizer, config.base.steps)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {
+        "rollout.prompts": (rollout.prompts, parts * training.microbatches),
+        "evaluation.batch_size": (config.evaluation.batch_size, parts),
+    }
+    if not config.model.path:
+        sizes["base.batch_size"] = (config.base.batch_size, parts)
+    for name, (size, divisor) in sizes.items():
+        if size < 1 or size % divisor:
+            raise ValueError(
+                f"config.{name} is {size}, which does not divide over {parts} devices of the "
+                f"batch axes (times {training.microbatches} microbatches of an update); expected "
+                f"a multiple of {divisor}"
+            )
 
 
 def dry(config: ConfigDict) -> ConfigDict:

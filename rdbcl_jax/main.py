@@ -45,13 +45,13 @@ def _train(argv: list[str]) -> None:
 
     def main(_):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        for noisy in ("absl", "orbax", "grain"):
+        for noisy in ("absl", "orbax", "grain", "jax"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         from rdbcl_jax.continual import train
 
         try:
             train(config.value, workdir.value)
-        except ValueError as error:
+        except (ValueError, FileNotFoundError) as error:
             if os.environ.get("RDBCL_TRACEBACK"):
                 raise
             sys.exit(f"rdbcl train: {error}\n(RDBCL_TRACEBACK=1 shows where this was raised)")

@@ -24,6 +24,10 @@ def rdbcl(config: ConfigDict) -> Method:
 
 
 def portability_scaled(config: ConfigDict) -> KLCoefficients:
+    """β of each sample from its RP; `config` is `config.portability`."""
+    if config.level not in LEVELS:
+        raise ValueError(f"portability.level is {config.level!r}, expected {sorted(LEVELS)}")
+
     def coefficients(batch, policy_logps):
         rp = reasoning_portability(
             policy_logps,
