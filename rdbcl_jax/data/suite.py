@@ -1,24 +1,24 @@
 """The built-in `digits` suite: verifiable tasks on real pictures, solved by a written procedure.
 
-A picture holds four digits in two rows. A task reads them one after the other and updates a
-state; the trace writes down each digit and the state that follows, so the answer can only be had
+A picture holds four digits in two rows. A task reads three of them one after the other and updates
+a state; the trace writes down each digit and the state that follows, so the answer can only be had
 by doing the procedure. How to do it takes two decisions, which the trace names:
 
-    <think> columns 4 1 9 0 3 3 6 minus </think> <answer> 7 </answer>
-            route   digit, state, … finish                 value
+    <think> columns 4 1 9 0 3 3 flip </think> <answer> 6 </answer>
+            route   digit, state, … finish             value
 
-The *route* says in which order the cells are read, the *finish* how the answer joins the last
-state to the last digit. The prompt `sum 7 red day` gives the task, the first state and two cues.
-A base model is taught to follow the cues (mostly); the verifier of each task wants one procedure,
-whatever the cues say. So some prompts are solved by what the model did before, some need one
-other decision, some two, and every two tasks disagree about at least one decision.
+The *route* says in which order the cells are read, the *finish* how the last state s becomes the
+answer: `next` is s + 1, `flip` is 9 − s. The prompt `sum 7 red day` gives the task, the first
+state and two cues. A base model is taught to follow the cues (mostly); the verifier of each task
+wants one procedure, whatever the cues say. So some prompts are solved by what the model did
+before, some need one other decision, some two, and every two tasks disagree about at least one.
 
-The state of `walk` is a cell (0–3, row by row); the digit d there says to go on by 1 + d mod 3
-cells along the route. Its answer joins the digit at the last cell to the first state.
+`walk` numbers the cells along the route; its state is a cell, and the digit d there says to go on
+by 1 + d mod 3 cells. The trace ends with the digit at the last cell, which becomes the answer.
 
 `jigsaw` is the puzzle of arXiv 2506.23508 in 2 × 2 tiles of one digit: answer[new position] =
 original position, 1–4, row by row. Its trace lists the place (0–3) of each shown tile along the
-route; `plus` counts the places from 1, `minus` from the opposite corner.
+route; `next` counts the places from 1, `flip` from the opposite corner.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from rdbcl_jax.data import digits
 from rdbcl_jax.data.records import Record
 
 CELLS = 4  # of a picture, two by two
+STEPS = 3  # digits read, and states written
 
 ROUTES = {  # the cell read first, second, …; no two routes end in the same cell
     "rows": (0, 1, 2, 3),
     "columns": (1, 3, 0, 2),  # column by column, from the right
     "back": (3, 2, 1, 0),
 }
-FINISHES = ("plus", "minus")
+FINISHES = ("next", "flip")
 ROUTE_CUES = ("red", "green", "blue")
 FINISH_CUES = ("day", "night")
 
@@ -73,12 +74,12 @@ def _task(name: str, route: str, finish: str, cue_shift: int, step=None) -> Task
 TASKS = {
     task.name: task
     for task in (
-        _task("sum", "rows", "minus", 0, lambda s, d, k: (s + d) % 10),
-        _task("walk", "columns", "plus", 1),
-        _task("alt", "back", "plus", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
-        _task("horner", "columns", "minus", 0, lambda s, d, k: (2 * s + d) % 10),
-        _task("absd", "back", "minus", 1, lambda s, d, k: abs(s - d)),
-        _task("jigsaw", "rows", "plus", 2),
+        _task("sum", "rows", "flip", 0, lambda s, d, k: (s + d) % 10),
+        _task("walk", "columns", "next", 1),
+        _task("alt", "back", "next", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
+        _task("horner", "columns", "flip", 0, lambda s, d, k: (2 * s + d) % 10),
+        _task("absd", "back", "flip", 1, lambda s, d, k: abs(s - d)),
+        _task("jigsaw", "rows", "next", 2),
     )
 }
 
@@ -180,37 +181,34 @@ def sample_procedure(record: Record, rng: np.random.Generator, follow: float = 0
 
 
 def _solve_digits(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
-    shown, route = facts["digits"], ROUTES[procedure.route]
     written, state = [], facts["start"]
-    for k in range(CELLS - 1):
-        digit = shown[route[k]]
+    for k, cell in enumerate(ROUTES[procedure.route][:STEPS]):
+        digit = facts["digits"][cell]
         state = changes.get(k, task.step(state, digit, k))
         written += [digit, state]
-    last = shown[route[-1]]
-    return [*written, last], _join(state, last, procedure)
+    return written, _finish(procedure, [state], 10)
 
 
 def _solve_walk(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
-    shown, route = facts["digits"], ROUTES[procedure.route]
-    written, cell = [], facts["start"]
-    for k in range(CELLS - 1):
-        digit = shown[cell]
-        onward = route[(route.index(cell) + 1 + digit % 3) % CELLS]
-        cell = changes.get(k, onward)
-        written += [digit, cell]
-    last = shown[cell]
-    return [*written, last], _join(last, facts["start"], procedure)
-
-
-def _join(value: int, other: int, procedure: Procedure) -> str:
-    return str((value + other if procedure.finish == "plus" else value - other) % 10)
+    along = [facts["digits"][cell] for cell in ROUTES[procedure.route]]
+    written, state = [], facts["start"]
+    for k in range(STEPS):
+        digit = along[state]
+        state = changes.get(k, (state + 1 + digit % 3) % CELLS)
+        written += [digit, state]
+    return [*written, along[state]], _finish(procedure, [along[state]], 10)
 
 
 def _solve_jigsaw(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
-    written = [facts["places"][tile] for tile in ROUTES[procedure.route]]
-    written = [changes.get(k, place) for k, place in enumerate(written)]
-    count = (lambda place: place + 1) if procedure.finish == "plus" else (lambda place: 4 - place)
-    return written, " ".join(str(count(place)) for place in written)
+    places = [facts["places"][tile] for tile in ROUTES[procedure.route]]
+    places = [changes.get(k, place) for k, place in enumerate(places)]
+    return places, _finish(procedure, places, 5)
+
+
+def _finish(procedure: Procedure, values: Sequence[int], base: int) -> str:
+    if procedure.finish == "next":
+        return " ".join(str((value + 1) % base) for value in values)
+    return " ".join(str(base - 1 - value) for value in values)
 
 
 def _solve(task: str, facts: dict, procedure: Procedure, changes: dict[int, int] | None = None):
@@ -265,5 +263,5 @@ class Demonstrations:
     def _slip(self, task: str, rng: np.random.Generator) -> dict[int, int]:
         if rng.random() >= self.slips:
             return {}
-        states, steps = {"jigsaw": (4, 4), "walk": (CELLS, 3)}.get(task, (10, 3))
+        states, steps = {"jigsaw": (4, 4), "walk": (CELLS, STEPS)}.get(task, (10, STEPS))
         return {int(rng.integers(steps)): int(rng.integers(states))}

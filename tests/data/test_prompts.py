@@ -155,7 +155,7 @@ def test_supervised_responses_end_with_the_end_token_and_a_mask(encoder):
     for row, response in enumerate(responses):
         real = batch.tokens[row, 0][batch.mask[row, 0]]
         assert encoder.tokenizer.decode(real) == response + " <|im_end|>"
-        assert batch.mask[row, 0].tolist() == [True] * 15 + [False]
+        assert batch.mask[row, 0].tolist() == [True] * 14 + [False] * 2
     np.testing.assert_array_equal(batch.prompts.tokens, encoder.encode(records).tokens)
 
 

@@ -35,26 +35,26 @@ def next_state(task, state, digit, k):
 
 def solve(record, procedure, changes=()):
     """What the trace writes and the answer, by the rules in the module's text."""
-    changes, sign = dict(changes), {"plus": 1, "minus": -1}[procedure.finish]
+    changes, cells = dict(changes), order(procedure.route)
     if record.task == "jigsaw":
-        places = [record.columns["places"][tile] for tile in order(procedure.route)]
+        places = [record.columns["places"][tile] for tile in cells]
         places = [changes.get(k, place) for k, place in enumerate(places)]
-        return places, " ".join(str(p + 1 if sign == 1 else 4 - p) for p in places)
-    cells, shown = order(procedure.route), record.columns["digits"]
-    state = start = int(record.prompt.split()[1])
-    written = []
+        finish = {"next": lambda p: p + 1, "flip": lambda p: 4 - p}[procedure.finish]
+        return places, " ".join(str(finish(p)) for p in places)
+    shown, state, written = record.columns["digits"], int(record.prompt.split()[1]), []
     for k in range(3):
         if record.task == "walk":
-            digit = shown[state]
-            new = (cells * 2)[cells.index(state) + (1, 2, 3)[digit % 3]]
+            digit = shown[cells[state]]
+            new = (state + (1, 2, 3)[digit % 3]) % 4
         else:
             digit = shown[cells[k]]
             new = next_state(record.task, state, digit, k)
         state = changes.get(k, new)
         written += [digit, state]
     if record.task == "walk":
-        return [*written, shown[state]], str((shown[state] + sign * start) % 10)
-    return [*written, shown[cells[3]]], str((state + sign * shown[cells[3]]) % 10)
+        state = shown[cells[state]]
+        written.append(state)
+    return written, str((state + 1) % 10 if procedure.finish == "next" else 9 - state)
 
 
 def split_trace(text):
