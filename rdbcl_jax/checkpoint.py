@@ -49,13 +49,13 @@ class Checkpoints:
         return [int(p.name[5:]) for p in self.directory.glob("step_*") if p.name[5:].isdigit()]
 
     def _save(self, path: pathlib.Path, tree: Any) -> None:
-        ocp.save_pytree(path, tree, overwrite=True)
+        ocp.save(path, tree, overwrite=True)
 
     def _restore(self, path: pathlib.Path, like: Any) -> Any:
         """`like`: arrays or ShapeDtypeStructs with shardings, the exact structure saved."""
-        saved = ocp.pytree_metadata(path).metadata
+        saved = ocp.metadata(path).metadata
         _check_structure(path, saved, like)
-        return ocp.load_pytree(path, like)
+        return ocp.load(path, like)
 
 
 def _check_structure(path, saved, like) -> None:

@@ -137,10 +137,8 @@ class _Run:
             self.log.write_samples({**place, **samples})
             self.progress.step(row)
 
-        def after_step(index: int, state) -> None:
-            every = self.config.training.checkpoint_every
-            if every and index % every == 0 and index < self.steps:
-                self.checkpoints.save_step(first_step + index, state)
+        def save(done: int, state) -> None:
+            self.checkpoints.save_step(first_step + done, state)
 
         with self._timed("learning"):
             return self.learner.learn(
@@ -150,7 +148,7 @@ class _Run:
                 start=start,
                 first_step=first_step,
                 report=report,
-                after_step=after_step,
+                save=save,
             )
 
     def _finish_task(self, k: int, policy, state) -> None:

@@ -82,7 +82,7 @@ class Learner:
         start: int,
         first_step: int,
         report: Report,
-        after_step: Callable[[int, TrainState], None],
+        save: Callable[[int, TrainState], None],
     ) -> tuple[TrainState, Step | None]:
         """Steps `start` … `training.steps` of a task.
 
@@ -90,32 +90,40 @@ class Learner:
           reference: the policy from before the task.
           first_step: steps of all tasks before this one; batches and keys follow from the sum.
           report: called with the metrics of every step, one step late.
-          after_step: called with (steps done, state) after every update, to checkpoint.
+          save: called with (steps done, state) every `training.checkpoint_every` steps, but for
+            the last; all steps before it have been reported by then.
         Returns:
           The state, and the last step (None if nothing was left to do).
         """
+        training = self.config.training
         feed = self._feed(records, first_step, start)
-        step = None
-        for index in range(start, self.config.training.steps):
+        step = unreported = None
+        for index in range(start, training.steps):
             started = time.perf_counter()
             host_prompts = next(feed)
             prompts = put_batch(host_prompts, self.policy.mesh)
             rollouts = self._sample(state.params, prompts, first_step + index)
             reference_logps = self._reference(reference, prompts, rollouts, first_update=index == 0)
-            if step:  # the device is busy with the above
-                self._report(step, report)
-            step, batch = self._judge(
+            if unreported:  # the device is busy with the above
+                self._report(unreported, report)
+            step = self._judge(
                 index, started, records, host_prompts, prompts, rollouts, reference_logps
             )
             if self._needs_old_logps:
                 old = self.score(state.params, prompts, rollouts)
-                batch = dataclasses.replace(batch, old_logps=old)
-            for _ in range(self.config.training.updates_per_batch):
-                state, *device = self._update(state, batch)
-            step = dataclasses.replace(step, device=tuple(device))
-            after_step(index + 1, state)
-        if step:
-            self._report(step, report)
+                step = dataclasses.replace(
+                    step, batch=dataclasses.replace(step.batch, old_logps=old)
+                )
+            for _ in range(training.updates_per_batch):
+                state, *device = self._update(state, step.batch)
+            unreported = step = dataclasses.replace(step, device=tuple(device))
+            every, done = training.checkpoint_every, index + 1
+            if every and done % every == 0 and done < training.steps:
+                self._report(unreported, report)
+                unreported = None
+                save(done, state)
+        if unreported:
+            self._report(unreported, report)
         return state, step
 
     # ------------------------------------------------------------------ one step
@@ -168,7 +176,9 @@ class Learner:
         anchored = self.method.kl_coefficients is not None
         return training.updates_per_batch > 1 or (training.microbatches > 1 and anchored)
 
-    def _judge(self, index, started, records, host_prompts, prompts, rollouts, reference_logps):
+    def _judge(
+        self, index, started, records, host_prompts, prompts, rollouts, reference_logps
+    ) -> Step:
         """Rewards, spans and advantages: host work, while the device scores the reference."""
         shape = (len(host_prompts.record_ids), self.config.rollout.samples)
         host = jax.tree.map(local_rows, rollouts)
@@ -195,7 +205,7 @@ class Learner:
             **put_batch(put, self.policy.mesh),
         )
         count = int(host_prompts.mask.sum())
-        return Step(index, mine, texts, scores, host, count, batch, ({}, {}), started), batch
+        return Step(index, mine, texts, scores, host, count, batch, ({}, {}), started)
 
     # ------------------------------------------------------------------ reading a step
 
