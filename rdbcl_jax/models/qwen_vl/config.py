@@ -66,6 +66,7 @@ class QwenVLConfig:
     vision_end_token_id: int
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    raw: str = dataclasses.field(default="", repr=False)  # config.json, word for word
 
     @property
     def vision_token_ids(self) -> tuple[int, ...]:
@@ -84,7 +85,8 @@ def read_config(path: str | pathlib.Path) -> QwenVLConfig:
     Raises ValueError for an unknown `model_type`.
     """
     path = pathlib.Path(path)
-    raw = json.loads((path / "config.json").read_text())
+    text = (path / "config.json").read_text()
+    raw = json.loads(text)
     generation_file = path / "generation_config.json"
     generation = json.loads(generation_file.read_text()) if generation_file.exists() else {}
     family = raw.get("model_type")
@@ -106,11 +108,13 @@ def read_config(path: str | pathlib.Path) -> QwenVLConfig:
         vision_end_token_id=raw.get("vision_end_token_id", -1),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else (),
         pad_token_id=generation.get("pad_token_id", text_raw.get("pad_token_id")),
+        raw=text,
     )
 
 
 def _tied(raw: dict[str, Any], text_raw: dict[str, Any]) -> bool:
-    return raw.get("tie_word_embeddings", text_raw.get("tie_word_embeddings", False))
+    """Either place switches it on, as in transformers."""
+    return bool(raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings"))
 
 
 def _rope(raw: dict[str, Any]) -> dict[str, Any]:

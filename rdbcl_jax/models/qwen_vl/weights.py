@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +30,16 @@ class Source:
     transposed: bool
     checkpoint_shape: tuple[int, ...]  # of each tensor
 
-    def to_param(self, tensor: np.ndarray) -> np.ndarray:
-        if self.transposed:  # also flattens the patch embedding's convolution kernel
-            return tensor.reshape(len(tensor), -1).T
-        return tensor
+    def read(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+        """The part `index` of one layer's parameter. `tensor` is lazy: indexing it reads, and no
+        more is read than the part (the patch embedding excepted, whose kernel is flattened)."""
+        if not self.transposed:
+            return tensor[index]
+        rows, columns = index
+        if len(self.checkpoint_shape) == 2:
+            return tensor[columns, rows].T
+        part = tensor[columns]
+        return part.reshape(len(part), -1)[:, rows].T
 
     def to_checkpoint(self, param: np.ndarray) -> np.ndarray:
         tensor = param.T if self.transposed else param

@@ -1,0 +1,329 @@
+"""Checkpoint directories: both layouts, sharded files, errors, round trips, sharded loading."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+from oracle import FAMILIES, pair, processed, torch_logits, worst
+from safetensors.numpy import load_file, save_file
+
+from rdbcl_jax.models import from_pretrained, save_pretrained
+from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.weights import source_of
+from rdbcl_jax.sharding import make_mesh
+
+families = pytest.mark.parametrize("family", FAMILIES)
+ROWS = processed(([3, (6, 10), 4], "left"), ([5], "left"))
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def copy_checkpoint(source: pathlib.Path, target: pathlib.Path, edit_config=None, edit=None):
+    config = json.loads((source / "config.json").read_text())
+    tensors = load_file(source / "model.safetensors")
+    target.mkdir(exist_ok=True)
+    (target / "config.json").write_text(json.dumps((edit_config or (lambda c: c))(config)))
+    save_file((edit or (lambda t: t))(tensors), target / "model.safetensors")
+    return target
+
+
+# ---------------------------------------------------------------------- layouts in the wild
+
+
+def published_config(config):
+    """As the Hub has it: flat for Qwen2-VL and 2.5, rope_scaling beside rope_theta."""
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope.pop("rope_theta")
+    text["rope_scaling"] = rope
+    if config["model_type"] == "qwen3_vl":
+        return config
+    del config["text_config"]
+    config["vision_config"]["in_chans"] = config["vision_config"].pop("in_channels")
+    rope["type"] = rope.pop("rope_type").replace("default", "mrope")
+    return text | config
+
+
+def nested_names(tensors):
+    """As some releases of transformers wrote them."""
+
+    def rename(name):
+        if name.startswith(("model.visual.", "model.language_model.", "lm_head")):
+            return name
+        if name.startswith("visual."):
+            return f"model.{name}"
+        return name.replace("model.", "model.language_model.", 1)
+
+    return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+@families
+def test_every_layout_gives_the_same_model(family, tmp_path):
+    models = pair(family)
+    for path in (
+        copy_checkpoint(models.path, tmp_path / "published", edit_config=published_config),
+        copy_checkpoint(models.path, tmp_path / "nested", edit=nested_names),
+    ):
+        model, params = from_pretrained(path, dtype="float32")
+        assert (model.config.text, model.config.vision) == (
+            models.model.config.text,
+            models.model.config.vision,
+        )
+        assert_same(params, models.params)
+
+
+def test_end_tokens_come_from_the_generation_config(tmp_path):
+    path = copy_checkpoint(pair("qwen2_vl").path, tmp_path)
+    (path / "generation_config.json").write_text('{"eos_token_id": [5, 6], "pad_token_id": 7}')
+    config = read_config(path)
+    assert (config.eos_token_ids, config.pad_token_id) == ((5, 6), 7)
+
+
+def test_a_tied_head_may_be_stored_all_the_same(tmp_path):
+    models = pair("qwen2_5_vl", tied=True)
+
+    def add_head(tensors):
+        return tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+
+    path = copy_checkpoint(models.path, tmp_path, edit=add_head)
+    assert_same(from_pretrained(path, dtype="float32")[1], models.params)
+
+
+# ---------------------------------------------------------------------- errors
+
+
+def test_the_error_lists_everything_that_does_not_fit(tmp_path):
+    def spoil(tensors):
+        del tensors["model.norm.weight"], tensors["visual.merger.ln_q.weight"]
+        tensors["model.layers.9.extra"] = np.zeros(3, np.float32)
+        tensors["visual.blocks.1.attn.proj.bias"] = np.zeros((2, 3), np.float32)
+        return tensors
+
+    path = copy_checkpoint(pair("qwen2_5_vl").path, tmp_path, edit=spoil)
+    with pytest.raises(ValueError) as error:
+        from_pretrained(path)
+    lines = str(error.value).split("\n  ")[1:]
+    assert lines == [
+        "missing: model.norm.weight",
+        "missing: visual.merger.ln_q.weight",
+        "unexpected: model.layers.9.extra",
+        "shape of visual.blocks.1.attn.proj.bias: found (2, 3), expected (24,)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llava"}, "model_type is 'llava', expected one of"),
+        ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
+    ],
+)
+def test_models_of_another_kind_are_refused(change, message, tmp_path):
+    def edit(config):
+        return config | change | {"text_config": config["text_config"] | change}
+
+    path = copy_checkpoint(pair("qwen2_5_vl").path, tmp_path, edit_config=edit)
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(path)
+
+
+def test_a_directory_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text((pair("qwen2_vl").path / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"neither model\.safetensors nor"):
+        from_pretrained(tmp_path)
+
+
+def test_a_missing_file_of_several_is_named(tmp_path):
+    models = pair("qwen2_vl")
+    save_pretrained(tmp_path, models.model, models.params, shard_bytes=20_000)
+    victim = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    victim.unlink()
+    with pytest.raises(ValueError, match=f"missing file: {victim.name}"):
+        from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------------- round trips
+
+
+@families
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_we_save_is_what_we_loaded_and_transformers_reads_it(family, tied, tmp_path):
+    models = pair(family, tied)
+    save_pretrained(tmp_path, models.model, models.params)
+    model, params = from_pretrained(tmp_path, dtype="float32")
+    assert model == models.model
+    assert_same(params, models.params)
+    model_class = FAMILIES[family][1]
+    theirs, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    with torch.no_grad():
+        found = torch_logits(theirs.eval(), ROWS)
+        torch.testing.assert_close(found, torch_logits(models.torch_model, ROWS), rtol=0, atol=0)
+
+
+@families
+def test_files_are_split_at_the_limit(family, tmp_path):
+    models = pair(family)
+    save_pretrained(tmp_path, models.model, models.params, shard_bytes=50_000)
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(files) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    assert all(sum(t.nbytes for t in load_file(f).values()) <= 50_000 for f in files)
+    assert_same(from_pretrained(tmp_path, dtype="float32")[1], models.params)
+    _, report = FAMILIES[family][1].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    # a smaller save over it leaves no stale file behind
+    save_pretrained(tmp_path, models.model, models.params)
+    assert [f.name for f in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_bfloat16_round_trip(tmp_path):
+    model, params = from_pretrained(pair("qwen3_vl").path)
+    save_pretrained(tmp_path, model, params)
+    assert_same(from_pretrained(tmp_path)[1], params)
+
+
+def test_float32_parameters_under_bfloat16_activations():
+    model, params = from_pretrained(pair("qwen2_vl").path, param_dtype="float32")
+    assert_same(params, pair("qwen2_vl").params)
+    assert model.hidden(params, **ROWS).dtype == np.dtype("bfloat16")
+
+
+def test_other_files_are_copied_and_processors_saved(tmp_path):
+    models = pair("qwen2_vl")
+    like = copy_checkpoint(models.path, tmp_path / "like")
+    (like / "tokenizer.json").write_text("tokens")
+    (like / "pytorch_model.bin").write_text("weights")
+
+    class Processor:
+        def save_pretrained(self, path):
+            (path / "chat_template.jinja").write_text("template")
+
+    out = tmp_path / "out"
+    save_pretrained(out, models.model, models.params, Processor(), like=like)
+    names = {file.name for file in out.iterdir()}
+    expected = {"config.json", "generation_config.json", "model.safetensors"}
+    assert names == expected | {"tokenizer.json", "chat_template.jinja"}
+
+
+# ---------------------------------------------------------------------- sharded
+
+
+@families
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (8, 1, 1)])
+def test_a_mesh_changes_where_parameters_lie_not_what_they_are(family, sizes):
+    models = pair(family)
+    _, params = from_pretrained(models.path, dtype="float32", mesh=make_mesh(*sizes))
+    assert_same(params, models.params)
+    kernel = params["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
+
+
+@families
+def test_forward_on_a_mesh_agrees(family):
+    models = pair(family)
+    model, params = from_pretrained(models.path, dtype="float32", mesh=make_mesh(2, 2, 2))
+    expected = models.model.logits(models.params, **ROWS)
+    assert worst(model.logits(params, **ROWS), expected, ROWS["attention_mask"]) <= 1e-5
+
+
+@families
+def test_saving_from_a_mesh(family, tmp_path):
+    models = pair(family)
+    model, params = from_pretrained(models.path, dtype="float32", mesh=make_mesh(2, 2, 2))
+    save_pretrained(tmp_path, model, params)
+    assert_same(from_pretrained(tmp_path, dtype="float32")[1], models.params)
+
+
+class Lazy:
+    """A tensor that counts what is read of it."""
+
+    def __init__(self, array):
+        self.array, self.read = array, 0
+
+    def __getitem__(self, index):
+        part = self.array[index]
+        self.read += part.size
+        return part
+
+
+@families
+def test_parts_are_read_alone(family):
+    model = pair(family).model
+    rng = np.random.default_rng(0)
+    for path, param in jax.tree_util.tree_leaves_with_path(pair(family).params):
+        source = source_of(tuple(k.key for k in path), param.shape, model.config)
+        shape = param.shape[1:] if source.stacked else param.shape
+        tensor = rng.normal(size=source.checkpoint_shape)
+        whole = source.read(tensor, (slice(None),) * len(shape))
+        assert whole.shape == shape
+        np.testing.assert_array_equal(source.to_checkpoint(whole), tensor)
+        index = tuple(slice(n // 4, n // 2 + 1) for n in shape)
+        lazy = Lazy(tensor)
+        np.testing.assert_array_equal(source.read(lazy, index), whole[index])
+        if len(source.checkpoint_shape) <= 2:
+            assert lazy.read == whole[index].size
+
+
+MEASURE = """
+import re, sys
+import jax
+from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.sharding import make_mesh
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1])
+
+small, large = sys.argv[1:]
+mesh = make_mesh(1, 2, 4)
+from_pretrained(small, dtype="float32", mesh=mesh)  # compilers and libraries are in memory now
+before = peak()
+_, params = from_pretrained(large, dtype="float32", mesh=mesh)
+jax.block_until_ready(params)
+placed = sum(s.data.nbytes for p in jax.tree.leaves(params) for s in p.addressable_shards)
+print(peak() - before - placed, placed)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_beside_the_parameters_is_at_most_one_file(tmp_path):
+    def widen(config):
+        config["text_config"] |= {"hidden_size": 512, "intermediate_size": 2048}
+        config["text_config"] |= {"num_hidden_layers": 8, "vocab_size": 4096}
+        config["vision_config"] |= {"hidden_size": 512}
+        return config
+
+    shard_bytes = 24 * 2**20
+    small = pair("qwen2_vl").path
+    large = tmp_path / "large"
+    copy_checkpoint(small, large, edit_config=widen)
+    model = pair("qwen2_vl").model
+    model = type(model)(read_config(large), "float32", "float32")
+    save_pretrained(large, model, model.init(jax.random.key(0)), shard_bytes=shard_bytes)
+    out = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(small), str(large)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr
+    files = [f.stat().st_size for f in large.glob("*.safetensors")]
+    assert len(files) >= 5
+    beside, placed = map(int, out.stdout.split())
+    assert placed > 5 * shard_bytes
+    fixed = 40 * 2**20  # compiled programs and what the allocator keeps: the same for any size
+    assert beside <= shard_bytes + fixed, f"{beside / 2**20:.1f} MiB"
