@@ -234,9 +234,12 @@ def make_trace(
 class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
-    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn. Each decision
-    follows its cue with probability `follow`. A share `slips` of the responses writes one wrong
-    state and goes on from there: only where the trace and the picture disagree can a model learn
+    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn; walk and jigsaw,
+    which read the picture in their own ways, come twice as often. Each decision follows its cue
+    with probability `follow`.
+
+    A share `slips` of the jigsaws mistakes two places for each other and answers accordingly. A
+    picture shows all places at once, so only where trace and picture disagree can a model learn
     that the answer hangs on the trace.
     """
 
@@ -244,9 +247,9 @@ class Demonstrations:
         self,
         count: int,
         seed: int,
-        tasks: Sequence[str] = tuple(TASKS),
+        tasks: Sequence[str] = (*TASKS, "walk", "jigsaw"),
         follow: float = 0.8,
-        slips: float = 0.1,
+        slips: float = 0.3,
     ):
         self.count, self.seed, self.tasks = count, seed, tuple(tasks)
         self.follow, self.slips = follow, slips
@@ -258,10 +261,12 @@ class Demonstrations:
         record = make_record(self.tasks[index % len(self.tasks)], "train", index, self.seed)
         rng = np.random.default_rng([self.seed, index, 1])
         procedure = sample_procedure(record, rng, self.follow)
-        return record, make_trace(record, procedure, self._slip(record.task, rng))
+        slips = record.task == "jigsaw" and rng.random() < self.slips
+        return record, make_trace(record, procedure, swap(record, procedure, rng) if slips else {})
 
-    def _slip(self, task: str, rng: np.random.Generator) -> dict[int, int]:
-        if rng.random() >= self.slips:
-            return {}
-        states, steps = {"jigsaw": (4, 4), "walk": (CELLS, STEPS)}.get(task, (10, STEPS))
-        return {int(rng.integers(steps)): int(rng.integers(states))}
+
+def swap(record: Record, procedure: Procedure, rng: np.random.Generator) -> dict[int, int]:
+    """`changes` for `make_trace` that mistake two places of a jigsaw for each other."""
+    places, _ = _solve(record.task, record.columns, procedure)
+    a, b = rng.choice(len(places), size=2, replace=False).tolist()
+    return {a: places[b], b: places[a]}
