@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from rdbcl_jax.data import suite
@@ -35,9 +36,11 @@ def make_base(
     if (directory / WEIGHTS).exists():
         return directory
     draft = directory.with_name(directory.name + ".draft")
-    write_tiny_model(draft, TinySize(**config.base.size))
-    model = QwenVL(read_config(draft), "float32", "float32")
-    save_pretrained(draft, model, model.init(jax.random.key(config.base.seed)), like=draft)
+    if jax.process_index() == 0:
+        write_tiny_model(draft, TinySize(**config.base.size))
+        model = QwenVL(read_config(draft), "float32", "float32")
+        save_pretrained(draft, model, model.init(jax.random.key(config.base.seed)), like=draft)
+    multihost_utils.sync_global_devices("draft of the base model")
     policy, params = load_policy(_at(config, draft), mesh)
     demonstrations = suite.Demonstrations(
         config.base.steps * config.base.batch_size, config.base.seed, follow=config.base.follow
@@ -55,6 +58,7 @@ def make_base(
     if jax.process_index() == 0:
         save_pretrained(draft, policy.model, params, like=draft)
         draft.rename(directory)  # in one move: what is there is complete
+    multihost_utils.sync_global_devices("base model")
     return directory
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import pathlib
@@ -30,7 +31,7 @@ from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import local_rows, make_mesh
 from rdbcl_jax.training.learner import Learner, Step
 from rdbcl_jax.training.state import make_optimizer
 
@@ -63,10 +64,13 @@ class _Run:
     def run(self) -> dict[str, Any]:
         names = [task.name for task in self.tasks]
         done = self.checkpoints.latest_step() or 0
-        is_main = jax.process_index() == 0
+        check_resume(self.workdir, self.config, done)
+        # each process logs its own rows; the main one's log is the run's
+        process = jax.process_index()
+        folder = self.workdir / f"processes/{process}" if process else self.workdir
         with (
-            Progress(names, self.steps, enabled=is_main) as self.progress,
-            RunLog(self.workdir, resume_step=done) as self.log,
+            Progress(names, self.steps, enabled=process == 0) as self.progress,
+            RunLog(folder, resume_step=done) as self.log,
         ):
             self._load()
             if done:
@@ -75,7 +79,8 @@ class _Run:
             results = self._write_results("done")
             self.progress.phase("writing the report")
             self.log.close()
-            write_report(self.workdir)
+            if process == 0:
+                write_report(self.workdir)
             self.progress.message(f"report: {self.workdir / 'report.html'}")
         return results
 
@@ -193,16 +198,18 @@ class _Run:
         """A few of the task's last samples, token by token, after the task."""
         batch, count = step.batch, min(EXAMPLES_PER_TASK, len(step.records))
         scored = (self.learner.score(p, batch.prompts, batch) for p in (policy, reference))
-        policy_logps, reference_logps = (np.asarray(a[:count, 0]) for a in scored)
-        samples = jax.device_get(step.device[1])
-        group = batch.mask.shape[1]
+        policy_logps, reference_logps = (local_rows(a)[:count, 0] for a in scored)
+        reasoning, answer = (local_rows(a)[:, 0] for a in (batch.reasoning_mask, batch.answer_mask))
+        samples = jax.tree.map(local_rows, step.device[1])
+        tokens, lengths = step.rollouts.tokens[:, 0], step.rollouts.mask.sum(-1)
+        group = lengths.shape[1]
         examples = []
         for row in range(count):
-            length = int(batch.mask[row, 0].sum())
-            record, sample = step.records[row], row * group
+            length = lengths[row, 0]
             spans = np.full(length, "other", object)
-            spans[np.asarray(batch.reasoning_mask[row, 0, :length])] = "reasoning"
-            spans[np.asarray(batch.answer_mask[row, 0, :length])] = "answer"
+            spans[reasoning[row, :length]] = "reasoning"
+            spans[answer[row, :length]] = "answer"
+            record, sample = step.records[row], row * group
             examples.append(
                 {
                     "task": self.tasks[k].name,
@@ -210,7 +217,7 @@ class _Run:
                     "record_id": record.id,
                     "image": _png(load_images(record)),
                     "prompt": record.prompt,
-                    "tokens": self.policy.pieces(np.asarray(batch.tokens[row, 0, :length])),
+                    "tokens": self.policy.pieces(tokens[row, :length]),
                     "policy_logps": policy_logps[row, :length],
                     "reference_logps": reference_logps[row, :length],
                     "spans": spans.tolist(),
@@ -222,20 +229,11 @@ class _Run:
             )
         return examples
 
+    @contextlib.contextmanager
     def _timed(self, name: str):
-        return _Timer(self.timing, name)
-
-
-class _Timer:
-    def __init__(self, timing: dict[str, float], name: str):
-        self.timing, self.name = timing, name
-
-    def __enter__(self):
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_):
-        spent = time.perf_counter() - self.started
-        self.timing[self.name] = self.timing.get(self.name, 0.0) + spent
+        started = time.perf_counter()
+        yield
+        self.timing[name] = self.timing.get(name, 0.0) + time.perf_counter() - started
 
 
 def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -261,6 +259,39 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
                 f"batch axes (times {training.microbatches} microbatches of an update); expected "
                 f"a multiple of {divisor}"
             )
+
+
+# fields that a resumed run may change: they leave the results as they are
+FREE_ON_RESUME = ("training.checkpoint_every", "data.threads", "mesh.", "model.path", "dry_run")
+
+
+def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
+    """Raises ValueError where a started workdir belongs to a run of another config."""
+    saved = _read_json(workdir / "results.json").get("config") if done else None
+    if saved is None:
+        return
+    now = json.loads(json.dumps(config.to_dict()))
+    before, after = (_flat(c) for c in (saved, now))
+    differing = [
+        f"{name}: {before.get(name)} in the workdir, {after.get(name)} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and not name.startswith(FREE_ON_RESUME)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds {done} steps of another config; use a new workdir, or that "
+            "config:\n  " + "\n  ".join(differing)
+        )
+
+
+def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        inner = (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+        flat |= inner
+    return flat
 
 
 def dry(config: ConfigDict) -> ConfigDict:

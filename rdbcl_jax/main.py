@@ -41,12 +41,19 @@ def run() -> None:
 def _train(argv: list[str]) -> None:
     config = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
     workdir = flags.DEFINE_string("workdir", None, "Where everything is written.")
+    distributed = flags.DEFINE_bool(
+        "distributed", False, "One of several processes: calls jax.distributed.initialize first."
+    )
     flags.mark_flags_as_required(["config", "workdir"])
 
     def main(_):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         for noisy in ("absl", "orbax", "grain", "jax"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
+        import jax
+
+        if distributed.value:
+            _join_processes(jax)
         from rdbcl_jax.continual import train
 
         try:
@@ -57,6 +64,18 @@ def _train(argv: list[str]) -> None:
             sys.exit(f"rdbcl train: {error}\n(RDBCL_TRACEBACK=1 shows where this was raised)")
 
     app.run(main, argv=argv)
+
+
+def _join_processes(jax) -> None:
+    """TPU pods and SLURM tell JAX all it needs; elsewhere three variables do."""
+    number = {
+        "num_processes": os.environ.get("JAX_NUM_PROCESSES"),
+        "process_id": os.environ.get("JAX_PROCESS_ID"),
+    }
+    jax.distributed.initialize(
+        coordinator_address=os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        **{name: int(value) for name, value in number.items() if value is not None},
+    )
 
 
 def _report(argv: list[str]) -> None:

@@ -56,8 +56,10 @@ class Policy:
         return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """Each token as text of its own."""
-        return self.tokenizer.batch_decode([[int(t)] for t in tokens])
+        """Each token as text; joined they are the response."""
+        # a word-level tokenizer has no decoder: its words are joined by spaces
+        joint = " " if self.tokenizer.backend_tokenizer.decoder is None else ""
+        return [piece + joint for piece in self.tokenizer.batch_decode([[int(t)] for t in tokens])]
 
 
 def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:

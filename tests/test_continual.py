@@ -131,6 +131,15 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     assert again["splits"] == expected["splits"]
 
 
+def test_another_config_in_a_started_workdir_is_refused(watched):
+    config = engine.small_config()
+    config.training.steps, config.seed = 5, 3
+    with pytest.raises(ValueError, match="steps of another config") as error:
+        train(config, watched[0])
+    assert "training.steps: 4 in the workdir, 5 now" in str(error.value)
+    assert "seed: 0 in the workdir, 3 now" in str(error.value)
+
+
 def test_report_and_comparison(watched, tmp_path, monkeypatch, capsys):
     workdir, _, _ = watched
     config = engine.small_config()

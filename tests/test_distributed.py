@@ -1,0 +1,77 @@
+"""Two processes with two devices each do what one process with four does."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rdbcl_jax.reporting.logs import read_run, read_samples
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(workdir, devices, *flags, **environment):
+    flags_ = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "rdbcl_jax.main",
+            "train",
+            "--config=tests/small_config.py",
+            f"--workdir={workdir}",
+            *flags,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags_, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        out, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, out[-4000:]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    two, one = tmp_path / "two", tmp_path / "one"
+    finish(
+        *(start(two, 2, "--distributed", JAX_PROCESS_ID=str(i), **common) for i in range(2)),
+        start(one, 4),
+    )
+    results = [json.loads((w / "results.json").read_text()) for w in (one, two)]
+    assert all(r["status"] == "done" and r["device"].startswith("4 ×") for r in results)
+    assert np.shape(results[1]["splits"]["test"]["accuracy"]) == (3, 2)
+    for mine, other in zip(*(read_run(w).steps for w in (one, two)), strict=True):
+        assert mine["num_tokens"] == pytest.approx(other["num_tokens"], rel=0.02)
+        for name in ("reward", "loss", "kl", "rp/mean", "entropy", "completions/mean_length"):
+            assert mine[name] == pytest.approx(other[name], rel=0.05, abs=0.02), name
+    # each process logs the samples of its own rows
+    rows = [read_samples(two), read_samples(two / "processes/1")]
+    whole = read_samples(one)
+    assert len(rows[0]) == len(rows[1]) == len(whole) / 2
+    assert rows[0]["record_id"].to_pylist() + rows[1]["record_id"].to_pylist() != []
+    first = [
+        r
+        for table in rows
+        for r, s in zip(table["record_id"].to_pylist(), table["step"].to_pylist(), strict=True)
+        if s == 0
+    ]
+    assert first == [
+        r
+        for r, s in zip(whole["record_id"].to_pylist(), whole["step"].to_pylist(), strict=True)
+        if s == 0
+    ]
