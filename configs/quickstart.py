@@ -14,11 +14,12 @@ def get_config() -> ConfigDict:
 
     config.model.dtype = "float32"
     config.model.remat = False
-    config.base.steps = 1000
+    config.base.size = {"depth": 3}
+    config.base.steps = 500
     config.base.batch_size = 64
 
-    config.data.prompt_lengths = (20,)
-    config.data.patch_slots = (32,)
+    config.data.prompt_lengths = (16,)
+    config.data.patch_slots = (16,)
 
     config.rollout.prompts = 8
     config.rollout.samples = 8

@@ -53,7 +53,8 @@ def default_config() -> ConfigDict:
             "optimizer": {
                 "name": "adamw",  # or "muon"
                 "learning_rate": 1e-6,
-                "schedule": "constant",  # or "cosine", "linear"
+                "adam_learning_rate": 0.0,  # muon: of what is no matrix; 0: the same
+                "schedule": "constant",  # or "cosine", "linear", "tail"
                 "warmup_steps": 10,
                 "b1": 0.9,
                 "b2": 0.98,
@@ -109,15 +110,16 @@ def base() -> dict:
     """The tiny base model and its supervised fine-tuning; only where `model.path` is empty."""
     return {
         "seed": 0,
-        "steps": 1000,
-        "batch_size": 128,
+        "steps": 600,
+        "batch_size": 64,
         "size": {},  # fields of rdbcl_jax.data.tiny.TinySize that differ from its defaults
         "follow": 0.8,  # probability that a demonstration takes the decision that its cue names
         "optimizer": {
             "name": "muon",
             "learning_rate": 8e-3,
-            "schedule": "linear",
-            "warmup_steps": 50,
+            "adam_learning_rate": 3e-3,
+            "schedule": "tail",
+            "warmup_steps": 20,
             "b1": 0.9,
             "b2": 0.98,
             "weight_decay": 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
@@ -27,35 +28,65 @@ class TrainState:
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Linear warm-up, then `constant`, `cosine` or `linear` decay to 0 over `steps`."""
-    rest = max(steps - config.warmup_steps, 1)
+def learning_rate(config: ConfigDict, steps: int, peak: float | None = None) -> optax.Schedule:
+    """Linear warm-up to `peak` (default: `config.learning_rate`), then one of
+
+    `constant`; `cosine` or `linear`: decay to 0 over all `steps`; `tail`: constant, then linear
+    decay to 0 over the last 40 %.
+    """
+    peak = config.learning_rate if peak is None else peak
+    warmup = config.warmup_steps
+    rest = max(steps - warmup, 1)
+    tail = int(0.4 * steps)
     after = {
-        "constant": lambda: optax.constant_schedule(config.learning_rate),
-        "cosine": lambda: optax.cosine_decay_schedule(config.learning_rate, rest),
-        "linear": lambda: optax.linear_schedule(config.learning_rate, 0.0, rest),
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "tail": lambda: optax.linear_schedule(peak, 0.0, max(tail, 1), max(rest - tail, 0)),
     }
     if config.schedule not in after:
         raise ValueError(f"schedule is {config.schedule!r}, expected one of {sorted(after)}")
-    warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, after[config.schedule]()], [config.warmup_steps])
+    warm = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([warm, after[config.schedule]()], [warmup])
 
 
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing."""
-    # counts from 1: the first step of a warm-up already moves
-    rate = learning_rate(config, steps)
+    """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing.
 
-    def schedule(count):
-        return rate(count + 1)
+    Muon (with AdamW at `adam_learning_rate` for what is no matrix) is for models made from
+    nothing; `adamw` for fine-tuning.
+    """
+
+    def rate(peak):  # counted from 1: the first step of a warm-up already moves
+        schedule = learning_rate(config, steps, peak)
+        return lambda count: schedule(count + 1)
 
     if config.name == "adamw":
-        inner = optax.adamw(schedule, config.b1, config.b2, weight_decay=config.weight_decay)
+        inner = optax.adamw(
+            rate(config.learning_rate), config.b1, config.b2, weight_decay=config.weight_decay
+        )
     elif config.name == "muon":
         inner = optax.contrib.muon(
-            schedule, adam_b1=config.b1, adam_b2=config.b2, weight_decay=config.weight_decay
+            rate(config.learning_rate),
+            adam_learning_rate=rate(config.adam_learning_rate or config.learning_rate),
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
         )
     else:
         raise ValueError(f"optimizer is {config.name!r}, expected 'adamw' or 'muon'")
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.apply_if_finite(optax.chain(clip, inner), _SKIP_LIMIT)
+
+
+def _matrices(params):
+    """Muon's share: kernels, by their last two axes, since layers are stacked on the first."""
+
+    def axes(path, leaf):
+        is_kernel = str(getattr(path[-1], "key", "")) == "kernel"
+        return (
+            optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_kernel else None
+        )
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -202,7 +202,9 @@ def test_sharded_update_equals_one_device(directory, loaded, sampled, shape):
     assert update._cache_size() == 1  # the new state lies where the old one did
 
 
-@pytest.mark.parametrize("schedule,last", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0)])
+@pytest.mark.parametrize(
+    "schedule,last", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0), ("tail", 0.0)]
+)
 def test_schedules(schedule, last):
     config = engine.small_config().optimizer
     config.learning_rate, config.warmup_steps, config.schedule = 1.0, 4, schedule
