@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from rdbcl_jax.models import lora
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.models.qwen_vl.weights import Source, published_name, source_of
@@ -74,7 +75,7 @@ def save_pretrained(
     like: str | pathlib.Path | None = None,
     shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Writes a directory that `from_pretrained` and transformers read.
+    """Writes a directory that `from_pretrained` and transformers read; adapters are merged.
 
     Where parameters are spread over several hosts all of them must call; the first one writes.
 
@@ -86,6 +87,7 @@ def save_pretrained(
         holds the tensors of one file at a time.
     """
     path = pathlib.Path(path)
+    model, params = lora.merge(model, params)
     writes = jax.process_index() == 0
     if writes:
         path.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rdbcl_jax.batches import Images, PromptBatch
 from rdbcl_jax.models.attention import Block
 from rdbcl_jax.models.layers import inverse_frequencies, rotary
+from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.text import TextLayer, mrope_axes
@@ -53,12 +54,14 @@ class QwenVL:
       param_dtype: of the parameters that `init` makes.
       remat: what the backward pass recomputes: "none", each layer in "full", or all of it but
         the results of matrix products ("dots").
+      lora: low-rank adapters beside the matrices it names; see `lora.add`.
     """
 
     config: QwenVLConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
+    lora: LoRA | None = None
 
     # ---------------------------------------------------------------- parameters
 
@@ -290,7 +293,20 @@ def _builders(model: QwenVL):
         builders["deepstack_merger_list"] = lambda rngs: PatchMerger(
             vision, norm_merged=True, rngs=rngs, **dtypes
         )
-    return builders
+    if model.lora is None:
+        return builders
+    return {name: _adapted(build, name, model.lora) for name, build in builders.items()}
+
+
+def _adapted(build, name: str, lora: LoRA):
+    stack = "language_model" if name == "layers" else "visual"
+
+    def build_with_adapters(rngs):
+        module = build(rngs)
+        adapt(module, f"{stack}/{name}", lora, rngs)
+        return module
+
+    return build_with_adapters
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,48 @@
+"""Which parameters learn: a tree is split in two by the names of its leaves, and joined again.
+
+The trained half is what gradients, the optimizer and the reference copy see. The other half is
+passed beside it, held once, and costs no backward pass: a frozen vision tower keeps no activations.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+
+Params = dict[str, Any]
+
+ALL = ""
+WITHOUT_VISION = r"^(language_model|lm_head)/"
+ADAPTERS = r"/lora_[ab]$"
+
+
+def split(params: Params, pattern: str) -> tuple[Params, Params]:
+    """(trained, frozen): two trees of the structure of `params`, None where a leaf is the other's.
+
+    A leaf is trained where `pattern`, a regular expression, is found in its name, such as
+    `language_model/layers/self_attn/q_proj/kernel`. Raises ValueError where none is.
+    """
+    trained = select(params, pattern)
+    if not any(jax.tree.leaves(trained)):
+        raise ValueError(f"no parameter's name matches {pattern!r}: nothing would be trained")
+
+    def keep(kind):
+        return jax.tree.map(lambda p, t: p if t == kind else None, params, trained)
+
+    return keep(True), keep(False)
+
+
+def join(trained: Params, frozen: Params) -> Params:
+    """The whole tree again; nothing is copied."""
+    return jax.tree.map(
+        lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda leaf: leaf is None
+    )
+
+
+def select(params: Params, pattern: str) -> Any:
+    """True for every leaf whose name matches."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(pattern, "/".join(k.key for k in path)) is not None, params
+    )
