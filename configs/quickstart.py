@@ -15,8 +15,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
     config.model.remat = False
     config.base.size = {"depth": 3}
-    config.base.steps = 500
-    config.base.batch_size = 64
+    config.base.seed = config.get_ref("seed")  # every seed has a base model of its own
 
     config.data.prompt_lengths = (16,)
     config.data.patch_slots = (16,)

@@ -13,7 +13,7 @@ command lines and needs no xmanager. Where the runs go:
     --executor=vertex  a Vertex AI job in a container, `--resources=a100=8` or `tpu_v3=8`
 
 What was run: `local`, with xmanager 0.8.5. `pod` was run with a stand-in for gcloud, never on a
-TPU, and the trainer does not yet call jax.distributed.initialize(), which several hosts need.
+TPU; two trainer processes with `--distributed` were run on one CPU machine.
 `vertex` was never run: its executor was built and its machine asked for, no job was submitted.
 xmanager 0.8.5 knows of Vertex TPUs only v2 and v3, so slices of later ones are for `pod`.
 """
@@ -132,7 +132,7 @@ def command(run: Run, options: argparse.Namespace) -> list[str]:
     train = [python, "-m", MODULE, "train", *run.flags]
     if options.executor != "pod":
         return train
-    remote = f"cd {shlex.quote(options.directory)} && {shlex.join(train)}"
+    remote = f"cd {shlex.quote(options.directory)} && {shlex.join([*train, '--distributed'])}"
     slice_ = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", options.tpu, f"--zone={options.zone}"]
     return [*slice_, "--worker=all", f"--command={remote}"]
 
