@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Float
 _MASKED = -1e30  # finite: a row with no visible key stays finite, and weighs nothing when merged
 
 
+BACKENDS = ("auto", "xla", "splash", "splash_interpret")
+
+
 class Block(NamedTuple):
     """Keys and values that queries may attend to.
 
@@ -30,14 +33,40 @@ class Block(NamedTuple):
 
 
 def attend(
-    query: Float[Array, "*lead T H Dh"], blocks: tuple[Block, ...]
+    query: Float[Array, "*lead T H Dh"],
+    blocks: tuple[Block, ...],
+    *,
+    backend: str = "xla",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, "*lead T H Dh"]:
-    """softmax(q·kᵀ/√Dh)·v over the union of `blocks`. Softmax in float32; H a multiple of Hkv."""
+    """softmax(q·kᵀ/√Dh)·v over the union of `blocks`. Softmax in float32; H a multiple of Hkv.
+
+    Args:
+      backend: "xla"; "splash", the TPU kernel for the long sequences of prefill and training, and
+        XLA for the rest (decoding, windows); "splash_interpret", the same without a TPU, for
+        tests; "auto", splash on TPU.
+      mesh: where the arrays lie; XLA needs none.
+    """
+    if _resolve(backend, mesh) != "xla":
+        from rdbcl_jax.models import splash
+
+        if splash.serves(query, blocks, mesh):
+            interpret = backend == "splash_interpret"
+            return splash.attend(query, blocks, mesh=mesh, interpret=interpret)
     parts = [_attend_block(query, block) for block in blocks]
     top = jnp.max(jnp.stack([m for _, m, _ in parts]), axis=0)
     weighted = sum(out * jnp.exp(m - top)[..., None] for out, m, _ in parts)
     total = sum(s * jnp.exp(m - top) for _, m, s in parts)
     return (weighted / total[..., None]).astype(query.dtype)
+
+
+def _resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
+    if backend not in BACKENDS:
+        raise ValueError(f"attention backend is {backend!r}, expected one of {BACKENDS}")
+    if backend != "auto":
+        return backend
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return "splash" if platform == "tpu" else "xla"
 
 
 def _attend_block(query, block):

@@ -36,6 +36,7 @@ def from_pretrained(
     mesh: jax.sharding.Mesh | None = None,
     param_dtype: str | None = None,
     remat: str | bool = "none",
+    attention: str = "auto",
 ) -> tuple[QwenVL, Params]:
     """Reads a checkpoint directory: config.json and one or several safetensors files.
 
@@ -47,13 +48,15 @@ def from_pretrained(
       dtype: of activations; `param_dtype` of the parameters (default: the same).
       mesh: shards the parameters by `sharding.param_shardings`; None: one device.
       remat: as in `QwenVL`; True means "full", False "none".
+      attention: the backend, as in `attention.attend`.
     Raises:
       ValueError: an unknown model_type, or one list of all missing, unexpected and mis-shaped
         tensors.
     """
     path = pathlib.Path(path)
     config = read_config(path)
-    model = QwenVL(config, dtype, param_dtype or dtype, _REMAT.get(remat, remat))
+    remat = _REMAT.get(remat, remat)
+    model = QwenVL(config, dtype, param_dtype or dtype, remat, attention=attention, mesh=mesh)
     checkpoint = _Checkpoint(path, config.family)
     shapes = model.abstract_params()
     sources = _sources(model, shapes)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import Images, PromptBatch
-from rdbcl_jax.models.attention import Block
+from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.layers import inverse_frequencies, rotary
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.qwen_vl import inputs
@@ -55,6 +55,8 @@ class QwenVL:
       remat: what the backward pass recomputes: "none", each layer in "full", or all of it but
         the results of matrix products ("dots").
       lora: low-rank adapters beside the matrices it names; see `lora.add`.
+      attention: backend of `attention.attend`; "auto" takes what fits the platform.
+      mesh: where parameters and batches lie; None: one device.
     """
 
     config: QwenVLConfig
@@ -62,6 +64,8 @@ class QwenVL:
     param_dtype: str = "float32"
     remat: str = "none"
     lora: LoRA | None = None
+    attention: str = "auto"
+    mesh: jax.sharding.Mesh | None = None
 
     # ---------------------------------------------------------------- parameters
 
@@ -276,15 +280,16 @@ def _builders(model: QwenVL):
     """Constructors of each NNX module, by its place in the parameters."""
     text, vision = model.config.text, model.config.vision
     dtypes = {"dtype": jnp.dtype(model.dtype), "param_dtype": jnp.dtype(model.param_dtype)}
+    attention = functools.partial(attend, backend=model.attention, mesh=model.mesh)
     builders = {
         "embed_tokens": lambda rngs: nnx.Embed(text.vocab_size, text.width, rngs=rngs, **dtypes),
-        "layers": lambda rngs: TextLayer(text, rngs=rngs, **dtypes),
+        "layers": lambda rngs: TextLayer(text, attend=attention, rngs=rngs, **dtypes),
         "norm": lambda rngs: nnx.RMSNorm(text.width, epsilon=text.norm_eps, rngs=rngs, **dtypes),
         "lm_head": lambda rngs: nnx.Linear(
             text.width, text.vocab_size, use_bias=False, rngs=rngs, **dtypes
         ),
         "patch_embed": lambda rngs: PatchEmbed(vision, rngs=rngs, **dtypes),
-        "blocks": lambda rngs: VisionBlock(vision, rngs=rngs, **dtypes),
+        "blocks": lambda rngs: VisionBlock(vision, attend=attention, rngs=rngs, **dtypes),
         "merger": lambda rngs: PatchMerger(vision, norm_merged=False, rngs=rngs, **dtypes),
     }
     if size := vision.position_embeddings:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.attention import Block
 from rdbcl_jax.models.layers import GatedMLP, Linear, rotate
 from rdbcl_jax.models.qwen_vl.config import TextConfig
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, **dtypes):
+    def __init__(self, config: TextConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
+        self.attend = attend
         self.head_dim = config.head_dim
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
         bias = {"use_bias": config.qkv_bias, "rngs": rngs, **dtypes}
@@ -34,15 +37,15 @@ class Attention(nnx.Module):
         if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, rope), rotate(key, rope)
-        out = attend(query, (*context, Block(key, value, mask, causal=True)))
+        out = self.attend(query, (*context, Block(key, value, mask, causal=True)))
         return self.o_proj(out.reshape(*x.shape[:-1], -1)), (key, value)
 
 
 class TextLayer(nnx.Module):
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs, **dtypes):
+    def __init__(self, config: TextConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
         norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
         self.input_layernorm = nnx.RMSNorm(config.width, **norm)
-        self.self_attn = Attention(config, rngs=rngs, **dtypes)
+        self.self_attn = Attention(config, attend=attend, rngs=rngs, **dtypes)
         self.post_attention_layernorm = nnx.RMSNorm(config.width, **norm)
         self.mlp = GatedMLP(config.width, config.mlp_width, bias=False, rngs=rngs, **dtypes)
 

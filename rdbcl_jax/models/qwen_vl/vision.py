@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.attention import Block
 from rdbcl_jax.models.layers import MLP, GatedMLP, Linear, inverse_frequencies, rotary, rotate
 from rdbcl_jax.models.qwen_vl.config import VisionConfig
 
@@ -30,7 +32,8 @@ class PatchEmbed(nnx.Module):
 
 
 class VisionAttention(nnx.Module):
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes):
+    def __init__(self, config: VisionConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
+        self.attend = attend
         self.heads = config.heads
         self.window = config.window_units**2 * config.merge_size**2
         self.qkv = Linear(config.width, 3 * config.width, rngs=rngs, **dtypes)
@@ -43,14 +46,14 @@ class VisionAttention(nnx.Module):
         query, key = rotate(query, rope), rotate(key, rope)
 
         def over_image():
-            return attend(query, (Block(key, value, mask),))
+            return self.attend(query, (Block(key, value, mask),))
 
         def over_windows():
             def split(a):
                 return a.reshape(*lead, -1, self.window, *a.shape[len(lead) + 1 :])
 
             block = Block(split(key), split(value), split(mask))
-            return attend(split(query), (block,)).reshape(query.shape)
+            return self.attend(split(query), (block,)).reshape(query.shape)
 
         # a scalar predicate: only the branch taken runs
         out = jax.lax.cond(is_full, over_image, over_windows) if self.window else over_image()
@@ -58,10 +61,10 @@ class VisionAttention(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs, **dtypes):
+    def __init__(self, config: VisionConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
         self.norm1 = _norm(config, config.width, rngs=rngs, **dtypes)
         self.norm2 = _norm(config, config.width, rngs=rngs, **dtypes)
-        self.attn = VisionAttention(config, rngs=rngs, **dtypes)
+        self.attn = VisionAttention(config, attend=attend, rngs=rngs, **dtypes)
         size = config.width, config.mlp_width
         if config.activation == "silu":
             self.mlp = GatedMLP(*size, bias=True, rngs=rngs, **dtypes)
