@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     config.sequence = ("sum", "walk", "alt", "horner", "absd", "jigsaw")
 
     config.model.dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "none"
     config.base.size = {"depth": 3}
     config.base.seed = config.get_ref("seed")  # every seed has a base model of its own
 

@@ -39,7 +39,8 @@ def make_base(
     if jax.process_index() == 0:
         write_tiny_model(draft, TinySize(**config.base.size))
         model = QwenVL(read_config(draft), "float32", "float32")
-        save_pretrained(draft, model, model.init(jax.random.key(config.base.seed)), like=draft)
+        params = jax.device_get(model.init(jax.random.key(config.base.seed)))
+        save_pretrained(draft, model, params, like=draft)
     multihost_utils.sync_global_devices("draft of the base model")
     policy, params = load_policy(_at(config, draft), mesh)
     demonstrations = suite.Demonstrations(
@@ -55,14 +56,15 @@ def make_base(
         threads=config.data.threads,
         on_step=on_step,
     )
+    save_pretrained(draft, policy.model, params, like=draft)
     if jax.process_index() == 0:
-        save_pretrained(draft, policy.model, params, like=draft)
         draft.rename(directory)  # in one move: what is there is complete
     multihost_utils.sync_global_devices("base model")
     return directory
 
 
 def _at(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
+    """The config with the model at `path`, of which everything learns."""
     config = config.copy_and_resolve_references()
-    config.model.path = str(path)
+    config.model.path, config.model.lora.rank, config.model.freeze_vision = str(path), 0, False
     return config

@@ -84,7 +84,15 @@ def model() -> dict:
         "path": "",  # a Hugging Face checkpoint directory; empty: make the tiny base of `base`
         "dtype": "bfloat16",  # of activations and matrix products
         "param_dtype": "float32",  # of parameters, gradients and optimizer state
-        "remat": True,
+        "remat": "full",  # what the backward pass recomputes: "none", "full", or "dots" for less
+        "freeze_vision": False,
+        "lora": {  # only adapters are trained, and saved; rank 0: off
+            "rank": 0,
+            "alpha": 32.0,
+            "targets": r"^language_model/layers/.*_proj$",  # which matrices, by name
+        },
+        "min_pixels": 0,  # images are resized into these limits; 0: the checkpoint's own
+        "max_pixels": 0,
     }
 
 

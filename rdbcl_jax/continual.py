@@ -102,7 +102,7 @@ class _Run:
             config = self.config = config.copy_and_resolve_references()
             config.model.path = str(path)
         self.policy, self.base = load_policy(config, self.mesh)
-        self.learner = Learner(config, self.policy, self.method, self.rewards)
+        self.learner = Learner(config, self.policy, self.base, self.method, self.rewards)
 
     def _learn_all(self, done: int) -> None:
         saved = _read_json(self.workdir / "results.json") if done else {}

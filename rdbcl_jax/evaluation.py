@@ -60,7 +60,7 @@ def evaluate(
     ):
         rollouts = sample(
             policy.model,
-            params,
+            policy.whole(params),
             put_batch(prompts, policy.mesh),
             jax.random.key(0),  # greedy: never drawn from
             samples=1,

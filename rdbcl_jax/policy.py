@@ -9,23 +9,35 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from transformers import AutoTokenizer
 
-from rdbcl_jax.data.prompts import PromptEncoder, load_processors
-from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.models import from_pretrained, lora, trainable
+from rdbcl_jax.models.qwen_vl.images import image_processor
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.rollout.spans import SpanFinder
+from rdbcl_jax.sharding import param_shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is fixed about a policy during a run; its parameters travel apart."""
+    """What is fixed about a policy during a run; the parameters that learn travel apart.
+
+    Those that do not learn (`frozen`: all but the adapters with LoRA, a frozen vision tower) are
+    held here once, and shared by the policy and its reference.
+    """
 
     model: QwenVL
+    frozen: Params
     tokenizer: Any
     encoder: PromptEncoder
     spans: SpanFinder
     mesh: jax.sharding.Mesh
+
+    def whole(self, params: Params) -> Params:
+        """All parameters, from those that learn; nothing is copied."""
+        return trainable.join(params, self.frozen)
 
     def sampling(self, rollout: ConfigDict, *, greedy: bool = False) -> Sampling:
         """The run's sampling options. Pictures' ids, padding and ids that are no token are
@@ -63,7 +75,10 @@ class Policy:
 
 
 def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:
-    """Reads the checkpoint directory `config.model.path` onto the mesh."""
+    """Reads the checkpoint directory `config.model.path` onto the mesh.
+
+    Returns the policy and the parameters that learn.
+    """
     options = config.model
     model, params = from_pretrained(
         options.path,
@@ -72,10 +87,22 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         mesh=mesh,
         remat=options.remat,
     )
-    tokenizer, image_processor = load_processors(options.path)
+    learning = trainable.WITHOUT_VISION if options.freeze_vision else trainable.ALL
+    if options.lora.rank:
+        adapters = lora.LoRA(**options.lora)
+        model, params = lora.add(model, params, adapters, jax.random.key(config.seed))
+        shardings = param_shardings(params, mesh)
+        params = jax.tree.map(jax.device_put, params, shardings)
+        learning = trainable.ADAPTERS
+    params, frozen = trainable.split(params, learning)
+    tokenizer = AutoTokenizer.from_pretrained(options.path)
     encoder = PromptEncoder(
         tokenizer,
-        image_processor,
+        image_processor(
+            options.path,
+            min_pixels=options.min_pixels or None,
+            max_pixels=options.max_pixels or None,
+        ),
         model.config,
         lengths=config.data.prompt_lengths,
         slots=config.data.patch_slots,
@@ -83,4 +110,4 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         response_lengths=(config.rollout.max_tokens,),
         template=config.data.template,
     )
-    return Policy(model, tokenizer, encoder, SpanFinder(tokenizer), mesh), params
+    return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), params

@@ -1,16 +1,20 @@
 """The whole line on a very small model: what it writes, which reference it uses, how it resumes."""
 
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 
 from rdbcl_jax import continual
+from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.continual import train
 from rdbcl_jax.main import run as command_line
 from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.logs import read_run, read_samples
+from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.learner import Learner
 from tests import engine
 
@@ -129,6 +133,36 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     assert read_samples(tmp_path).equals(read_samples(workdir))
     again = train(config, tmp_path)  # nothing left to do
     assert again["splits"] == expected["splits"]
+
+
+@pytest.mark.parametrize("kind", ["lora", "freeze_vision"])
+def test_only_what_learns_is_changed_and_saved(watched, tmp_path, kind):
+    config = engine.small_config()
+    config.training.steps = 2
+    config.sequence = ("sum",)
+    config.rewards.functions = {"brief": "tests.engine:brief"}  # one that varies from the start
+    config.rewards.weights = {"brief": 1.0}
+    if kind == "lora":
+        config.model.lora.rank = 4
+    else:
+        config.model.freeze_vision = True
+    (tmp_path / "base").symlink_to(watched[0] / "base")
+    train(config, tmp_path)
+    config.model.path = str(tmp_path / "base")
+    policy, params = load_policy(config, make_mesh())
+    names = {
+        jax.tree_util.keystr(k, simple=True, separator="/")
+        for k, _ in jax.tree_util.tree_leaves_with_path(params)
+    }
+    wanted = r"/lora_[ab]$" if kind == "lora" else r"^language_model/"
+    assert names and all(re.search(wanted, name) for name in names)
+    learned = Checkpoints(tmp_path).restore_task(1, params)  # has exactly these leaves
+    assert not equal(learned, params)
+    # the reference and the policy hold the frozen half once
+    whole, again = policy.whole(learned), policy.whole(params)
+    frozen = jax.tree.leaves(policy.frozen)
+    shared = {id(a) for a in jax.tree.leaves(whole)} & {id(a) for a in jax.tree.leaves(again)}
+    assert {id(a) for a in frozen} == shared
 
 
 def test_another_config_in_a_started_workdir_is_refused(watched):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,18 +21,6 @@ class SupervisedBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Int[np.ndarray, "P G T"]
     mask: Bool[np.ndarray, "P G T"]
-
-
-def load_processors(path: str | pathlib.Path) -> tuple[Any, Any]:
-    """The tokenizer and image processor of a checkpoint directory.
-
-    The image processor is the PIL one by name: `AutoImageProcessor` would take torchvision's
-    where that is installed, and resized pixels would then differ between machines.
-    """
-    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
-
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path)
 
 
 class PromptEncoder:

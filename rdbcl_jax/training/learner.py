@@ -47,13 +47,20 @@ Report = Callable[[int, dict[str, float], dict[str, Any]], None]  # step, metric
 class Learner:
     """Runs a method on one task after another; the jitted programs are shared by all of them."""
 
-    def __init__(self, config: ConfigDict, policy: Policy, method: Method, rewards: RewardConfig):
+    def __init__(
+        self,
+        config: ConfigDict,
+        policy: Policy,
+        params: Params,
+        method: Method,
+        rewards: RewardConfig,
+    ):
         self.config, self.policy, self.method, self.rewards = config, policy, method, rewards
         training, rollout = config.training, config.rollout
         self.optimizer = make_optimizer(config.optimizer, training.steps)
         self._rate = learning_rate(config.optimizer, training.steps)
         self._sampling = policy.sampling(rollout)
-        abstract = jax.eval_shape(self._create, policy.model.abstract_params())
+        abstract = jax.eval_shape(self._create, params)
         shardings = param_shardings(abstract, policy.mesh)
         self._init = jax.jit(self._create, out_shardings=shardings)
         self._update = make_update(
@@ -115,7 +122,7 @@ class Learner:
                     step, batch=dataclasses.replace(step.batch, old_logps=old)
                 )
             for _ in range(training.updates_per_batch):
-                state, *device = self._update(state, step.batch)
+                state, *device = self._update(state, self.policy.frozen, step.batch)
             unreported = step = dataclasses.replace(step, device=tuple(device))
             every, done = training.checkpoint_every, index + 1
             if every and done % every == 0 and done < training.steps:
@@ -148,14 +155,19 @@ class Learner:
         key = jax.random.fold_in(jax.random.key(self.config.seed), step)
         samples = self.config.rollout.samples
         return sample(
-            self.policy.model, params, prompts, key, samples=samples, sampling=self._sampling
+            self.policy.model,
+            self.policy.whole(params),
+            prompts,
+            key,
+            samples=samples,
+            sampling=self._sampling,
         )
 
     def score(self, params, prompts: PromptBatch, rollouts: Rollouts):
         """Log-probs of the responses under any parameters."""
         return score(
             self.policy.model,
-            params,
+            self.policy.whole(params),
             prompts,
             rollouts.tokens,
             rollouts.mask,

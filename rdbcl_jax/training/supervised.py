@@ -54,7 +54,7 @@ def fine_tune(
     )
     before = None
     for step in range(options.steps):
-        state, metrics, _ = update(state, put_batch(next(feed), policy.mesh))
+        state, metrics, _ = update(state, policy.frozen, put_batch(next(feed), policy.mesh))
         if before is not None:
             on_step(step, float(before))
         before = metrics["loss"]

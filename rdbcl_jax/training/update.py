@@ -18,6 +18,7 @@ from rdbcl_jax.core.logprobs import token_logprobs
 from rdbcl_jax.core.losses import mean_terms
 from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
+from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.training.state import TrainState
 
@@ -68,7 +69,7 @@ class UpdateConfig:
     entropy: bool = True
 
 
-Update = Callable[[TrainState, TrainBatch], tuple[TrainState, dict, dict]]
+Update = Callable[[TrainState, Params, TrainBatch], tuple[TrainState, dict, dict]]
 
 
 def make_update(
@@ -78,17 +79,18 @@ def make_update(
     config: UpdateConfig,
     state_shardings: Any = None,
 ) -> Update:
-    """The jitted update: (state, batch) → (state, metrics, per-sample values [P, G]).
+    """The jitted update: (state, frozen, batch) → (state, metrics, per-sample values [P, G]).
 
-    The state is donated. Metrics are scalars under TRL's names; per-sample values are `kl`,
+    The state, with the parameters that learn, is donated; `frozen` are those that do not, and
+    cost no backward pass. Metrics are scalars under TRL's names; per-sample values are `kl`,
     `kl_coef` and what the method adds (`rp`). `state_shardings` keeps the new state where the old
     one was, so that the second call finds the first one's program.
     """
     gradients = functools.partial(_gradients, model, method, config)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None, None))
-    def update(state: TrainState, batch: TrainBatch):
-        grads, metrics, samples = gradients(state.params, batch)
+    def update(state: TrainState, frozen: Params, batch: TrainBatch):
+        grads, metrics, samples = gradients(state.params, frozen, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
@@ -100,11 +102,12 @@ def make_update(
     return update
 
 
-def _gradients(model, method: Method, config: UpdateConfig, params, batch: TrainBatch):
+def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batch):
     """Gradients of the whole batch's loss, its metrics and its per-sample values."""
 
     def loss(params, batch, anchor):
-        terms, samples = _loss_terms(model, method, config, params, batch, anchor)
+        whole = trainable.join(params, frozen)
+        terms, samples = _loss_terms(model, method, config, whole, batch, anchor)
         return terms.loss_sum, (terms, samples)
 
     grad = jax.grad(loss, has_aux=True)

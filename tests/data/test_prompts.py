@@ -3,11 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoTokenizer
 
 from rdbcl_jax.data import suite, tiny
-from rdbcl_jax.data.prompts import PromptEncoder, load_processors, pad
+from rdbcl_jax.data.prompts import PromptEncoder, pad
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.images import image_processor
 
 SIZES = {
     "lengths": (16, 32),
@@ -20,7 +22,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def make_encoder(tmp_path_factory):
     path = tiny.write_tiny_model(tmp_path_factory.mktemp("tiny"))
-    parts = (*load_processors(path), read_config(path))
+    parts = (AutoTokenizer.from_pretrained(path), image_processor(path), read_config(path))
     return lambda **options: PromptEncoder(*parts, **options)
 
 

@@ -60,7 +60,8 @@ def run(policy, params, batch, chosen=None, optimizer=None, **options):
     optimizer = optimizer or optax.apply_if_finite(optax.sgd(1.0), 10)
     config = UpdateConfig(chunk_size=64, **options)
     update = make_update(policy.model, optimizer, chosen or method(), config)
-    return update(TrainState.create(jax.tree.map(jnp.copy, params), optimizer), batch)
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    return update(state, policy.frozen, batch)
 
 
 def test_at_a_tasks_start_kl_is_exactly_zero_and_rp_exactly_one(loaded, sampled):
@@ -191,14 +192,14 @@ def test_sharded_update_equals_one_device(directory, loaded, sampled, shape):
     state = jax.jit(create, out_shardings=shardings)(sharded_params)
     config = UpdateConfig(chunk_size=64)
     update = make_update(sharded.model, optimizer, method(), config, shardings)
-    state, sharded_metrics, _ = update(state, put_batch(host, mesh))
+    state, sharded_metrics, _ = update(state, sharded.frozen, put_batch(host, mesh))
     for name in ("loss", "kl", "kl_coef/mean", "rp/mean", "rp/std", "grad_norm"):
         np.testing.assert_allclose(sharded_metrics[name], metrics[name], rtol=1e-4, atol=1e-6)
     for a, b, start in zip(
         *map(jax.tree.leaves, (state.params, expected.params, params)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b - start).max() + 1e-7)
-    update(state, put_batch(host, mesh))
+    update(state, sharded.frozen, put_batch(host, mesh))
     assert update._cache_size() == 1  # the new state lies where the old one did
 
 
