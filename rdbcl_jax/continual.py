@@ -99,7 +99,8 @@ class _Run:
             with self._timed("base"):
                 self.progress.phase("making the base model")
                 path = make_base(config, self.workdir / "base", self.mesh, on_step)
-            config = self.config = config.copy_and_resolve_references()
+            # the run's own config keeps its empty path: where the workdir lies is no setting
+            config = config.copy_and_resolve_references()
             config.model.path = str(path)
         self.policy, self.base = load_policy(config, self.mesh)
         self.learner = Learner(config, self.policy, self.base, self.method, self.rewards)
