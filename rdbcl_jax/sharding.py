@@ -52,7 +52,7 @@ def param_shardings(params, mesh: Mesh):
     def rule(key_path, leaf):
         name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in key_path)
         spec = next(spec for pattern, spec in _PARAM_RULES if re.search(pattern, name))
-        stacked = "/layers/" in f"/{name}" or "/blocks/" in f"/{name}"
+        stacked = re.search(r"/(layers|blocks|deepstack_merger_list)/", f"/{name}") is not None
         axes = (None, *spec) if stacked and spec else tuple(spec)
         return NamedSharding(mesh, P(*_divisible(axes, leaf.shape, mesh)))
 

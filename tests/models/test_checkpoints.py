@@ -229,6 +229,10 @@ def test_a_mesh_changes_where_parameters_lie_not_what_they_are(family, sizes):
     assert_same(params, models.params)
     kernel = params["language_model"]["layers"]["mlp"]["up_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
+    if "deepstack_merger_list" in params["visual"]:
+        kernel = params["visual"]["deepstack_merger_list"]["fc1"]["kernel"]
+        shape = (2, 96 // sizes[1], 96 // sizes[2])  # the stack itself is never split
+        assert kernel.addressable_shards[0].data.shape == shape
 
 
 @families
