@@ -35,6 +35,7 @@ from rdbcl_jax.data.records import Record
 
 CELLS = 4  # of a picture, two by two
 STEPS = 3  # digits read, and states written
+FRAME = 128  # grey of the line around a jigsaw's picture: the straight edges of its outer pieces
 
 ROUTES = {  # the cell read first, second, …; no two routes end in the same cell
     "rows": (0, 1, 2, 3),
@@ -102,11 +103,10 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
     picture, facts = make(task, split, rng)
     columns = {**facts, **cues}
     cue_words = (ROUTE_CUES[cues["route_cue"]], FINISH_CUES[cues["finish_cue"]])
-    start = (str(facts["start"]),) if "start" in facts else ()
     return Record(
         id=f"{task}-{split}-{seed}-{index}",
         task=task,
-        prompt=" ".join((task, *start, *cue_words)),
+        prompt=" ".join((task, str(facts["start"]), *cue_words)),
         images=(picture,),
         answer=_solve(task, columns, TASKS[task].verified)[1],
         verifier="jigsaw" if task == "jigsaw" else "exact",
@@ -152,10 +152,12 @@ def _four_digits(task: str, split: str, rng: np.random.Generator):
 def _jigsaw_picture(task: str, split: str, rng: np.random.Generator):
     pixels, labels, sources = _draw(split, 1, rng)
     half = digits.SIDE  # the digit is enlarged twice, so that a tile is as large as a digit cell
-    large = np.asarray(_picture(pixels[0]).resize((2 * half, 2 * half), Image.Resampling.BILINEAR))
+    large = np.array(_picture(pixels[0]).resize((2 * half, 2 * half), Image.Resampling.BILINEAR))
+    large[[0, -1]] = large[:, [0, -1]] = FRAME
     tiles = large.reshape(2, half, 2, half).swapaxes(1, 2).reshape(4, half, half)
     places = rng.permutation(4)
-    facts = {"digits": labels, "places": places.tolist(), "sources": sources}
+    # the side takes the first state's place, so that all prompts read the picture from as far
+    facts = {"digits": labels, "places": places.tolist(), "start": 2, "sources": sources}
     return Image.fromarray(_mosaic(tiles[places]), "L"), facts
 
 
@@ -234,9 +236,8 @@ def make_trace(
 class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
-    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn; walk and jigsaw,
-    which read the picture in their own ways, come twice as often. Each decision follows its cue
-    with probability `follow`.
+    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn; walk, which reads
+    the picture in its own way, comes twice. Each decision follows its cue with probability `follow`.
 
     A share `slips` of the jigsaws mistakes two places for each other and answers accordingly. A
     picture shows all places at once, so only where trace and picture disagree can a model learn
@@ -247,7 +248,7 @@ class Demonstrations:
         self,
         count: int,
         seed: int,
-        tasks: Sequence[str] = (*TASKS, "walk", "jigsaw"),
+        tasks: Sequence[str] = (*TASKS, "walk"),
         follow: float = 0.8,
         slips: float = 0.3,
     ):
