@@ -237,7 +237,8 @@ class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
     Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn; walk, which reads
-    the picture in its own way, comes twice. Each decision follows its cue with probability `follow`.
+    the picture in its own way, comes twice. Each decision follows its cue with probability
+    `follow`.
 
     A share `slips` of the jigsaws mistakes two places for each other and answers accordingly. A
     picture shows all places at once, so only where trace and picture disagree can a model learn
