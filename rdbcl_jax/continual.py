@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import glob
 import io
+import itertools
 import json
 import pathlib
 import platform
@@ -20,8 +22,9 @@ from ml_collections import ConfigDict
 
 from rdbcl_jax.base import make_base
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import load_images
-from rdbcl_jax.data.tasks import load_sequence
+from rdbcl_jax.data.tasks import BUILT_IN, SPLITS, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models.qwen_vl.config import read_config
@@ -296,11 +299,29 @@ def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def dry(config: ConfigDict) -> ConfigDict:
-    """The same run at two steps a task and a handful of records: does everything fit together?"""
+    """The same run in small: two steps a task on a few records of few tokens.
+
+    A model or a data file that is not there is replaced by a tiny random one and by built-in
+    records, so that a recipe can be tried where neither has been fetched.
+    """
     config = config.copy_and_resolve_references()
-    config.training.steps = config.base.steps = 2
-    config.data.train_count = config.data.validation_count = config.data.test_count = 8
+    if not pathlib.Path(config.model.path or "/").exists():
+        config.model.path = ""
+    for name, built_in in zip(config.sequence, itertools.cycle(suite.TASKS)):
+        if any(not _exists(config.tasks.get(name, {}).get(split)) for split in SPLITS):
+            with config.unlocked():
+                config.tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)
+    rows = jax.device_count() * config.training.microbatches
+    config.rollout.update(prompts=rows, samples=2, max_tokens=16)
+    config.training.update(steps=2, checkpoint_every=1)
+    config.base.update(steps=2, batch_size=rows)
+    config.evaluation.batch_size = rows
+    config.data.update(train_count=rows, validation_count=2, test_count=2)
     return config
+
+
+def _exists(source: str | None) -> bool:
+    return bool(source) and (":" in source or bool(glob.glob(source)))
 
 
 def _png(images: Sequence) -> str | None:

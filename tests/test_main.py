@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import os
 import pathlib
 import runpy
@@ -23,7 +24,7 @@ def rdbcl(*args):
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
-        timeout=120,
+        timeout=400,
     )
 
 
@@ -83,3 +84,19 @@ def test_a_field_that_does_not_exist(tmp_path):
 def test_report_of_no_run(tmp_path):
     out = rdbcl("report", str(tmp_path))
     assert out.returncode == 1 and "not a workdir" in out.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quickstart", "rdbcl_qwen2_5_vl_3b", "rdbcl_qwen2_5_vl_7b"])
+def test_dry_run_of_every_recipe(tmp_path, recipe):
+    flags = ["--config.dry_run=True", "--config.sequence=('sum','gqa')"]
+    if recipe == "quickstart":
+        flags.pop()
+    else:  # not the hundreds of padded positions that real pictures need
+        flags += ["--config.data.prompt_lengths=(64,)", "--config.data.patch_slots=(64,)"]
+        flags.append("--config.training.microbatches=2")
+    out = rdbcl("train", f"--config=configs/{recipe}.py", f"--workdir={tmp_path}", *flags)
+    assert out.returncode == 0, out.stderr
+    assert (tmp_path / "report.html").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "done"
+    assert "\x1b" not in out.stdout  # no terminal: no escape codes
