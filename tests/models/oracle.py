@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import pathlib
+import shutil
 import tempfile
 
 import numpy as np
@@ -102,6 +104,7 @@ def torch_model(family: str, *, text=(), vision=(), tied=False, seed=0):
 
 def checkpoint(model) -> pathlib.Path:
     path = pathlib.Path(tempfile.mkdtemp(prefix="checkpoint_"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
     model.save_pretrained(path)
     return path
 
