@@ -135,6 +135,18 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     assert again["splits"] == expected["splits"]
 
 
+def test_several_updates_per_batch_leave_the_reference_where_it_was(watched, tmp_path):
+    config = engine.small_config()
+    config.sequence, config.training.steps = ("sum",), 1
+    config.training.updates_per_batch, config.training.microbatches = 2, 1
+    config.rewards.functions = {"brief": "tests.engine:brief"}
+    config.rewards.weights = {"brief": 1.0}
+    (tmp_path / "base").symlink_to(watched[0] / "base")
+    train(config, tmp_path)
+    (row,) = read_run(tmp_path).steps  # of the second update of the task's first batch
+    assert row["kl"] > 0 and row["rp/mean"] == 1  # RP is of the policy that sampled
+
+
 @pytest.mark.parametrize("kind", ["lora", "freeze_vision"])
 def test_only_what_learns_is_changed_and_saved(watched, tmp_path, kind):
     config = engine.small_config()

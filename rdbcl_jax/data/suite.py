@@ -11,7 +11,9 @@ The *route* says in which order the cells are read, the *finish* how the last st
 answer: `next` is s + 1, `flip` is 9 − s. The prompt `sum 7 red day` gives the task, the first
 state and two cues. A base model is taught to follow the cues (mostly); the verifier of each task
 wants one procedure, whatever the cues say. So some prompts are solved by what the model did
-before, some need one other decision, some two, and every two tasks disagree about at least one.
+before, some need one other decision, some two. All tasks want the same finish; their routes agree
+for some pairs of tasks and conflict for others. (Where finishes conflicted too, the choice of the
+first task had no entropy left to be unlearned by the next ones.)
 
 `walk` numbers the cells along the route; its state is a cell, and the digit d there says to go on
 by 1 + d mod 3 cells. The trace ends with the digit at the last cell, which becomes the answer.
@@ -75,11 +77,11 @@ def _task(name: str, route: str, finish: str, cue_shift: int, step=None) -> Task
 TASKS = {
     task.name: task
     for task in (
-        _task("sum", "rows", "flip", 0, lambda s, d, k: (s + d) % 10),
+        _task("sum", "rows", "next", 0, lambda s, d, k: (s + d) % 10),
         _task("walk", "columns", "next", 1),
-        _task("alt", "back", "next", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
-        _task("horner", "columns", "flip", 0, lambda s, d, k: (2 * s + d) % 10),
-        _task("absd", "back", "flip", 1, lambda s, d, k: abs(s - d)),
+        _task("alt", "rows", "next", 2, lambda s, d, k: (s - d if k % 2 else s + d) % 10),
+        _task("horner", "columns", "next", 0, lambda s, d, k: (2 * s + d) % 10),
+        _task("absd", "back", "next", 1, lambda s, d, k: abs(s - d)),
         _task("jigsaw", "rows", "next", 2),
     )
 }
@@ -236,9 +238,9 @@ def make_trace(
 class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
-    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn; walk, which reads
-    the picture in its own way, comes twice. Each decision follows its cue with probability
-    `follow`.
+    Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn; walk and jigsaw,
+    which read the picture in ways of their own, come twice. Each decision follows its cue with
+    probability `follow`.
 
     A share `slips` of the jigsaws mistakes two places for each other and answers accordingly. A
     picture shows all places at once, so only where trace and picture disagree can a model learn
@@ -249,7 +251,7 @@ class Demonstrations:
         self,
         count: int,
         seed: int,
-        tasks: Sequence[str] = (*TASKS, "walk"),
+        tasks: Sequence[str] = (*TASKS, "walk", "jigsaw"),
         follow: float = 0.8,
         slips: float = 0.3,
     ):

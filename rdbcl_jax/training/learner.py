@@ -116,14 +116,8 @@ class Learner:
             step = self._judge(
                 index, started, records, host_prompts, prompts, rollouts, reference_logps
             )
-            if self._needs_old_logps:
-                old = self.score(state.params, prompts, rollouts)
-                step = dataclasses.replace(
-                    step, batch=dataclasses.replace(step.batch, old_logps=old)
-                )
-            for _ in range(training.updates_per_batch):
-                state, *device = self._update(state, self.policy.frozen, step.batch)
-            unreported = step = dataclasses.replace(step, device=tuple(device))
+            state, step = self._learn_from(state, step)
+            unreported = step
             every, done = training.checkpoint_every, index + 1
             if every and done % every == 0 and done < training.steps:
                 self._report(unreported, report)
@@ -218,6 +212,21 @@ class Learner:
         )
         count = int(host_prompts.mask.sum())
         return Step(index, mine, texts, scores, host, count, batch, ({}, {}), started)
+
+    def _learn_from(self, state: TrainState, step: Step) -> tuple[TrainState, Step]:
+        """All updates of a step; metrics are those of the last."""
+        batch = step.batch
+        if self._needs_old_logps:
+            old = self.score(state.params, batch.prompts, batch)
+            batch = dataclasses.replace(batch, old_logps=old)
+        for update in range(self.config.training.updates_per_batch):
+            if update == 1 and step.index == 0 and self.method.kl_coefficients is not None:
+                # the policy has left the reference, which is the policy that sampled
+                batch = dataclasses.replace(
+                    batch, reference_logps=old, reference_is_policy=jnp.asarray(False)
+                )
+            state, *device = self._update(state, self.policy.frozen, batch)
+        return state, dataclasses.replace(step, batch=batch, device=tuple(device))
 
     # ------------------------------------------------------------------ reading a step
 

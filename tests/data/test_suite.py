@@ -90,13 +90,12 @@ def test_verifier_accepts_the_answer_and_few_of_the_other_procedures(task):
     assert 1 / 6 < np.mean(rates) < 0.45
 
 
-def test_every_two_tasks_disagree_and_share_decisions_unevenly():
+def test_tasks_share_one_decision_and_conflict_in_the_other():
     wanted = [TASKS[task].verified for task in TASKS]
-    assert len(set(wanted)) == len(wanted)
-    shared = {
-        (a.route == b.route) + (a.finish == b.finish) for a, b in itertools.combinations(wanted, 2)
-    }
-    assert shared == {0, 1}
+    assert {procedure.finish for procedure in wanted} == {"next"}
+    routes = [procedure.route for procedure in wanted]
+    agree = [a == b for a, b in itertools.combinations(routes, 2)]
+    assert 1 < sum(agree) < len(agree) - 1  # several pairs agree, several conflict
 
 
 @pytest.mark.parametrize("task", TASKS)

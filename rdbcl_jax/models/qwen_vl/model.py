@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import Images, PromptBatch
@@ -79,8 +80,16 @@ class QwenVL:
 
     def lm_head(self, params: Params) -> Float[Array, "D V"]:
         if self.config.text.tied:
-            return params["language_model"]["embed_tokens"]["embedding"].T.astype(self.dtype)
-        return params["lm_head"]["kernel"].astype(self.dtype)
+            head = params["language_model"]["embed_tokens"]["embedding"].T
+        else:
+            head = params["lm_head"]["kernel"]
+        head = head.astype(self.dtype)
+        if self.mesh is None:
+            return head
+        # gathered over fsdp once here, or it would be for every chunk of tokens
+        splits = head.shape[1] % self.mesh.shape["tensor"] == 0
+        spec = PartitionSpec(None, "tensor" if splits else None)
+        return jax.lax.with_sharding_constraint(head, NamedSharding(self.mesh, spec))
 
     # ---------------------------------------------------------------- Hugging Face's arrays
 
