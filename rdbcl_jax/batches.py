@@ -9,6 +9,7 @@ Masks travel as masks: nothing is ever inferred from a token id.
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 ArrayLike = Array | np.ndarray
 
 
+@typing.dataclass_transform(frozen_default=True)
 def pytree(cls):
     """A frozen dataclass of arrays that JAX traverses."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
