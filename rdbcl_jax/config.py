@@ -118,7 +118,7 @@ def base() -> dict:
     """The tiny base model and its supervised fine-tuning; only where `model.path` is empty."""
     return {
         "seed": 0,
-        "steps": 800,
+        "steps": 600,
         "batch_size": 64,
         "size": {},  # fields of rdbcl_jax.data.tiny.TinySize that differ from its defaults
         "follow": 0.8,  # probability that a demonstration takes the decision that its cue names
