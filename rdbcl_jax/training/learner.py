@@ -38,7 +38,6 @@ class Step:
     prompt_tokens: int  # of this process's prompts, images included
     batch: TrainBatch
     device: tuple[dict, dict]  # metrics and per-sample values of the update
-    started: float
 
 
 Report = Callable[[int, dict[str, float], dict[str, Any]], None]  # step, metrics, sample columns
@@ -105,17 +104,15 @@ class Learner:
         training = self.config.training
         feed = self._feed(records, first_step, start)
         step = unreported = None
+        self._reported = time.perf_counter()
         for index in range(start, training.steps):
-            started = time.perf_counter()
             host_prompts = next(feed)
             prompts = put_batch(host_prompts, self.policy.mesh)
             rollouts = self._sample(state.params, prompts, first_step + index)
             reference_logps = self._reference(reference, prompts, rollouts, first_update=index == 0)
             if unreported:  # the device is busy with the above
                 self._report(unreported, report)
-            step = self._judge(
-                index, started, records, host_prompts, prompts, rollouts, reference_logps
-            )
+            step = self._judge(index, records, host_prompts, prompts, rollouts, reference_logps)
             state, step = self._learn_from(state, step)
             unreported = step
             every, done = training.checkpoint_every, index + 1
@@ -182,9 +179,7 @@ class Learner:
         anchored = self.method.kl_coefficients is not None
         return training.updates_per_batch > 1 or (training.microbatches > 1 and anchored)
 
-    def _judge(
-        self, index, started, records, host_prompts, prompts, rollouts, reference_logps
-    ) -> Step:
+    def _judge(self, index, records, host_prompts, prompts, rollouts, reference_logps) -> Step:
         """Rewards, spans and advantages: host work, while the device scores the reference."""
         shape = (len(host_prompts.record_ids), self.config.rollout.samples)
         host = jax.tree.map(local_rows, rollouts)
@@ -211,7 +206,7 @@ class Learner:
             **put_batch(put, self.policy.mesh),
         )
         count = int(host_prompts.mask.sum())
-        return Step(index, mine, texts, scores, host, count, batch, ({}, {}), started)
+        return Step(index, mine, texts, scores, host, count, batch, ({}, {}))
 
     def _learn_from(self, state: TrainState, step: Step) -> tuple[TrainState, Step]:
         """All updates of a step; metrics are those of the last."""
@@ -232,6 +227,7 @@ class Learner:
 
     def _report(self, step: Step, report: Report) -> None:
         metrics, samples = jax.device_get(step.device[0]), jax.tree.map(local_rows, step.device[1])
+        before, self._reported = self._reported, (now := time.perf_counter())
         rollouts, scores = step.rollouts, step.scores
         rewards = scores.total.reshape(rollouts.finished.shape)
         lengths = rollouts.mask.sum(-1)
@@ -258,7 +254,7 @@ class Learner:
             "completions/max_length": int(lengths.max()),
             "num_tokens": int(all_hosts_sum(tokens)[0]),
             "learning_rate": float(self._rate(step.index + 1)),
-            "step_time": time.perf_counter() - step.started,
+            "step_time": now - before,
             **{name: float(value) for name, value in metrics.items()},
         }
         report(step.index, row, self._columns(step, samples, lengths))
