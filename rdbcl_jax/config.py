@@ -71,7 +71,6 @@ def default_config() -> ConfigDict:
             },
             "evaluation": {
                 "batch_size": 64,
-                "every": 0,  # steps between validations on the task being learned; 0: none
             },
             "base": base(),
             "dry_run": False,  # two steps a task on a few records: does everything fit together?
