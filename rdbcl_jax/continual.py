@@ -129,7 +129,7 @@ class _Run:
             policy = jax.tree.map(jnp.copy, state.params)
             if last:
                 self.log.write_examples(self._examples(k, last, policy, reference))
-            self._finish_task(k, policy, state)
+            self._finish_task(k, policy)
             self._evaluate(k + 1, policy)
             reference, state = policy, self.learner.init(policy)
 
@@ -160,7 +160,7 @@ class _Run:
                 save=save,
             )
 
-    def _finish_task(self, k: int, policy, state) -> None:
+    def _finish_task(self, k: int, policy) -> None:
         with self._timed("checkpoints"):
             self.checkpoints.save_task(k + 1, policy)
             self.checkpoints.save_step((k + 1) * self.steps, self.learner.init(policy))
