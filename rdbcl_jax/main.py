@@ -48,6 +48,7 @@ def _train(argv: list[str]) -> None:
 
     def main(_):
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of missing torch
         for noisy in ("absl", "orbax", "grain", "jax"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         import jax
