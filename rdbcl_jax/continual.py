@@ -7,7 +7,6 @@ import contextlib
 import glob
 import io
 import itertools
-import json
 import pathlib
 import platform
 import time
@@ -29,7 +28,7 @@ from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.policy import load_policy
-from rdbcl_jax.reporting.logs import RunLog, read_steps
+from rdbcl_jax.reporting.logs import RunLog, flatten, plain, read_json, read_steps
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.rewards.scoring import RewardConfig
@@ -109,7 +108,7 @@ class _Run:
         self.learner = Learner(config, self.policy, self.base, self.method, self.rewards)
 
     def _learn_all(self, done: int) -> None:
-        saved = _read_json(self.workdir / "results.json") if done else {}
+        saved = read_json(self.workdir / "results.json", {}) if done else {}
         self.rows = {
             split: [Evaluation(a, p, saved["splits"][split]["count"]) for a, p in rows]
             for split, rows in _saved_rows(saved).items()
@@ -129,9 +128,9 @@ class _Run:
             policy = jax.tree.map(jnp.copy, state.params)
             if last:
                 self.log.write_examples(self._examples(k, last, policy, reference))
-            self._finish_task(k, policy)
-            self._evaluate(k + 1, policy)
             reference, state = policy, self.learner.init(policy)
+            self._finish_task(k, policy, state)
+            self._evaluate(k + 1, policy)
 
     def _learn_task(self, k: int, state, reference, start: int):
         task, first_step = self.tasks[k], k * self.steps
@@ -160,10 +159,10 @@ class _Run:
                 save=save,
             )
 
-    def _finish_task(self, k: int, policy) -> None:
+    def _finish_task(self, k: int, policy, fresh_state) -> None:
         with self._timed("checkpoints"):
             self.checkpoints.save_task(k + 1, policy)
-            self.checkpoints.save_step((k + 1) * self.steps, self.learner.init(policy))
+            self.checkpoints.save_step((k + 1) * self.steps, fresh_state)
 
     def _evaluate(self, row: int, policy) -> None:
         """Row `row` of both matrices, unless it is there from before a resume."""
@@ -271,11 +270,10 @@ FREE_ON_RESUME = ("training.checkpoint_every", "data.threads", "mesh.", "model.p
 
 def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
     """Raises ValueError where a started workdir belongs to a run of another config."""
-    saved = _read_json(workdir / "results.json").get("config") if done else None
+    saved = read_json(workdir / "results.json", {}).get("config") if done else None
     if saved is None:
         return
-    now = json.loads(json.dumps(config.to_dict()))
-    before, after = (_flat(c) for c in (saved, now))
+    before, after = flatten(saved), flatten(plain(config))
     differing = [
         f"{name}: {before.get(name)} in the workdir, {after.get(name)} now"
         for name in sorted(before.keys() | after.keys())
@@ -286,16 +284,6 @@ def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
             f"{workdir} holds {done} steps of another config; use a new workdir, or that "
             "config:\n  " + "\n  ".join(differing)
         )
-
-
-def _flat(config: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        inner = (
-            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-        flat |= inner
-    return flat
 
 
 def dry(config: ConfigDict) -> ConfigDict:
@@ -345,7 +333,3 @@ def _saved_rows(results: dict) -> dict[str, list]:
 def _last_tokens(workdir: pathlib.Path) -> int:
     steps = read_steps(workdir)
     return int(steps[-1].get("num_tokens", 0)) if steps else 0
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    return json.loads(path.read_text()) if path.exists() else {}

@@ -50,7 +50,7 @@ def param_shardings(params, mesh: Mesh):
     """A NamedSharding for every parameter (or array of the same name: optimizer moments)."""
 
     def rule(key_path, leaf):
-        name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in key_path)
+        name = jax.tree_util.keystr(key_path, simple=True, separator="/")
         spec = next(spec for pattern, spec in _PARAM_RULES if re.search(pattern, name))
         stacked = re.search(r"/(layers|blocks|deepstack_merger_list)/", f"/{name}") is not None
         axes = (None, *spec) if stacked and spec else tuple(spec)

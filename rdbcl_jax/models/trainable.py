@@ -44,5 +44,8 @@ def join(trained: Params, frozen: Params) -> Params:
 def select(params: Params, pattern: str) -> Any:
     """True for every leaf whose name matches."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: re.search(pattern, "/".join(k.key for k in path)) is not None, params
+        lambda path, _: (
+            re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) is not None
+        ),
+        params,
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rdbcl_jax.reporting import page, plots
-from rdbcl_jax.reporting.logs import Run, read_run
+from rdbcl_jax.reporting.logs import Run, flatten, read_run
 from rdbcl_jax.reporting.page import DASH, escape, percent
 from rdbcl_jax.reporting.report import DEFINITIONS
 
@@ -97,7 +97,7 @@ def compare_runs(
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group by method and configuration; a label names only what sets a method's groups apart."""
-    configs = [_flatten(run.results.get("config") or {}) | {"tasks": run.tasks} for run in runs]
+    configs = [flatten(run.results.get("config") or {}) | {"tasks": run.tasks} for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
     names = [name for name in names if not NOT_CONFIGURATION.search(name) and name != "method"]
     differing = [name for name in names if len({_key(c.get(name)) for c in configs}) > 1]
@@ -125,16 +125,6 @@ def _label(key: tuple, fields: dict[str, Any], found: Iterable[tuple]) -> str:
     short = [b if last.count(b) == 1 else name for name, b in zip(own, last, strict=True)]
     parts = [f"{s}={_show(fields[name])}" for s, name in zip(short, own, strict=True)]
     return page.method_name(key[0]) + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _key(value: Any) -> str:

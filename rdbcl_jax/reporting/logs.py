@@ -72,7 +72,7 @@ class RunLog:
     def write_examples(self, examples: Iterable[Mapping[str, Any]]) -> None:
         """Add examples to those of earlier calls."""
         path = self.workdir / "examples.json"
-        _write_json(path, _read_json(path, []) + plain(list(examples)))
+        _write_json(path, read_json(path, []) + plain(list(examples)))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Replace results.json in one move: a reader sees the old file or the new one."""
@@ -97,7 +97,7 @@ class RunLog:
             rows = [row for row in read_steps(self.workdir) if row["step"] < step]
             _write_text(metrics, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         if examples.exists():
-            _write_json(examples, [e for e in _read_json(examples, []) if e["step"] < step])
+            _write_json(examples, [e for e in read_json(examples, []) if e["step"] < step])
         truncate_samples(self.workdir / "samples", step)
         if step == 0:
             shutil.rmtree(self.workdir / "tb", ignore_errors=True)
@@ -243,10 +243,10 @@ def read_run(workdir: str | os.PathLike) -> Run:
         raise FileNotFoundError(f"{workdir}: no results.json and no metrics.jsonl; not a workdir?")
     return Run(
         workdir=workdir,
-        results=_read_json(workdir / "results.json", {}),
+        results=read_json(workdir / "results.json", {}),
         steps=read_steps(workdir),
         samples=read_samples(workdir, numeric=True),
-        examples=_read_json(workdir / "examples.json", []),
+        examples=read_json(workdir / "examples.json", []),
     )
 
 
@@ -294,6 +294,17 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -304,5 +315,6 @@ def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
     _write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
 
 
-def _read_json(path: Path, default: Any) -> Any:
+def read_json(path: Path, default: Any) -> Any:
+    """The file's content; `default` where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default

@@ -21,8 +21,8 @@ from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig, Scores
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.sampler import sample
-from rdbcl_jax.sharding import all_hosts_sum, local_rows, param_shardings, put_batch
-from rdbcl_jax.training.state import TrainState, learning_rate, make_optimizer
+from rdbcl_jax.sharding import all_hosts_sum, local_rows, put_batch
+from rdbcl_jax.training.state import TrainState, learning_rate, make_init, make_optimizer
 from rdbcl_jax.training.update import UpdateConfig, make_update, score
 
 
@@ -59,9 +59,7 @@ class Learner:
         self.optimizer = make_optimizer(config.optimizer, training.steps)
         self._rate = learning_rate(config.optimizer, training.steps)
         self._sampling = policy.sampling(rollout)
-        abstract = jax.eval_shape(self._create, params)
-        shardings = param_shardings(abstract, policy.mesh)
-        self._init = jax.jit(self._create, out_shardings=shardings)
+        self._init, shardings = make_init(params, self.optimizer, policy.mesh)
         self._update = make_update(
             policy.model,
             self.optimizer,
@@ -71,9 +69,6 @@ class Learner:
             ),
             shardings,
         )
-
-    def _create(self, params: Params) -> TrainState:
-        return TrainState.create(params, self.optimizer)
 
     def init(self, params: Params) -> TrainState:
         """A fresh state that owns its parameters: the update donates them."""

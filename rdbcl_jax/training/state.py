@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import pytree
+from rdbcl_jax.sharding import param_shardings
 
 _SKIP_LIMIT = 1_000_000  # consecutive non-finite steps that are skipped: as good as always
 
@@ -26,6 +28,19 @@ class TrainState:
     @classmethod
     def create(cls, params, optimizer: optax.GradientTransformation) -> TrainState:
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def make_init(
+    params: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> tuple[Callable[[Any], TrainState], Any]:
+    """(init, shardings): `init` makes a fresh state of parameters like these, which it takes over
+    (they are donated), laid on the mesh as `shardings` say."""
+
+    def create(params):
+        return TrainState.create(params, optimizer)
+
+    shardings = param_shardings(jax.eval_shape(create, params), mesh)
+    return jax.jit(create, donate_argnums=0, out_shardings=shardings), shardings
 
 
 def learning_rate(config: ConfigDict, steps: int, peak: float | None = None) -> optax.Schedule:

@@ -15,8 +15,8 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.sft import sft
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy
-from rdbcl_jax.sharding import param_shardings, put_batch
-from rdbcl_jax.training.state import TrainState, make_optimizer
+from rdbcl_jax.sharding import put_batch
+from rdbcl_jax.training.state import make_init, make_optimizer
 from rdbcl_jax.training.update import UpdateConfig, make_update
 
 
@@ -37,13 +37,9 @@ def fine_tune(
     """
     optimizer = make_optimizer(options.optimizer, options.steps)
     config = UpdateConfig(chunk_size=chunk_size, entropy=False)
-    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
-    shardings = param_shardings(state, policy.mesh)
+    init, shardings = make_init(params, optimizer, policy.mesh)
     update = make_update(policy.model, optimizer, sft(), config, shardings)
-    create = jax.jit(
-        lambda p: TrainState.create(p, optimizer), donate_argnums=0, out_shardings=shardings
-    )
-    state = create(params)
+    state = init(params)
     feed = batches(
         demonstrations,
         lambda items, ids: supervised_batch(policy, items),

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 from rdbcl_jax.methods import make_method
-from rdbcl_jax.sharding import make_mesh, param_shardings, put_batch
-from rdbcl_jax.training.state import TrainState, learning_rate, make_optimizer
+from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.training.state import TrainState, learning_rate, make_init, make_optimizer
 from rdbcl_jax.training.update import UpdateConfig, make_update, score
 from tests import engine
 
@@ -187,9 +187,8 @@ def test_sharded_update_equals_one_device(directory, loaded, sampled, shape):
     mesh = make_mesh(*shape)
     sharded, sharded_params = engine.load(directory, mesh)
     optimizer = optax.apply_if_finite(optax.sgd(1.0), 10)
-    create = functools.partial(TrainState.create, optimizer=optimizer)
-    shardings = param_shardings(jax.eval_shape(create, sharded_params), mesh)
-    state = jax.jit(create, out_shardings=shardings)(sharded_params)
+    init, shardings = make_init(sharded_params, optimizer, mesh)
+    state = init(sharded_params)
     config = UpdateConfig(chunk_size=64)
     update = make_update(sharded.model, optimizer, method(), config, shardings)
     state, sharded_metrics, _ = update(state, sharded.frozen, put_batch(host, mesh))
