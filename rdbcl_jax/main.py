@@ -2,10 +2,12 @@
 
 rdbcl train --config=configs/quickstart.py --workdir=DIR [--config.FIELD=VALUE …]
 rdbcl report DIR [DIR …] [--out=DIR]
+rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --records=SOURCE --ood=SOURCE
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pathlib
@@ -22,6 +24,12 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
   rdbcl report DIR [DIR ...] [--out=DIR]
       One workdir: writes its report.html again. Several: compares the runs in one HTML page, a
       Markdown and a LaTeX table, in --out (default: ./report).
+  rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --out=DIR
+              --records=SOURCE [...] --ood=SOURCE [...]
+      How well RP, of every kind and level, tells which reasoning of the previous policy (reference)
+      the trained one can build on, in and out of distribution: samples.parquet, summary.json,
+      summary.md, score.png. POLICY: a checkpoint directory, or WORKDIR@K, a run after K tasks.
+      SOURCE: a file, a pattern, tfds:NAME/SPLIT, digits:TASK, or a task of the config.
   rdbcl COMMAND --help
       All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them.
 """
@@ -47,24 +55,35 @@ def _train(argv: list[str]) -> None:
     flags.mark_flags_as_required(["config", "workdir"])
 
     def main(_):
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of missing torch
-        for noisy in ("absl", "orbax", "grain", "jax"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        _quiet()
         import jax
 
         if distributed.value:
             _join_processes(jax)
         from rdbcl_jax.continual import train
 
-        try:
+        with _errors_in_one_line("train"):
             train(config.value, workdir.value)
-        except (ValueError, FileNotFoundError) as error:
-            if os.environ.get("RDBCL_TRACEBACK"):
-                raise
-            sys.exit(f"rdbcl train: {error}\n(RDBCL_TRACEBACK=1 shows where this was raised)")
 
     app.run(main, argv=argv)
+
+
+def _quiet() -> None:
+    """Before the libraries are imported: their advice is not for our users."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of missing torch
+    for noisy in ("absl", "orbax", "grain", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(command: str):
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("RDBCL_TRACEBACK"):
+            raise
+        sys.exit(f"rdbcl {command}: {error}\n(RDBCL_TRACEBACK=1 shows where this was raised)")
 
 
 def _join_processes(jax) -> None:
@@ -101,7 +120,40 @@ def _report(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
-COMMANDS = {"train": _train, "report": _report}
+def _score(argv: list[str]) -> None:
+    config = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+    checkpoint = flags.DEFINE_string("checkpoint", None, "The trained policy: DIR or WORKDIR@K.")
+    reference = flags.DEFINE_string("reference", None, "The previous policy: DIR or WORKDIR@K.")
+    records = flags.DEFINE_multi_string(
+        "records", [], "Data the reference has learned; repeatable."
+    )
+    ood = flags.DEFINE_multi_string("ood", [], "Data it has not learned; repeatable.")
+    out = flags.DEFINE_string("out", None, "Where everything is written.")
+    split = flags.DEFINE_string("split", "test", "Of the data that has splits.")
+    limit = flags.DEFINE_integer("limit", 0, "Most records of each source; 0: all.")
+    flags.mark_flags_as_required(["config", "checkpoint", "reference", "out"])
+
+    def main(_):
+        _quiet()
+        from rdbcl_jax.analysis.score_report import run_score
+
+        with _errors_in_one_line("score"):
+            run_score(
+                config.value,
+                checkpoint.value,
+                reference.value,
+                records.value,
+                ood.value,
+                out.value,
+                split=split.value,
+                limit=limit.value,
+            )
+            print(pathlib.Path(out.value) / "summary.md")
+
+    app.run(main, argv=argv)
+
+
+COMMANDS = {"train": _train, "report": _report, "score": _score}
 
 if __name__ == "__main__":
     run()

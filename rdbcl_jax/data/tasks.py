@@ -51,7 +51,15 @@ def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
         verifier = config.tasks[name].get("verifier") or None
         if not source:
             raise ValueError(f"config.tasks.{name} has no source for the {split} split")
+    return read_source(source, config, split=split, task=name, verifier=verifier)
+
+
+def read_source(
+    source: str, config: ConfigDict, *, split: str, task: str, verifier: str | None = None
+) -> list[Record]:
+    """The records of a file, a pattern, `tfds:name/split` or `digits:TASK`; the last one has
+    splits of its own, of `config.data`'s sizes."""
     if source.startswith(BUILT_IN):
-        task, count = source.removeprefix(BUILT_IN), config.data[f"{split}_count"]
-        return suite.make_records(task, split, count, config.data.seed)
-    return load_records(source, task=name, verifier=verifier)
+        built_in, count = source.removeprefix(BUILT_IN), config.data[f"{split}_count"]
+        return suite.make_records(built_in, split, count, config.data.seed)
+    return load_records(source, task=task, verifier=verifier)

@@ -78,7 +78,7 @@ def portability(steps, values: Mapping[str, np.ndarray], limits: Mapping[str, Se
     figure = Figure(figsize=(PANEL[0], 1.55 * len(values) + 0.25), layout="constrained")
     axes = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (name, y) in zip(axes, values.items(), strict=True):
-        _style(ax)
+        style(ax)
         _density(ax, np.asarray(steps), np.asarray(y, float), limits[name])
         ax.set_ylabel(name, color=MUTED, rotation=0, ha="right", va="center")
     axes[-1].set_xlabel("step of the task")
@@ -189,7 +189,7 @@ def panel(size: tuple[float, float] = PANEL) -> tuple[Figure, Axes]:
     """An empty figure with one styled axes."""
     figure = Figure(figsize=size, layout="constrained")
     ax = figure.add_subplot()
-    _style(ax)
+    style(ax)
     return figure, ax
 
 
@@ -206,7 +206,8 @@ def _percent(value: float, _: int) -> str:
     return f"{100 * value:g}"
 
 
-def _style(ax: Axes) -> None:
+def style(ax: Axes) -> None:
+    """The house's look: no frame, few ticks, a faint grid."""
     ax.patch.set_alpha(0)
     ax.figure.patch.set_alpha(0)
     ax.spines[["top", "right", "left"]].set_visible(False)
