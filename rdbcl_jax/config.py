@@ -84,6 +84,7 @@ def model() -> dict:
         "dtype": "bfloat16",  # of activations and matrix products
         "param_dtype": "float32",  # of parameters, gradients and optimizer state
         "remat": "full",  # what the backward pass recomputes: "none", "full", or "dots" for less
+        "attention": "auto",  # a backend of rdbcl_jax.models.attention: "xla", "splash", "cudnn"
         "freeze_vision": False,
         "lora": {  # only adapters are trained, and saved; rank 0: off
             "rank": 0,

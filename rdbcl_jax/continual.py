@@ -26,6 +26,7 @@ from rdbcl_jax.data.records import load_images
 from rdbcl_jax.data.tasks import BUILT_IN, SPLITS, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
+from rdbcl_jax.models import attention
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.logs import RunLog, flatten, plain, read_json, read_steps
@@ -244,6 +245,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     rollout, training = config.rollout, config.training
     Sampling(rollout.max_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
     make_optimizer(config.optimizer, training.steps)
+    attention.resolve(config.model.attention, mesh)
     if config.model.path:
         read_config(config.model.path)
     else:

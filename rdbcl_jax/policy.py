@@ -86,6 +86,7 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         param_dtype=options.param_dtype,
         mesh=mesh,
         remat=options.remat,
+        attention=options.attention,
     )
     learning = trainable.WITHOUT_VISION if options.freeze_vision else trainable.ALL
     if options.lora.rank:

@@ -49,6 +49,7 @@ BAD_SETTINGS = pytest.mark.parametrize(
         ("--config.portability.mapping=sigmoide", "unknown mapping 'sigmoide'"),
         ("--config.rollout.prompts=7", "does not divide"),
         ("--config.training.microbatches=3", "microbatches"),
+        ("--config.model.attention=flash", "attention backend is 'flash'"),
     ],
 )
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 _MASKED = -1e30  # finite: a row with no visible key stays finite, and weighs nothing when merged
 
 
-BACKENDS = ("auto", "xla", "splash", "splash_interpret")
+BACKENDS = ("auto", "xla", "splash", "splash_interpret", "cudnn")
 
 
 class Block(NamedTuple):
@@ -44,10 +44,17 @@ def attend(
     Args:
       backend: "xla"; "splash", the TPU kernel for the long sequences of prefill and training, and
         XLA for the rest (decoding, windows); "splash_interpret", the same without a TPU, for
-        tests; "auto", splash on TPU.
+        tests; "cudnn", the GPU kernel for prompts and images in 16 bits, and XLA for the rest (not
+        yet measured, so never chosen by "auto"); "auto", splash on TPU.
       mesh: where the arrays lie; XLA needs none.
     """
-    if _resolve(backend, mesh) != "xla":
+    backend = resolve(backend, mesh)
+    if backend == "cudnn":
+        from rdbcl_jax.models import cudnn
+
+        if cudnn.serves(query, blocks):
+            return cudnn.attend(query, *blocks)
+    elif backend != "xla":
         from rdbcl_jax.models import splash
 
         if splash.serves(query, blocks, mesh):
@@ -60,7 +67,11 @@ def attend(
     return (weighted / total[..., None]).astype(query.dtype)
 
 
-def _resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
+def resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
+    """The backend that "auto" stands for on the mesh's platform; any other name is itself.
+
+    Raises ValueError for one that is not in BACKENDS.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend is {backend!r}, expected one of {BACKENDS}")
     if backend != "auto":

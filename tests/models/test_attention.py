@@ -1,4 +1,4 @@
-"""The splash kernel, interpreted, against plain attention: values and gradients, also on a mesh."""
+"""Kernels against plain attention: splash, interpreted; cuDNN's, where it is installed."""
 
 import dataclasses
 import os
@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from oracle import FAMILIES, pair, processed, worst
 
-from rdbcl_jax.models import splash
+from rdbcl_jax.models import cudnn, splash
 from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.sharding import make_mesh
 
 RNG = np.random.default_rng(0)
@@ -158,3 +159,96 @@ def test_splash_compiles_for_a_tpu_mesh():
     kernels = [int(count) for count in out.stdout.split()]
     assert len(kernels) == 3
     assert all(count >= 3 for count in kernels)  # forward, and two in the backward pass
+
+
+# ------------------------------------------------------------------------------ cuDNN
+
+
+def has_cudnn():
+    try:
+        import jax_cuda13_plugin._versions
+    except ImportError:
+        return False
+    return jax_cuda13_plugin._versions.cudnn_get_version() > 0
+
+
+def cudnn_and_plain(causal, dtype, **options):
+    """Outputs and gradients of both, in one case with every kind of row: padding on the left, on
+    the right, in between, none at all, and nothing but padding."""
+    mask = np.ones((5, 200), bool)
+    mask[0, :30] = mask[1, 170:] = mask[2, ::3] = mask[4] = False
+    own = block(mask, causal=causal)
+    arrays = [a.astype(dtype) for a in (normal(5, 200, 4, 24), own.key, own.value)]
+    weights = normal(5, 200, 4, 24) * mask[..., None, None]
+
+    def run(attention):
+        def loss(query, key, value):
+            out = attention(query, own._replace(key=key, value=value))
+            return jnp.sum(out.astype(jnp.float32) * weights), out
+
+        grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+        return [out, *grads]
+
+    found = run(lambda query, block: cudnn.attend(query, block, **options))
+    assert not np.any(np.asarray(found[0])[~mask])
+    expected = run(lambda query, block: attend(query, (block,)))
+    # the empty row's gradients have no meaning: nothing may read it
+    expected[1:] = [g * mask[..., None, None] for g in expected[1:]]
+    return zip(found, expected, (mask,) * 4, strict=True)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_are_laid_out_for_cudnn_and_back(causal):
+    """All but the kernel itself, whose place JAX's own attention takes."""
+    for found, expected, mask in cudnn_and_plain(causal, jnp.float32, implementation="xla"):
+        assert np.isfinite(found).all()
+        assert worst(found, expected, mask) <= 1e-5
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("causal", [True, False])
+def test_cudnn_is_plain_attention(causal):
+    for found, expected, mask in cudnn_and_plain(causal, jnp.bfloat16):
+        assert np.isfinite(np.asarray(found, np.float32)).all()
+        assert worst(found, expected, mask) <= 2e-2  # bfloat16 has 8 bits
+
+
+@pytest.mark.skipif(not has_cudnn(), reason="needs jax[cuda13], but no GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_lower_to_cudnn(family):
+    """Lowering only: what is beside the kernel is tested above, the kernel on a GPU."""
+    config = pair(family).model.config  # with heads as wide as cuDNN wants them
+    vision = dataclasses.replace(config.vision, heads=3)
+    text = dataclasses.replace(config.text, head_dim=16, mrope_section=(4, 2, 2))
+    config = dataclasses.replace(config, vision=vision, text=text)
+    model = QwenVL(config, "bfloat16", attention="cudnn")
+    prompts = model.prepare(**processed(([80, (12, 16), 10], "left"), ([150], "left")))
+
+    def calls(run):
+        traced = jax.jit(run).trace(model.abstract_params(), prompts)
+        return traced.lower(lowering_platforms=("cuda",)).as_text().count("@__cudnn$fmha")
+
+    def loss(params, prompts):
+        return model.prefill(params, prompts)[0].sum()
+
+    assert calls(model.prefill) == 2  # in the scans over the vision tower and the decoder
+    assert calls(jax.grad(loss)) == 4  # and in those of the backward pass
+
+
+@pytest.mark.skipif(has_cudnn(), reason="cuDNN is installed")
+def test_cudnn_where_there_is_none_is_an_error():
+    query, (own,), _ = CASES["causal"]
+    half = [a.astype(jnp.bfloat16) for a in (query, own.key, own.value)]
+    own = own._replace(key=half[1], value=half[2])
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU and jax"):
+        attend(half[0], (own,), backend="cudnn")
+
+
+def test_cudnn_leaves_the_rest_to_xla():
+    query, blocks, _ = CASES["responses after their prompt"]
+    half = query.astype(jnp.bfloat16)
+    assert not cudnn.serves(half, blocks)
+    query, blocks, _ = CASES["causal"]
+    half = query.astype(jnp.bfloat16)
+    assert cudnn.serves(half, blocks) and not cudnn.serves(query, blocks)
+    assert not cudnn.serves(half[:, :7], (block(np.ones((4, 7), bool), causal=True),))
