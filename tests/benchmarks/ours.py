@@ -1,0 +1,218 @@
+"""Worker: a GRPO step by the engine's own jitted programs, phase by phase."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rdbcl_jax.batches import PromptBatch, TrainBatch
+from rdbcl_jax.config import default_config
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.models import trainable
+from rdbcl_jax.models.qwen_vl import inputs
+from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
+from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.rollout.sampling import Sampling
+from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.training.state import make_init, make_optimizer
+from rdbcl_jax.training.update import UpdateConfig, make_update, score
+from tests.benchmarks import arithmetic
+from tests.benchmarks.channel import Channel, Memory, versions
+from tests.benchmarks.workload import Workload
+
+SPECIAL = 8  # the last ids of the vocabulary are set apart: pictures' placeholders, padding
+
+
+def model_config(w: Workload) -> QwenVLConfig:
+    """The decoder of the workload. Its vision tower is as small as can be where no picture is."""
+    half = w.head_dim // 2
+    image, video, start, end, pad = (w.vocab_size - i for i in range(1, 6))
+    return QwenVLConfig(
+        family="qwen2_5_vl",
+        vision=VisionConfig(
+            depth=1,
+            width=8,
+            mlp_width=8,
+            heads=1,
+            patch_size=2,
+            temporal_patch_size=1,
+            merge_size=2,
+            out_width=w.width,
+            window_size=0,
+            full_attention_layers=(),
+            norm="rms",
+            activation="silu",
+        ),
+        text=TextConfig(
+            vocab_size=w.vocab_size,
+            depth=w.depth,
+            width=w.width,
+            mlp_width=w.mlp_width,
+            heads=w.heads,
+            kv_heads=w.kv_heads,
+            head_dim=w.head_dim,
+            rope_theta=1e6,
+            mrope_section=(half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8),
+            mrope_interleaved=False,
+            qkv_bias=True,
+            qk_norm=False,
+            norm_eps=1e-6,
+            tied=True,
+        ),
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        eos_token_ids=(),  # no response ends before T
+        pad_token_id=pad,
+    )
+
+
+def grpo_config(w: Workload):
+    """The engine's config of this step, as `rdbcl train` would read it."""
+    config = default_config()
+    config.method, config.kl.beta = "grpo", w.kl_beta
+    config.rollout.samples, config.rollout.max_tokens = w.samples, w.response_length
+    config.optimizer.learning_rate, config.optimizer.warmup_steps = w.learning_rate, 0
+    config.training.chunk_size = w.chunk_size
+    return config
+
+
+def text_prompts(w: Workload, config: QwenVLConfig, copies: int = 1) -> PromptBatch:
+    """P random prompts without padding, each so many times."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, w.vocab_size - SPECIAL, (w.prompts, w.prompt_length), np.int32)
+    tokens = np.repeat(tokens, copies, axis=0)
+    mask = np.ones(tokens.shape, bool)
+    positions, following = inputs.rope_positions(tokens, mask, [()] * len(tokens), config)
+    slots = np.full(tokens.shape, -1, np.int32)
+    ids = np.arange(len(tokens), dtype=np.int32)
+    return PromptBatch(tokens, mask, positions, following, slots, None, ids)
+
+
+class Program:
+    """`naive`: the same functions on G copies of each prompt with one response each."""
+
+    def __init__(self, w: Workload, naive: bool = False):
+        self.workload = w
+        self.run = arithmetic.naive(w) if naive else w
+        config = grpo_config(w)
+        mesh = make_mesh(devices=jax.devices()[:1])
+        self.model = QwenVL(model_config(w), dtype=w.dtype, mesh=mesh)
+        # text only: nobody trains a vision tower that never runs
+        params, self.frozen = trainable.split(
+            self.model.init(jax.random.key(0)), trainable.WITHOUT_VISION
+        )
+        self.parameters = sum(p.size for p in jax.tree.leaves(params))
+        self.reference = jax.tree.map(jnp.copy, params)
+        prompts = text_prompts(w, self.model.config, copies=self.run.prompts // w.prompts)
+        self.prompts = put_batch(prompts, mesh)
+        method = make_method(config)
+        rewards = np.random.default_rng(1).normal(size=(w.prompts, w.samples))
+        advantages = np.asarray(method.advantages(rewards), np.float32)
+        shape = self.run.prompts, self.run.samples
+        self.advantages = put_batch(advantages.reshape(shape), mesh)
+        optimizer = make_optimizer(config.optimizer, steps=1000)
+        init, shardings = make_init(params, optimizer, mesh)
+        self.state = init(params)
+        options = UpdateConfig(config.rollout.temperature, config.training.chunk_size)
+        self.update = make_update(self.model, optimizer, method, options, shardings)
+        self.sampling = Sampling(
+            w.response_length, forbidden_ids=self.model.config.vision_token_ids
+        )
+        self.memory = Memory()
+        self.steps = 0
+
+    def about(self) -> dict:
+        device = jax.devices()[0]
+        return {
+            "parameters": self.parameters,
+            "device": f"{device.platform} {device.device_kind}",
+            "threads": len(os.sched_getaffinity(0)) if device.platform == "cpu" else None,
+            "versions": versions("jax", "jaxlib", "flax", "optax"),
+        }
+
+    def step(self, prefill: bool = False) -> dict[str, float]:
+        """Seconds of each phase, each waited for, and the memory that the step added.
+
+        `prefill` also times, outside of the step, a rollout of a single token.
+        """
+        self.memory.start()
+        self.steps += 1
+        clock = [time.perf_counter()]
+        rollouts = self._sample(self.sampling)
+        clock.append(time.perf_counter())
+        reference_logps = self._score(rollouts)
+        clock.append(time.perf_counter())
+        self._update(rollouts, reference_logps)
+        clock.append(time.perf_counter())
+        generate, reference, update = (b - a for a, b in itertools.pairwise(clock))
+        times = {"generate": generate, "reference": reference, "update": update}
+        times |= {"total": clock[-1] - clock[0], "memory": self._added_memory()}
+        if prefill:
+            start = time.perf_counter()
+            self._sample(Sampling(1, forbidden_ids=self.sampling.forbidden_ids))
+            times["prefill"] = time.perf_counter() - start
+        return times
+
+    def _sample(self, sampling):
+        params = trainable.join(self.state.params, self.frozen)
+        key = jax.random.fold_in(jax.random.key(0), self.steps)
+        samples = self.run.samples
+        rollouts = sample(self.model, params, self.prompts, key, samples=samples, sampling=sampling)
+        return jax.block_until_ready(rollouts)
+
+    def _score(self, rollouts):
+        logps = score(
+            self.model,
+            trainable.join(self.reference, self.frozen),
+            self.prompts,
+            rollouts.tokens,
+            rollouts.mask,
+            temperature=1.0,
+            chunk_size=self.workload.chunk_size,
+        )
+        return jax.block_until_ready(logps)
+
+    def _update(self, rollouts, reference_logps):
+        batch = TrainBatch(
+            prompts=self.prompts,
+            tokens=rollouts.tokens,
+            mask=rollouts.mask,
+            reasoning_mask=rollouts.mask,
+            answer_mask=rollouts.mask,
+            advantages=self.advantages,
+            accuracies=self.advantages,
+            sampler_logps=rollouts.logps,
+            old_logps=None,
+            reference_logps=reference_logps,
+            reference_is_policy=jnp.asarray(False),
+        )
+        result = self.update(self.state, self.frozen, batch)
+        self.state, self.metrics, _ = jax.block_until_ready(result)
+
+    def _added_memory(self) -> int:
+        """On an accelerator the highest that the whole process has reached, less what it holds."""
+        stats = jax.devices()[0].memory_stats()
+        if stats is None:
+            return self.memory.added()
+        return stats["peak_bytes_in_use"] - stats["bytes_in_use"]
+
+
+def main():
+    channel = Channel()
+    request = channel.receive()
+    program = Program(Workload.from_json(request["workload"]), request.get("naive", False))
+    channel.send(program.about())
+    while (request := channel.receive()) is not None:
+        channel.send(program.step(**request))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The suites: which programs are set against each other, and what is made of their times."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+import sys
+
+from tests.benchmarks import arithmetic, workload
+from tests.benchmarks.tables import Results, ratios, spread
+from tests.benchmarks.workers import Worker, WorkerError, alternate, started
+from tests.benchmarks.workload import Workload
+
+PHASES = ("generate", "reference", "update", "total")
+REPEATS = {"small": 9, "medium": 7}  # of larger ones 3
+WARMUP = 2  # the first step compiles; the second finds every buffer where it will stay
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    out: pathlib.Path
+    small: bool  # seconds only, to see that everything runs
+    sizes: tuple[str, ...] | None
+    repeats: int | None
+    programs: tuple[str, ...]
+    pythons: dict[str, str]  # of the peers that are installed
+
+    def repeats_of(self, w: Workload) -> int:
+        return self.repeats or (2 if self.small else REPEATS.get(w.name, 3))
+
+    def workloads(self) -> list[Workload]:
+        """On an accelerator the small models only measure how fast programs are dispatched."""
+        if self.sizes:
+            return [workload.SIZES[name] for name in self.sizes]
+        if self.small:
+            return [workload.SMALL]
+        if _platform() != "cpu":
+            return [workload.LARGE, workload.HALF_BILLION]
+        return [workload.SMALL, workload.MEDIUM, workload.LARGE]
+
+    def worker(self, module: str, label: str) -> Worker:
+        python = self.pythons.get(module.removeprefix("peer_"), sys.executable)
+        return Worker(module, self.out / "logs" / f"{label.replace(' ', '-')}.log", python)
+
+    def ours(self, w: Workload, *, naive: bool = False) -> tuple[Worker, dict]:
+        form = " naive" if naive else ""
+        request = {"workload": w.to_json(), "naive": naive}
+        return self.worker("ours", f"ours {w.name}{form}"), request
+
+    def probe(self, dtype: str) -> tuple[Worker, dict]:
+        return self.worker("probe", "probe"), {"dtype": dtype, "small": self.small}
+
+
+def limit(settings: Settings, results: Results) -> None:
+    """Each phase against the machine's own limits, probed in the same rounds."""
+    for w in settings.workloads():
+        with started(probe=settings.probe(w.dtype), ours=settings.ours(w)) as (workers, about):
+            results.programs(about)
+            steps = alternate(
+                workers,
+                repeats=settings.repeats_of(w),
+                warmup=WARMUP,
+                requests={"ours": {"prefill": True}},
+            )
+        results.samples({"workload": w.to_json()}, steps)
+        peaks = _column(steps["probe"], "flops")
+        bandwidths = _column(steps["probe"], "bandwidth")
+        _limit_flops(results, w, steps["ours"], peaks)
+        _limit_decode(results, w, steps["ours"], peaks, bandwidths)
+    results.note(
+        "FLOPs: matrix products that a step with shared prompts needs, attention's causal half, "
+        "backward twice forward; what is computed again to save memory does not count. "
+        "Least time of a decoded token: the later of its FLOPs at the peak and its bytes at the "
+        "bandwidth; weights that stay in a cache can be read faster than memory."
+    )
+
+
+def _limit_flops(results, w, steps, peaks):
+    needs = {
+        "generate": arithmetic.generate_flops(w),
+        "reference": arithmetic.forward_flops(w),
+        "update": arithmetic.update_flops(w),
+    }
+    for phase, flops in needs.items():
+        seconds = _column(steps, phase)
+        achieved = [flops / s for s in seconds]
+        results.row(
+            "FLOP/s over the measured peak of matrix products",
+            size=w.name,
+            phase=phase,
+            seconds=spread(seconds),
+            GFLOP=flops / 1e9,
+            **{"GFLOP/s": _scaled(achieved, 1e-9), "peak GFLOP/s": _scaled(peaks, 1e-9)},
+            share=ratios(achieved, peaks),
+        )
+
+
+def _limit_decode(results, w, steps, peaks, bandwidths):
+    tokens = w.prompts * w.samples * (w.response_length - 1)
+    pairs = zip(_column(steps, "generate"), _column(steps, "prefill"), strict=True)
+    seconds = [(generate - prefill) / tokens for generate, prefill in pairs]
+    needed_bytes, needed_flops = arithmetic.decode_bytes(w), arithmetic.decode_flops(w)
+    by_memory = [needed_bytes / b for b in bandwidths]
+    by_flops = [needed_flops / p for p in peaks]
+    least = [max(a, b) for a, b in zip(by_memory, by_flops, strict=True)]
+    results.row(
+        "A decoded token, prefill taken off",
+        size=w.name,
+        rollouts=str(w.prompts * w.samples),
+        **{
+            "µs": _scaled(seconds, 1e6),
+            "kB": needed_bytes / 1e3,
+            "GB/s needed": _scaled([needed_bytes / s for s in seconds], 1e-9),
+            "GB/s measured": _scaled(bandwidths, 1e-9),
+            "share of bandwidth": ratios(by_memory, seconds),
+            "share of FLOP peak": ratios(by_flops, seconds),
+            "share of the later": ratios(least, seconds),
+        },
+    )
+
+
+def prefix(settings: Settings, results: Results) -> None:
+    """Shared prompts against a copy for every response."""
+    base = workload.SMALL if settings.small else workload.MEDIUM
+    t = 16 if settings.small else 64
+    cases = itertools.product((0.5,) if settings.small else (0.5, 2, 8), (4, 8, 16))
+    for over, g in list(cases)[: 1 if settings.small else None]:
+        w = base.replace(prompts=2, samples=g, prompt_length=int(over * t), response_length=t)
+        programs = {"shared": settings.ours(w), "naive": settings.ours(w, naive=True)}
+        with started(**programs) as (workers, about):
+            results.programs(about)
+            steps = alternate(workers, repeats=settings.repeats or 5, warmup=WARMUP)
+        results.samples({"workload": w.to_json()}, steps)
+        naive, shared = steps["naive"], steps["shared"]
+        flops = arithmetic.update_flops(w) / arithmetic.update_flops(arithmetic.naive(w))
+        predicted = arithmetic.token_ratio(w)
+        measured = ratios(_column(shared, "update"), _column(naive, "update"))
+        results.row(
+            "Time of shared prompts over time of copies",
+            **{"L/T": over, "G": str(g)},
+            tokens=predicted,
+            FLOPs=flops,
+            **{
+                phase: ratios(_column(shared, phase), _column(naive, phase))
+                for phase in (*PHASES, "memory")
+            },
+            **{"update over tokens": measured["median"] / predicted},
+        )
+    results.note(
+        "tokens: (L + G·T) / (G·(L + T)), the prediction. FLOPs: the same ratio with attention and "
+        "the output head, which sharing does not make cheaper. Below 1 is faster than copies."
+    )
+
+
+def scaling(settings: Settings, results: Results) -> None:
+    """One axis doubled at a time, against the base in the same rounds."""
+    base = workload.SMALL if settings.small else workload.MEDIUM
+    doubled = {
+        "B": base.replace(prompts=2 * base.prompts),
+        "G": base.replace(samples=2 * base.samples),
+        "L": base.replace(prompt_length=2 * base.prompt_length),
+        "T": base.replace(response_length=2 * base.response_length),
+        "V": base.replace(vocab_size=2 * base.vocab_size),
+    }
+    for axis, w in list(doubled.items())[: 1 if settings.small else None]:
+        programs = {"base": settings.ours(base), "doubled": settings.ours(w.replace(name=axis))}
+        with started(**programs) as (workers, about):
+            results.programs(about)
+            steps = alternate(workers, repeats=settings.repeats_of(base), warmup=WARMUP)
+        results.samples({"axis": axis, "workload": w.to_json()}, steps)
+        for quantity, predicted in _growth(base, w).items():
+            grown, before = (_column(steps[form], quantity) for form in ("doubled", "base"))
+            measured = ratios(grown, before)
+            results.row(
+                "Growth when one axis doubles",
+                axis=axis,
+                of=quantity,
+                base=spread(before),
+                doubled=spread(grown),
+                predicted=predicted,
+                measured=measured,
+                **{"measured over predicted": measured and measured["median"] / predicted},
+            )
+    results.note(
+        "Seconds; memory in bytes that a step adds to what the process holds. Predicted: by FLOPs; "
+        "for generate that is an upper bound, since a decode step reads the same weights for few "
+        "rollouts as for many; memory by `arithmetic.step_bytes`."
+    )
+
+
+def _growth(base: Workload, w: Workload) -> dict[str, float]:
+    needs = {
+        "generate": arithmetic.generate_flops,
+        "reference": arithmetic.forward_flops,
+        "update": arithmetic.update_flops,
+        "memory": arithmetic.step_bytes,
+    }
+    return {quantity: need(w) / need(base) for quantity, need in needs.items()}
+
+
+def peers(settings: Settings, results: Results) -> None:
+    """GRPO steps of other libraries over ours."""
+    for w in settings.workloads():
+        programs = {"ours": settings.ours(w)} if "ours" in settings.programs else {}
+        for peer in settings.programs:
+            if peer in settings.pythons:
+                worker = settings.worker(f"peer_{peer}", f"{peer} {w.name}")
+                programs[peer] = (worker, {"workload": w.to_json()})
+            elif peer != "ours":
+                results.note(f"{peer} is not installed: left out.")
+        try:
+            with started(**programs) as (workers, about):
+                results.programs(about)
+                warmup = WARMUP if w.name in REPEATS else 1
+                steps = alternate(workers, repeats=settings.repeats_of(w), warmup=warmup)
+        except WorkerError as error:
+            results.note(f"{w.name}: {error}")
+            continue
+        results.samples({"workload": w.to_json(), "about": about}, steps)
+        for name, replies in steps.items():
+            results.row(
+                "Seconds of a warm step",
+                size=w.name,
+                program=name,
+                parameters=f"{about[name]['parameters'] / 1e6:.2f} M",
+                **{phase: spread(_column(replies, phase)) for phase in PHASES},
+                **{"memory added, MB": _scaled(_column(replies, "memory"), 1e-6)},
+            )
+        for name, replies in steps.items():
+            if name != "ours" and "ours" in steps:
+                results.row(
+                    "A peer's time over ours (above 1: ours is faster)",
+                    size=w.name,
+                    program=name,
+                    **{
+                        phase: ratios(_column(replies, phase), _column(steps["ours"], phase))
+                        for phase in (*PHASES, "memory")
+                    },
+                )
+
+
+def _column(steps: list[dict[str, float]], name: str) -> list[float]:
+    return [step[name] for step in steps]
+
+
+def _scaled(values: list[float], factor: float) -> dict[str, float]:
+    return spread([value * factor for value in values])
+
+
+def _platform() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+SUITES = {"peers": peers, "prefix": prefix, "limit": limit, "scaling": scaling}

@@ -1,0 +1,61 @@
+"""The runner from end to end, in seconds, with the engine's own programs only."""
+
+import json
+
+import pytest
+
+from tests.benchmarks import run, tables
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("benchmarks")
+    run.main(["--suite=limit", f"--out={out}", "--small", "--repeats=2"])
+    return json.loads((out / "limit.json").read_text()), (out / "limit.md").read_text()
+
+
+def test_every_repeat_is_kept_and_phases_fit_into_the_step(written):
+    (case,) = written[0]["samples"]
+    assert len(case["steps"]["ours"]) == len(case["steps"]["probe"]) == 2
+    for step in case["steps"]["ours"]:
+        phases = step["generate"] + step["reference"] + step["update"]
+        assert 0 < phases == pytest.approx(step["total"])
+        assert step["prefill"] > 0
+
+
+def test_shares_are_the_ratio_of_what_was_achieved_and_what_was_probed(written):
+    content = written[0]
+    rows = content["tables"]["FLOP/s over the measured peak of matrix products"]
+    assert [row["phase"] for row in rows] == ["generate", "reference", "update"]
+    (case,) = content["samples"]
+    shares = [
+        rows[2]["GFLOP"] * 1e9 / ours["update"] / probe["flops"]
+        for ours, probe in zip(case["steps"]["ours"], case["steps"]["probe"], strict=True)
+    ]
+    assert rows[2]["share"]["min"] == pytest.approx(min(shares))
+    assert rows[2]["share"]["max"] == pytest.approx(max(shares))
+
+
+def test_the_table_names_machine_versions_and_threads(written):
+    content, markdown = written
+    assert content["machine"]["cpu"] in markdown
+    assert f"jax {content['programs']['ours']['versions']['jax']}" in markdown
+    assert f"{content['programs']['probe']['threads']} threads" in markdown
+    header = next(line for line in markdown.splitlines() if line.startswith("| size | phase"))
+    body = [line for line in markdown.splitlines() if line.startswith("| small |")]
+    assert {line.count("|") for line in body[:3]} == {header.count("|")}
+
+
+def test_a_worker_that_fails_says_why(tmp_path):
+    from tests.benchmarks.workers import Worker, WorkerError
+
+    worker = Worker("ours", tmp_path / "log")
+    with pytest.raises(WorkerError, match="KeyError: 'workload'"):
+        worker.ask(nothing=1)
+    worker.close()
+
+
+def test_ratios_are_taken_round_by_round():
+    assert tables.ratios([2.0, 9.0], [1.0, 3.0]) == {"median": 2.5, "min": 2, "max": 3, "n": 2}
+    assert tables.ratios([1.0], [0.0]) is None
+    assert tables.show({"median": 0.12345, "min": 0.1, "max": 1234.5}) == "0.123 (0.1–1,234)"

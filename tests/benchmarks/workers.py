@@ -1,0 +1,103 @@
+"""The runner's end: worker processes that stay alive, and measuring them in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Iterator
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class WorkerError(RuntimeError):
+    """A worker ended, or could not be started; the message ends with what it wrote last."""
+
+
+class Worker:
+    """One measured program: `python -m tests.benchmarks.<module>` of some interpreter."""
+
+    def __init__(self, module: str, log: pathlib.Path, python: str = sys.executable):
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "w") as stderr:
+            self.process = subprocess.Popen(
+                [python, "-m", f"tests.benchmarks.{module}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+
+    def send(self, **request) -> None:
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def receive(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._ended()
+        return json.loads(line)
+
+    def ask(self, **request) -> dict:
+        self.send(**request)
+        return self.receive()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+
+    def _ended(self) -> WorkerError:
+        code = self.process.wait()
+        tail = self.log.read_text()[-2000:]
+        return WorkerError(f"worker ended with {code}; {self.log} ends with\n{tail}")
+
+
+@contextlib.contextmanager
+def started(**programs: tuple[Worker, dict]) -> Iterator[tuple[dict[str, Worker], dict]]:
+    """Sets all programs up at the same time: (workers, what each says about itself)."""
+    workers = {name: worker for name, (worker, _) in programs.items()}
+    try:
+        for worker, request in programs.values():
+            worker.send(**request)
+        yield workers, {name: worker.receive() for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def alternate(
+    workers: dict[str, Worker],
+    *,
+    repeats: int,
+    warmup: int,
+    requests: dict[str, dict] | None = None,
+) -> dict[str, list[dict[str, float]]]:
+    """One step of each worker after the other, `repeats` times; what each step replied.
+
+    The warm-up's steps are not kept, and in the first one all compile at the same time.
+    `requests`: what to send with a worker's step.
+    """
+    requests = requests or {}
+    for name, worker in workers.items():
+        worker.send(**requests.get(name, {}))
+    for worker in workers.values():
+        worker.receive()
+    rounds = []
+    for _ in range(warmup - 1 + repeats):
+        rounds.append({name: w.ask(**requests.get(name, {})) for name, w in workers.items()})
+    kept = rounds[warmup - 1 :]
+    return {name: [replies[name] for replies in kept] for name in workers}
