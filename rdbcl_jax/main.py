@@ -3,6 +3,7 @@
 rdbcl train --config=configs/quickstart.py --workdir=DIR [--config.FIELD=VALUE …]
 rdbcl report DIR [DIR …] [--out=DIR]
 rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --records=SOURCE --ood=SOURCE
+rdbcl export WORKDIR[@K] --out=DIR
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
       the trained one can build on, in and out of distribution: samples.parquet, summary.json,
       summary.md, score.png. POLICY: a checkpoint directory, or WORKDIR@K, a run after K tasks.
       SOURCE: a file, a pattern, tfds:NAME/SPLIT, digits:TASK, or a task of the config.
+  rdbcl export WORKDIR[@K] --out=DIR [--dtype=bfloat16]
+      The policy after K tasks (default: the last finished one) as a Hugging Face directory:
+      weights with adapters merged, config, tokenizer and processor files.
   rdbcl COMMAND --help
       All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them.
 """
@@ -153,7 +157,29 @@ def _score(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
-COMMANDS = {"train": _train, "report": _report, "score": _score}
+def _export(argv: list[str]) -> None:
+    config = config_flags.DEFINE_config_file(
+        "config", None, "Config file of the run; default: what its results.json says."
+    )
+    out = flags.DEFINE_string("out", None, "Where the policy is written: a new directory.")
+    dtype = flags.DEFINE_enum(
+        "dtype", "", ["", "float32", "bfloat16", "float16"], "Of the weights; empty: the run's."
+    )
+    flags.mark_flags_as_required(["out"])
+
+    def main(args):
+        _quiet()
+        from rdbcl_jax.export import export
+
+        if len(args) != 2:
+            sys.exit("rdbcl export: give one policy, WORKDIR or WORKDIR@K")
+        with _errors_in_one_line("export"):
+            print(export(args[1], out.value, config.value, dtype.value))
+
+    app.run(main, argv=argv)
+
+
+COMMANDS = {"train": _train, "report": _report, "score": _score, "export": _export}
 
 if __name__ == "__main__":
     run()

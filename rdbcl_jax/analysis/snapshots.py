@@ -41,7 +41,7 @@ def load_snapshots(
       FileNotFoundError: neither a checkpoint nor a workdir, or no such task in it.
       ValueError: a workdir of another model; tokenizers that differ.
     """
-    places = [_place(config, name) for name in names]  # all found before any is read
+    places = [place(config, name) for name in names]  # all found before any is read
     loaded: dict[pathlib.Path, tuple[Policy, Params]] = {}
     snapshots = []
     for name, (path, workdir, task) in zip(names, places, strict=True):
@@ -55,7 +55,7 @@ def load_snapshots(
     return snapshots
 
 
-def _place(config: ConfigDict, name: str) -> tuple[pathlib.Path, pathlib.Path | None, int]:
+def place(config: ConfigDict, name: str) -> tuple[pathlib.Path, pathlib.Path | None, int]:
     """(checkpoint directory, workdir, number of tasks); no workdir for a plain directory."""
     path = pathlib.Path(name)
     if (path / "config.json").exists():

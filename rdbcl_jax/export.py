@@ -1,0 +1,57 @@
+"""A run's policy as a Hugging Face directory, for whatever else reads one."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from rdbcl_jax.analysis.snapshots import load_snapshots, place
+from rdbcl_jax.config import default_config
+from rdbcl_jax.models import lora, save_pretrained
+from rdbcl_jax.reporting.logs import read_json
+from rdbcl_jax.sharding import make_mesh
+
+
+def export(
+    name: str, out: str | pathlib.Path, config: ConfigDict | None = None, dtype: str = ""
+) -> pathlib.Path:
+    """Writes weights, config, tokenizer and processor files of a policy to `out`; returns it.
+
+    Adapters are merged into their matrices, in float32; the model's parameters are spread over all
+    devices that are there, whatever mesh the run had.
+
+    Args:
+      name: `WORKDIR@K`, the policy after K tasks, or `WORKDIR`, after the last finished one.
+      out: a directory that is new or empty.
+      config: the run's; default: what its results.json says.
+      dtype: of the weights, such as "bfloat16"; empty: that of the run's parameters.
+    Raises:
+      FileNotFoundError: no such workdir, task or base model.
+      ValueError: `out` holds files; the config is another run's.
+    """
+    out = pathlib.Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files; expected a directory that is new or empty")
+    config = config or run_config(name)
+    base, _, _ = place(config, name)
+    (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
+    model, params = lora.merge(snapshot.policy.model, snapshot.params)
+    if dtype:
+        params = jax.tree.map(lambda a: a.astype(dtype), params)
+    save_pretrained(out, model, params, like=base)
+    return out
+
+
+def run_config(name: str) -> ConfigDict:
+    """The config of the run `WORKDIR` or `WORKDIR@K`, as its results.json has it."""
+    folder, at, _ = name.rpartition("@")
+    file = pathlib.Path(folder if at else name) / "results.json"
+    saved = read_json(file, {}).get("config")
+    if saved is None:
+        raise FileNotFoundError(f"{file} is not there; expected a run's workdir, or give --config")
+    config = default_config()
+    with config.unlocked():
+        config.update(saved)
+    return config
