@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from rdbcl_jax.data import suite
+from rdbcl_jax.data.tasks import SUITES
 from rdbcl_jax.data.tiny import TinySize, write_tiny_model
 from rdbcl_jax.models import save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
@@ -35,9 +35,12 @@ def make_base(
     """
     if (directory / WEIGHTS).exists():
         return directory
+    if config.base.suite not in SUITES:
+        raise ValueError(f"config.base.suite is {config.base.suite!r}, expected one of {[*SUITES]}")
+    suite = SUITES[config.base.suite]
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
-        write_tiny_model(draft, TinySize(**config.base.size))
+        write_tiny_model(draft, TinySize(**config.base.size), extra_words=suite.words())
         model = QwenVL(read_config(draft), "float32", "float32")
         params = jax.device_get(model.init(jax.random.key(config.base.seed)))
         save_pretrained(draft, model, params, like=draft)

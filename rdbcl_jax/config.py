@@ -73,6 +73,7 @@ def default_config() -> ConfigDict:
                 "batch_size": 64,
             },
             "base": base(),
+            "gate": gate(),
             "dry_run": False,  # two steps a task on a few records: does everything fit together?
         }
     )
@@ -117,6 +118,7 @@ def data() -> dict:
 def base() -> dict:
     """The tiny base model and its supervised fine-tuning; only where `model.path` is empty."""
     return {
+        "suite": "digits",  # whose tasks it is taught: "digits" or "forks"
         "seed": 0,
         "steps": 600,
         "batch_size": 64,
@@ -133,4 +135,17 @@ def base() -> dict:
             "weight_decay": 0.0,
             "clip_norm": 1.0,
         },
+    }
+
+
+def gate() -> dict:
+    """What `rdbcl gate` asks of a model: fractions in [0, 1], see rdbcl_jax/gate.py."""
+    return {
+        "records": 128,  # per task and check
+        "zero_shot": (0.15, 0.6),  # accuracy of the base model
+        "follow_decision": 0.8,  # at least: answers that follow a forced decision
+        "follow_state": 0.8,  # at least: answers that follow an overwritten state
+        "foreign_excess": 0.05,  # at most: accuracy beyond coincidence, with another's trace
+        "answer_only": 0.4,  # at most: accuracy of a model taught to answer without states
+        "answer_only_steps": 0,  # of that SFT; 0: leave this check out
     }

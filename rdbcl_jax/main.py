@@ -4,6 +4,7 @@ rdbcl train --config=configs/quickstart.py --workdir=DIR [--config.FIELD=VALUE â
 rdbcl report DIR [DIR â€¦] [--out=DIR]
 rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --records=SOURCE --ood=SOURCE
 rdbcl export WORKDIR[@K] --out=DIR
+rdbcl gate --config=FILE --workdir=DIR
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
   rdbcl export WORKDIR[@K] --out=DIR [--dtype=bfloat16]
       The policy after K tasks (default: the last finished one) as a Hugging Face directory:
       weights with adapters merged, config, tokenizer and processor files.
+  rdbcl gate --config=FILE --workdir=DIR|--checkpoint=DIR [--out=DIR]
+      Checks on built-in tasks that answers hang on the reasoning: in the base model, made if there
+      is none, and after the last task learned. Writes gate.md and gate.json; fails if a check does.
   rdbcl COMMAND --help
       All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them.
 """
@@ -124,6 +128,27 @@ def _report(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
+def _gate(argv: list[str]) -> None:
+    config = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+    workdir = flags.DEFINE_string("workdir", None, "A run's: its base and its last policy.")
+    checkpoint = flags.DEFINE_string("checkpoint", None, "A Hugging Face directory.")
+    out = flags.DEFINE_string("out", None, "Where gate.md and gate.json go; default: the workdir.")
+    flags.mark_flag_as_required("config")
+
+    def main(_):
+        _quiet()
+        from rdbcl_jax import gate
+
+        with _errors_in_one_line("gate"):
+            found = gate.run_gate(config.value, workdir.value, checkpoint.value)
+        if folder := out.value or workdir.value:
+            gate.write(found, folder)
+        print(gate.to_markdown(found))
+        sys.exit(not gate.passed(found))
+
+    app.run(main, argv=argv)
+
+
 def _score(argv: list[str]) -> None:
     config = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
     checkpoint = flags.DEFINE_string("checkpoint", None, "The trained policy: DIR or WORKDIR@K.")
@@ -179,7 +204,7 @@ def _export(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
-COMMANDS = {"train": _train, "report": _report, "score": _score, "export": _export}
+COMMANDS = {"train": _train, "report": _report, "score": _score, "export": _export, "gate": _gate}
 
 if __name__ == "__main__":
     run()

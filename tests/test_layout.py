@@ -13,7 +13,7 @@ FLOORS = (
     ("models", "sharding", "checkpoint", "config"),
     ("rewards", "data", "rollout", "methods"),
     ("policy", "training", "evaluation", "reporting", "base"),
-    ("continual", "analysis", "export"),
+    ("continual", "analysis", "export", "gate"),
     ("main",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -101,3 +101,10 @@ def test_dry_run_of_every_recipe(tmp_path, recipe):
     assert (tmp_path / "report.html").exists()
     assert json.loads((tmp_path / "results.json").read_text())["status"] == "done"
     assert "\x1b" not in out.stdout  # no terminal: no escape codes
+
+
+def test_gate_of_two_things_at_once(tmp_path):
+    out = rdbcl(
+        "gate", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--checkpoint=/nowhere"
+    )
+    assert out.returncode == 1 and "either a workdir or a checkpoint" in out.stderr

@@ -9,6 +9,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 SIDE = 8  # pixels
 SPLITS = ("train", "validation", "test")
@@ -43,3 +44,24 @@ def jitter(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another exposure of the same ink: contrast 0.7–1, noise of 0.05 per pixel; in [0, 1]."""
     contrast = rng.uniform(0.7, 1.0)
     return np.clip(contrast * pixels + rng.normal(0, 0.05, pixels.shape), 0, 1)
+
+
+def draw(split: str, count: int, rng: np.random.Generator) -> Digits:
+    """`count` random pictures of a split; those of the training split are jittered."""
+    pool = load(split)
+    chosen = rng.integers(len(pool.labels), size=count)
+    pixels = pool.pixels[chosen]
+    if split == "train":
+        pixels = np.stack([jitter(p, rng) for p in pixels])
+    return Digits(pixels, pool.labels[chosen], pool.sources[chosen])
+
+
+def picture(pixels: np.ndarray) -> Image.Image:
+    """[h, w] in [0, 1] as a grey picture."""
+    return Image.fromarray((255 * pixels).astype(np.uint8), "L")
+
+
+def mosaic(tiles: np.ndarray) -> np.ndarray:
+    """[4, h, w] -> [2 · h, 2 · w], row by row."""
+    h, w = tiles.shape[1:]
+    return tiles.reshape(2, 2, h, w).swapaxes(1, 2).reshape(2 * h, 2 * w)

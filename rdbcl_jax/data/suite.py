@@ -45,6 +45,7 @@ ROUTES = {  # the cell read first, second, …; no two routes end in the same ce
     "back": (3, 2, 1, 0),
 }
 FINISHES = ("next", "flip")
+OPTIONS = {"route": tuple(ROUTES), "finish": FINISHES}
 ROUTE_CUES = ("red", "green", "blue")
 FINISH_CUES = ("day", "night")
 
@@ -125,45 +126,38 @@ def make_records(task: str, split: str, count: int, seed: int) -> list[Record]:
     return [make_record(task, split, index, seed) for index in range(count)]
 
 
-def _draw(split: str, count: int, rng: np.random.Generator):
-    pool = digits.load(split)
-    chosen = rng.integers(len(pool.labels), size=count)
-    pixels = pool.pixels[chosen]
-    if split == "train":
-        pixels = np.stack([digits.jitter(p, rng) for p in pixels])
-    return pixels, pool.labels[chosen].tolist(), pool.sources[chosen].tolist()
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray((255 * pixels).astype(np.uint8), "L")
-
-
-def _mosaic(tiles: np.ndarray) -> np.ndarray:
-    """[4, h, w] -> [2 · h, 2 · w], row by row."""
-    h, w = tiles.shape[1:]
-    return tiles.reshape(2, 2, h, w).swapaxes(1, 2).reshape(2 * h, 2 * w)
-
-
 def _four_digits(task: str, split: str, rng: np.random.Generator):
-    pixels, labels, sources = _draw(split, CELLS, rng)
+    drawn = digits.draw(split, CELLS, rng)
     start = int(rng.integers(CELLS if task == "walk" else 10))
-    facts = {"digits": labels, "start": start, "sources": sources}
-    return _picture(_mosaic(pixels)), facts
+    facts = {"digits": drawn.labels.tolist(), "start": start, "sources": drawn.sources.tolist()}
+    return digits.picture(digits.mosaic(drawn.pixels)), facts
 
 
 def _jigsaw_picture(task: str, split: str, rng: np.random.Generator):
-    pixels, labels, sources = _draw(split, 1, rng)
+    drawn = digits.draw(split, 1, rng)
     half = digits.SIDE  # the digit is enlarged twice, so that a tile is as large as a digit cell
-    large = np.array(_picture(pixels[0]).resize((2 * half, 2 * half), Image.Resampling.BILINEAR))
+    large = np.array(
+        digits.picture(drawn.pixels[0]).resize((2 * half, 2 * half), Image.Resampling.BILINEAR)
+    )
     large[[0, -1]] = large[:, [0, -1]] = FRAME
     tiles = large.reshape(2, half, 2, half).swapaxes(1, 2).reshape(4, half, half)
     places = rng.permutation(4)
     # the side takes the first state's place, so that all prompts read the picture from as far
-    facts = {"digits": labels, "places": places.tolist(), "start": 2, "sources": sources}
-    return Image.fromarray(_mosaic(tiles[places]), "L"), facts
+    facts = {
+        "digits": drawn.labels.tolist(),
+        "places": places.tolist(),
+        "start": 2,
+        "sources": drawn.sources.tolist(),
+    }
+    return Image.fromarray(digits.mosaic(tiles[places]), "L"), facts
 
 
 # ---------------------------------------------------------------------- procedures
+
+
+def verified(record: Record) -> Procedure:
+    """The decisions that RL rewards on this record."""
+    return TASKS[record.task].verified
 
 
 def cued_procedure(record: Record) -> Procedure:
@@ -233,6 +227,29 @@ def make_trace(
     written, answer = _solve(record.task, record.columns, procedure, changes)
     trace = " ".join((procedure.route, *map(str, written), procedure.finish))
     return f"<think> {trace} </think> <answer> {answer} </answer>"
+
+
+def named_procedure(reasoning: str) -> Procedure | None:
+    """The decisions that a trace names; None unless it names each exactly once."""
+    words = reasoning.split()
+    named = [[w for w in words if w in options] for options in OPTIONS.values()]
+    return Procedure(*(n[0] for n in named)) if all(len(n) == 1 for n in named) else None
+
+
+def mistake(
+    record: Record, procedure: Procedure, last: bool, rng: np.random.Generator
+) -> tuple[dict[int, int], int]:
+    """`changes` for `make_trace` that overwrite the second or the last state by another, and the
+    length in words of the response up to there. In a jigsaw, two places are swapped: the first
+    two, or the last two."""
+    written, _ = _solve(record.task, record.columns, procedure)
+    if record.task == "jigsaw":
+        a, b = (2, 3) if last else (0, 1)
+        return {a: written[b], b: written[a]}, 2 + b + 1
+    step = STEPS - 1 if last else STEPS // 2
+    states = CELLS if record.task == "walk" else 10
+    state = (written[2 * step + 1] + int(rng.integers(1, states))) % states
+    return {step: state}, 2 + 2 * step + 2
 
 
 class Demonstrations:

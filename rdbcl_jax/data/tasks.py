@@ -6,11 +6,21 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.data import suite
+from rdbcl_jax.data import forks, suite
 from rdbcl_jax.data.records import Record, load_records
 
 SPLITS = ("train", "validation", "test")
 BUILT_IN = "digits:"
+SUITES = {"digits": suite, "forks": forks}  # modules with the same functions
+
+
+def suite_of(task: str):
+    """The built-in suite that has a task; ValueError for an unknown one."""
+    for module in SUITES.values():
+        if task in module.TASKS:
+            return module
+    names = ", ".join(name for module in SUITES.values() for name in module.TASKS)
+    raise ValueError(f"task {task!r} is not built in (built in: {names})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +37,7 @@ def load_sequence(config: ConfigDict) -> list[TaskData]:
     """Every task of `config.sequence`, in order.
 
     A task that `config.tasks` does not describe is the built-in one of that name. A split's source
-    is a file, a pattern, `tfds:name/split` or `digits:TASK`.
+    is a file, a pattern, `tfds:name/split`, `digits:TASK` or `forks:TASK`.
 
     Raises:
       ValueError: an empty sequence, a task named twice, a task without a source for a split.
@@ -40,26 +50,32 @@ def load_sequence(config: ConfigDict) -> list[TaskData]:
 
 def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
     if name not in config.tasks:
-        if name not in suite.TASKS:
+        try:
+            suite_of(name)
+        except ValueError as error:
             raise ValueError(
-                f"task {name!r} is in config.sequence, but neither in config.tasks nor built in "
-                f"(built in: {', '.join(suite.TASKS)}); give its sources in config.tasks.{name}"
-            )
-        source, verifier = BUILT_IN + name, None
-    else:
-        source = config.tasks[name].get(split)
-        verifier = config.tasks[name].get("verifier") or None
-        if not source:
-            raise ValueError(f"config.tasks.{name} has no source for the {split} split")
+                f"task {name!r} is in config.sequence, but not in config.tasks, and {error}; give "
+                f"its sources in config.tasks.{name}"
+            ) from None
+        return _built_in(name, config, split)
+    source = config.tasks[name].get(split)
+    verifier = config.tasks[name].get("verifier") or None
+    if not source:
+        raise ValueError(f"config.tasks.{name} has no source for the {split} split")
     return read_source(source, config, split=split, task=name, verifier=verifier)
 
 
 def read_source(
     source: str, config: ConfigDict, *, split: str, task: str, verifier: str | None = None
 ) -> list[Record]:
-    """The records of a file, a pattern, `tfds:name/split` or `digits:TASK`; the last one has
-    splits of its own, of `config.data`'s sizes."""
-    if source.startswith(BUILT_IN):
-        built_in, count = source.removeprefix(BUILT_IN), config.data[f"{split}_count"]
-        return suite.make_records(built_in, split, count, config.data.seed)
+    """The records of a file, a pattern, `tfds:name/split`, `digits:TASK` or `forks:TASK`; the
+    last two have splits of their own, of `config.data`'s sizes."""
+    suite_name, _, built_in = source.partition(":")
+    if suite_name in SUITES:
+        return _built_in(built_in, config, split)
     return load_records(source, task=task, verifier=verifier)
+
+
+def _built_in(task: str, config: ConfigDict, split: str) -> list[Record]:
+    count = config.data[f"{split}_count"]
+    return suite_of(task).make_records(task, split, count, config.data.seed)
