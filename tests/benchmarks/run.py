@@ -9,9 +9,9 @@ NAME.json (every repeat) and NAME.md (a table); both grow row by row.
   limit    FLOP/s and bytes/s over what the machine was measured to do in the same rounds
   scaling  one axis doubled: time and memory over the base's, and over the arithmetic's
 
-The peers run in interpreters of their own where --trl-python or --tunix-python name one; this
-one's are taken otherwise (`pip install -e '.[bench]'`), and a peer that cannot be imported is
-left out.
+The peers run in the interpreters that --trl-python and --tunix-python name, by default this one
+(`pip install -e '.[bench]'` brings TRL; google-tunix==0.1.7 asks for an older safetensors, so it
+needs an environment of its own). A peer that is not installed is left out, and the table says so.
 """
 
 from __future__ import annotations

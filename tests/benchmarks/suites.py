@@ -14,6 +14,7 @@ from tests.benchmarks.workload import Workload
 
 PHASES = ("generate", "reference", "update", "total")
 REPEATS = {"small": 9, "medium": 7}  # of larger ones 3
+LEAST_MEMORY = 2**25  # bytes
 WARMUP = 2  # the first step compiles; the second finds every buffer where it will stay
 
 
@@ -141,10 +142,7 @@ def prefix(settings: Settings, results: Results) -> None:
             **{"L/T": over, "G": str(g)},
             tokens=predicted,
             FLOPs=flops,
-            **{
-                phase: ratios(_column(shared, phase), _column(naive, phase))
-                for phase in (*PHASES, "memory")
-            },
+            **_phase_ratios(shared, naive),
             **{"update over tokens": measured["median"] / predicted},
         )
     results.note(
@@ -170,14 +168,14 @@ def scaling(settings: Settings, results: Results) -> None:
             steps = alternate(workers, repeats=settings.repeats_of(base), warmup=WARMUP)
         results.samples({"axis": axis, "workload": w.to_json()}, steps)
         for quantity, predicted in _growth(base, w).items():
-            grown, before = (_column(steps[form], quantity) for form in ("doubled", "base"))
-            measured = ratios(grown, before)
+            grown, before = steps["doubled"], steps["base"]
+            measured = _ratios(grown, before, quantity)
             results.row(
                 "Growth when one axis doubles",
                 axis=axis,
                 of=quantity,
-                base=spread(before),
-                doubled=spread(grown),
+                base=spread(_column(before, quantity)),
+                doubled=spread(_column(grown, quantity)),
                 predicted=predicted,
                 measured=measured,
                 **{"measured over predicted": measured and measured["median"] / predicted},
@@ -201,43 +199,80 @@ def _growth(base: Workload, w: Workload) -> dict[str, float]:
 
 def peers(settings: Settings, results: Results) -> None:
     """GRPO steps of other libraries over ours."""
+    names = [name for name in settings.programs if name == "ours" or name in settings.pythons]
+    for name in set(settings.programs) - set(names):
+        results.note(f"{name} is not installed: left out.")
     for w in settings.workloads():
-        programs = {"ours": settings.ours(w)} if "ours" in settings.programs else {}
-        for peer in settings.programs:
-            if peer in settings.pythons:
-                worker = settings.worker(f"peer_{peer}", f"{peer} {w.name}")
-                programs[peer] = (worker, {"workload": w.to_json()})
-            elif peer != "ours":
-                results.note(f"{peer} is not installed: left out.")
-        try:
-            with started(**programs) as (workers, about):
-                results.programs(about)
-                warmup = WARMUP if w.name in REPEATS else 1
-                steps = alternate(workers, repeats=settings.repeats_of(w), warmup=warmup)
-        except WorkerError as error:
-            results.note(f"{w.name}: {error}")
-            continue
-        results.samples({"workload": w.to_json(), "about": about}, steps)
-        for name, replies in steps.items():
+        measured = _measure_peers(settings, results, w, names)
+        for name, (about, steps) in measured.items():
             results.row(
                 "Seconds of a warm step",
                 size=w.name,
                 program=name,
-                parameters=f"{about[name]['parameters'] / 1e6:.2f} M",
-                **{phase: spread(_column(replies, phase)) for phase in PHASES},
-                **{"memory added, MB": _scaled(_column(replies, "memory"), 1e-6)},
+                parameters=f"{about['parameters'] / 1e6:.2f} M",
+                threads=str(about["threads"]),
+                **{phase: spread(_column(steps, phase)) for phase in PHASES},
+                **{"memory added, MB": _scaled(_column(steps, "memory"), 1e-6)},
             )
-        for name, replies in steps.items():
-            if name != "ours" and "ours" in steps:
+        ours = measured.get("ours", (None, None))[1]
+        for name, (_, steps) in measured.items():
+            if name != "ours" and ours:
                 results.row(
                     "A peer's time over ours (above 1: ours is faster)",
                     size=w.name,
                     program=name,
-                    **{
-                        phase: ratios(_column(replies, phase), _column(steps["ours"], phase))
-                        for phase in (*PHASES, "memory")
-                    },
+                    **_phase_ratios(steps, ours),
                 )
+
+
+def _measure_peers(settings, results, w, names) -> dict[str, tuple[dict, list[dict]]]:
+    """Of every program what it says about itself, and its steps. A peer that fails is noted."""
+    programs = {}
+    for name in names:
+        if name == "ours":
+            programs[name] = settings.ours(w)
+        else:
+            worker = settings.worker(f"peer_{name}", f"{name} {w.name}")
+            programs[name] = (worker, {"workload": w.to_json()})
+    try:
+        with started(**programs) as (workers, about):
+            if "trl" in workers and w.name in REPEATS:
+                about["trl"]["threads"] = _best_threads(workers["trl"], about["trl"]["threads"])
+            results.programs(about)
+            warmup = WARMUP if w.name in REPEATS else 1
+            steps = alternate(workers, repeats=settings.repeats_of(w), warmup=warmup)
+    except WorkerError as error:
+        results.note(f"{w.name}: {error}")
+        rest = [name for name in names if programs[name][0] is not error.worker]
+        return _measure_peers(settings, results, w, rest) if rest else {}
+    results.samples({"workload": w.to_json(), "about": about}, steps)
+    return {name: (about[name], steps[name]) for name in programs}
+
+
+def _best_threads(worker: Worker, most: int) -> int:
+    """Of all threads, half and a quarter of them, the number with the fastest warm step.
+
+    Torch's own choice is all of them; XLA's programs always have all of them.
+    """
+    candidates = sorted({most, max(most // 2, 1), max(most // 4, 1)}, reverse=True)
+    seconds = {}
+    for threads in candidates:
+        seconds[threads] = min(worker.ask(threads=threads)["total"] for _ in range(3))
+    best = min(candidates, key=seconds.get)
+    worker.ask(threads=best)
+    return best
+
+
+def _phase_ratios(above: list[dict], below: list[dict]) -> dict[str, dict]:
+    return {quantity: _ratios(above, below, quantity) for quantity in (*PHASES, "memory")}
+
+
+def _ratios(above: list[dict], below: list[dict], quantity: str) -> dict | None:
+    """Round by round; None for memory too little to tell from what the process holds anyway."""
+    below_ = _column(below, quantity)
+    if quantity == "memory" and min(below_) < LEAST_MEMORY:
+        return None
+    return ratios(_column(above, quantity), below_)
 
 
 def _column(steps: list[dict[str, float]], name: str) -> list[float]:

@@ -14,10 +14,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), **ends}
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float] | None:
-    """Spread of above / below, round by round: what disturbs both cancels. None: nothing below."""
-    if min(below) <= 0:  # memory, where a step fits into what the process holds already
-        return None
+def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Spread of above / below, round by round: what disturbs both cancels."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 

@@ -14,7 +14,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class WorkerError(RuntimeError):
-    """A worker ended, or could not be started; the message ends with what it wrote last."""
+    """A worker ended; the message ends with what it wrote last."""
+
+    def __init__(self, worker: Worker, message: str):
+        super().__init__(message)
+        self.worker = worker
 
 
 class Worker:
@@ -52,7 +56,8 @@ class Worker:
         return self.receive()
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -63,7 +68,7 @@ class Worker:
     def _ended(self) -> WorkerError:
         code = self.process.wait()
         tail = self.log.read_text()[-2000:]
-        return WorkerError(f"worker ended with {code}; {self.log} ends with\n{tail}")
+        return WorkerError(self, f"worker ended with {code}; {self.log} ends with\n{tail}")
 
 
 @contextlib.contextmanager

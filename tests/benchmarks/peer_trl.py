@@ -1,0 +1,168 @@
+"""Worker: a step of TRL's GRPOTrainer, unchanged, on a random Qwen2 of the same sizes.
+
+The trainer runs its own loop; before every step it waits until the runner asks for one. Its
+methods are timed from outside. Gradient checkpointing is off, as rematerialisation is in ours.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from trl import GRPOConfig, GRPOTrainer
+
+from tests.benchmarks.channel import Channel, Memory, versions
+from tests.benchmarks.words import word_prompts, word_tokenizer
+from tests.benchmarks.workload import Workload
+
+STEPS = 10**6  # more than anybody asks for
+
+
+def write_model(w: Workload, path: str) -> None:
+    config = transformers.Qwen2Config(
+        vocab_size=w.vocab_size,
+        hidden_size=w.width,
+        intermediate_size=w.mlp_width,
+        num_hidden_layers=w.depth,
+        num_attention_heads=w.heads,
+        num_key_value_heads=w.kv_heads,
+        head_dim=w.head_dim,
+        tie_word_embeddings=True,
+        max_position_embeddings=4 * (w.prompt_length + w.response_length),
+        bos_token_id=None,
+        eos_token_id=w.vocab_size - 2,
+        pad_token_id=w.vocab_size - 1,
+    )
+    torch.manual_seed(0)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(path)
+
+
+def trainer_config(w: Workload, out: str) -> GRPOConfig:
+    return GRPOConfig(
+        output_dir=out,
+        per_device_train_batch_size=w.prompts * w.samples,
+        gradient_accumulation_steps=1,
+        num_generations=w.samples,
+        max_completion_length=w.response_length,
+        generation_kwargs={"min_new_tokens": w.response_length},
+        temperature=1.0,
+        beta=w.kl_beta,
+        loss_type="grpo",
+        learning_rate=w.learning_rate,
+        lr_scheduler_type="constant",
+        max_steps=STEPS,
+        bf16=w.dtype == "bfloat16",
+        gradient_checkpointing=False,
+        model_init_kwargs={"dtype": "float32"},
+        use_cpu=not torch.cuda.is_available(),
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+
+
+class Stopwatch:
+    """Seconds spent in a trainer's methods, in the present step."""
+
+    def __init__(self, trainer: GRPOTrainer):
+        self.seconds: dict[str, float] = {}
+        self.response_length = trainer.args.max_completion_length
+        for name in (
+            "_generate",
+            "_get_per_token_logps_and_entropies",
+            "_generate_and_score_completions",
+        ):
+            setattr(trainer, name, self._timed(name, getattr(trainer, name)))
+
+    def _timed(self, name: str, method):
+        def call(*args, **kwargs):
+            start = now()
+            result = method(*args, **kwargs)
+            # the loss takes the log-probs too: the first call of a step is the reference's
+            self.seconds.setdefault(name, now() - start)
+            if name == "_generate":
+                lengths = {len(tokens) for tokens in result[1]}
+                assert lengths == {self.response_length}, lengths
+            return result
+
+        return call
+
+
+class Turns(transformers.TrainerCallback):
+    """Makes the trainer wait for the runner before each step, and answers after it."""
+
+    def __init__(self, channel: Channel, watch: Stopwatch):
+        self.channel, self.watch = channel, watch
+        self.memory = Memory()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        request = self.channel.receive()
+        if request is None:  # the runner has hung up
+            raise SystemExit
+        torch.set_num_threads(request.get("threads", torch.get_num_threads()))
+        self.watch.seconds.clear()
+        self.memory.start()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.held = torch.cuda.memory_allocated()
+        self.start = now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        total = now() - self.start
+        seconds = self.watch.seconds
+        added = self.memory.added()
+        if torch.cuda.is_available():
+            added = torch.cuda.max_memory_allocated() - self.held
+        self.channel.send(
+            {
+                "generate": seconds["_generate"],
+                "reference": seconds["_get_per_token_logps_and_entropies"],
+                "update": total - seconds["_generate_and_score_completions"],
+                "total": total,
+                "memory": added,
+            }
+        )
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def main():
+    channel = Channel()
+    w = Workload.from_json(channel.receive()["workload"])
+    transformers.logging.set_verbosity_error()
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as path:
+        write_model(w, path)
+        trainer = GRPOTrainer(
+            model=path,
+            reward_funcs=lambda completions, **_: rng.normal(size=len(completions)).tolist(),
+            args=trainer_config(w, path),
+            train_dataset=datasets.Dataset.from_dict({"prompt": word_prompts(w, 8 * w.prompts)}),
+            processing_class=word_tokenizer(w),
+        )
+        trainer.add_callback(Turns(channel, Stopwatch(trainer)))
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        channel.send(
+            {
+                "parameters": sum(p.numel() for p in trainer.model.parameters()),
+                "device": f"torch {device}",
+                "threads": torch.get_num_threads(),
+                "cores": len(os.sched_getaffinity(0)),
+                "versions": versions("torch", "trl", "transformers", "accelerate"),
+            }
+        )
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()
