@@ -5,6 +5,7 @@ rdbcl report DIR [DIR …] [--out=DIR]
 rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --records=SOURCE --ood=SOURCE
 rdbcl export WORKDIR[@K] --out=DIR
 rdbcl gate --config=FILE --workdir=DIR
+rdbcl dynamics --config=FILE --checkpoint=POLICY --train=KIND:SOURCE --probe=KIND:SOURCE
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
   rdbcl gate --config=FILE --workdir=DIR|--checkpoint=DIR [--out=DIR]
       Checks on built-in tasks that answers hang on the reasoning: in the base model, made if there
       is none, and after the last task learned. Writes gate.md and gate.json; fails if a check does.
+  rdbcl dynamics --config=FILE --checkpoint=POLICY --out=DIR [--teacher=POLICY]
+                 --train=KIND:SOURCE [...] --probe=KIND:SOURCE [...]
+      Learning dynamics: how far a step on one set of texts moves the predictions on another, and
+      the perplexity of each under the policy. KIND: answer, trace, own, or rollout (of a teacher).
   rdbcl COMMAND --help
       All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them.
 """
@@ -204,7 +209,43 @@ def _export(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
-COMMANDS = {"train": _train, "report": _report, "score": _score, "export": _export, "gate": _gate}
+def _dynamics(argv: list[str]) -> None:
+    config = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+    checkpoint = flags.DEFINE_string("checkpoint", None, "The policy to train: DIR or WORKDIR@K.")
+    teacher = flags.DEFINE_string("teacher", "", "Whose right samples the kind `rollout` takes.")
+    train = flags.DEFINE_multi_string("train", [], "KIND:SOURCE of a training set; repeatable.")
+    probe = flags.DEFINE_multi_string("probe", [], "KIND:SOURCE of a probe set; repeatable.")
+    out = flags.DEFINE_string("out", None, "Where everything is written.")
+    limit = flags.DEFINE_integer("limit", 32, "Most texts of each set.")
+    flags.mark_flags_as_required(["config", "checkpoint", "out"])
+
+    def main(_):
+        _quiet()
+        from rdbcl_jax.analysis.dynamics_report import run_dynamics
+
+        with _errors_in_one_line("dynamics"):
+            run_dynamics(
+                config.value,
+                checkpoint.value,
+                train.value,
+                probe.value,
+                out.value,
+                teacher=teacher.value,
+                limit=limit.value,
+            )
+            print(pathlib.Path(out.value) / "dynamics.md")
+
+    app.run(main, argv=argv)
+
+
+COMMANDS = {
+    "train": _train,
+    "report": _report,
+    "score": _score,
+    "export": _export,
+    "gate": _gate,
+    "dynamics": _dynamics,
+}
 
 if __name__ == "__main__":
     run()

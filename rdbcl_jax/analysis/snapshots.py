@@ -20,7 +20,12 @@ class Snapshot:
 
     name: str
     policy: Policy
-    params: Params  # all of them, those that do not learn too
+    learned: Params  # the half that learns
+
+    @property
+    def params(self) -> Params:
+        """All of them, those that do not learn too; nothing is copied."""
+        return self.policy.whole(self.learned)
 
 
 def load_snapshots(
@@ -50,7 +55,7 @@ def load_snapshots(
         policy, params = loaded[path]
         if task:
             params = Checkpoints(workdir).restore_task(task, params)
-        snapshots.append(Snapshot(name, policy, policy.whole(params)))
+        snapshots.append(Snapshot(name, policy, params))
     _check_tokenizers(snapshots)
     return snapshots
 
