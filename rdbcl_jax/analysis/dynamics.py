@@ -27,10 +27,10 @@ from rdbcl_jax.core.influence import (
     token_norms,
 )
 from rdbcl_jax.core.masked import masked_sum_and_count, select
-from rdbcl_jax.data import suite
 from rdbcl_jax.data.pipeline import eval_batches
 from rdbcl_jax.data.prompts import SupervisedBatch
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import SUITES
 from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rewards.scoring import score as score_texts
@@ -107,8 +107,9 @@ def make_texts(
 def _written(record: Record) -> str:
     if RESPONSE in record.columns:
         return record.columns[RESPONSE]
-    if record.task in suite.TASKS and "start" in record.columns:
-        return suite.make_trace(record)
+    built_in = [module for module in SUITES.values() if record.task in module.TASKS]
+    if built_in and "start" in record.columns:  # not the user's own task of that name
+        return built_in[0].make_trace(record)
     raise ValueError(
         f"record {record.id!r} has no written solution; give its file a column {RESPONSE!r}"
     )

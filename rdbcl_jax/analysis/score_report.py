@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rdbcl_jax.analysis.ranking import Estimate, reliability
 from rdbcl_jax.analysis.score import KINDS, LEVELS, SAMPLERS, Samples, Source, measure
 from rdbcl_jax.analysis.snapshots import load_snapshots
-from rdbcl_jax.data.tasks import BUILT_IN, read_source
+from rdbcl_jax.data.tasks import read_source
 from rdbcl_jax.reporting import plots
 from rdbcl_jax.reporting.logs import plain
 from rdbcl_jax.sharding import make_mesh
@@ -63,8 +63,7 @@ def run_score(
     Args:
       checkpoint, reference: the trained and the previous policy, as `load_snapshots` names them.
       records, ood: sources in and out of the reference's distribution: tasks that it has learned,
-        and tasks that it has not. A file, a pattern, `tfds:name/split` or `digits:TASK`, or the
-        name of a task in `config.tasks`.
+        and tasks that it has not. As in a config's tasks, or the name of one of them.
       split: of the sources that have splits.
       limit: most records of each source; 0: all.
     Returns:
@@ -113,9 +112,8 @@ def read_sources(
     for name in names:
         task = config.tasks.get(name)
         source = task[split] if task else name
-        short = (
-            name.removeprefix(BUILT_IN) if name.startswith(BUILT_IN) else pathlib.Path(name).stem
-        )
+        _, colon, rest = name.partition(":")  # digits:TASK, tfds:name/split
+        short = rest if colon else pathlib.Path(name).stem
         verifier = (task.get("verifier") or None) if task else None
         records = read_source(source, config, split=split, task=short, verifier=verifier)
         sources.append(Source(short, records[: limit or None], out_of_distribution))

@@ -11,13 +11,13 @@ from rdbcl_jax.analysis import dynamics
 from rdbcl_jax.analysis.dynamics import Texts, make_texts, measure_influence, perplexity
 from rdbcl_jax.analysis.dynamics_report import run_dynamics
 from rdbcl_jax.analysis.snapshots import Snapshot
-from rdbcl_jax.data import suite
+from rdbcl_jax.data import forks, suite
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.main import run as command_line
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.training.supervised import supervised_batch
 from rdbcl_jax.training.update import response_logprobs
 from tests import engine
+from tests.test_main import rdbcl
 
 CHUNK = 1024
 
@@ -125,6 +125,9 @@ def test_kinds_of_texts(config, student, records):
     assert answers == [f"<answer> {r.answer} </answer>" for r in records]
     traces = make_texts("trace", "t", records, config, student).responses
     assert score_texts(records, traces).accuracy.all()
+    others = forks.make_records(next(iter(forks.TASKS)), "train", 3, 0)
+    traces = make_texts("trace", "t", others, config, student).responses
+    assert score_texts(others, traces).accuracy.all()
     given = Record("x", "other", "?", (), "1", "exact", {"response": "my own words"})
     assert make_texts("trace", "t", [given], config, student).responses == ["my own words"]
     with pytest.raises(ValueError, match="record 'y' has no written solution"):
@@ -151,16 +154,14 @@ def test_rollouts_are_the_teachers_right_samples(config, student, records, monke
 
 
 @pytest.mark.slow
-def test_command(workdir, tmp_path, monkeypatch):
+def test_command(workdir, tmp_path):
     flags = [
         "--config=tests/small_config.py", f"--checkpoint={workdir}@0", "--limit=2",
         "--train=answer:digits:sum", "--train=trace:digits:jigsaw",
         "--probe=trace:digits:sum", "--probe=answer:digits:walk", f"--out={tmp_path}",
     ]  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["rdbcl", "dynamics", *flags])
-    with pytest.raises(SystemExit) as end:
-        command_line()
-    assert not end.value.code
+    done = rdbcl("dynamics", *flags)
+    assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "dynamics.json").read_text())
     assert [row["name"] for row in result["train"]] == ["answer sum", "trace jigsaw"]
     for row in result["train"]:

@@ -12,11 +12,11 @@ from rdbcl_jax.analysis.score_report import read_sources, run_score, summarise
 from rdbcl_jax.analysis.snapshots import load_snapshots
 from rdbcl_jax.core.portability import kl_coefficients
 from rdbcl_jax.data import suite
-from rdbcl_jax.main import run as command_line
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.sharding import make_mesh
 from tests import engine
+from tests.test_main import rdbcl
 
 pytestmark = pytest.mark.slow
 
@@ -125,7 +125,7 @@ def test_a_signal_that_knows_the_outcome_is_reliable_and_one_that_does_not_is_no
         assert row.prompts == 300
 
 
-def test_command(config, workdir, tmp_path, monkeypatch):
+def test_command(workdir, tmp_path):
     out = tmp_path / "out"
     flags = {
         "config": "tests/small_config.py",
@@ -137,10 +137,8 @@ def test_command(config, workdir, tmp_path, monkeypatch):
         "limit": 8,
         "out": out,
     }
-    monkeypatch.setattr("sys.argv", ["rdbcl", "score", *(f"--{k}={v}" for k, v in flags.items())])
-    with pytest.raises(SystemExit) as end:
-        command_line()
-    assert not end.value.code
+    done = rdbcl("score", *(f"--{name}={value}" for name, value in flags.items()))
+    assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert [s["out_of_distribution"] for s in summary["sources"]] == [False, True]
     assert {row["scope"] for row in summary["signals"]} == {
