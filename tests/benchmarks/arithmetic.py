@@ -8,11 +8,11 @@ Work that a program repeats to save memory is not needed, so it is not counted.
 
 from __future__ import annotations
 
-from tests.benchmarks.workload import Workload
+from tests.benchmarks.workload import MERGE, PATCH, TEMPORAL, WINDOW, Workload
 
 
 def layer_parameters(w: Workload) -> int:
-    """Entries of one decoder layer's matrices."""
+    """Entries of one decoder layer's matrices, without biases."""
     attention = 2 * w.width * w.heads * w.head_dim + 2 * w.width * w.kv_heads * w.head_dim
     return attention + 3 * w.width * w.mlp_width
 
@@ -50,7 +50,22 @@ def forward_flops(w: Workload) -> int:
     """Log-probs of every response token: the reference pass."""
     layers = 2 * layer_tokens(w) * layer_parameters(w)
     attention = 4 * visible_pairs(w) * w.heads * w.head_dim
-    return w.depth * (layers + attention) + _head_flops(w, _responses(w) * w.response_length)
+    head = _head_flops(w, _responses(w) * w.response_length)
+    return w.depth * (layers + attention) + head + w.prompts * picture_flops(w)
+
+
+def picture_flops(w: Workload) -> int:
+    """The vision tower on one picture."""
+    v = w.vision
+    if v is None:
+        return 0
+    patches, merged, window = v.side**2, MERGE**2 * v.width, (WINDOW // PATCH) ** 2
+    full = len(v.full_attention_layers)
+    keys = full * patches + (v.depth - full) * window  # of one patch, over all layers
+    layer = 4 * v.width**2 + 3 * v.width * v.mlp_width
+    embed = 3 * TEMPORAL * PATCH**2 * v.width
+    merge = v.tokens * (merged**2 + merged * w.width)
+    return 2 * (patches * (embed + v.depth * layer) + merge) + 4 * patches * keys * v.width
 
 
 def update_flops(w: Workload) -> int:

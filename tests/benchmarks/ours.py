@@ -9,12 +9,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers
 
 from rdbcl_jax.batches import PromptBatch, TrainBatch
 from rdbcl_jax.config import default_config
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import trainable
-from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.rollout.sampler import sample
@@ -24,28 +24,26 @@ from rdbcl_jax.training.state import make_init, make_optimizer
 from rdbcl_jax.training.update import UpdateConfig, make_update, score
 from tests.benchmarks import arithmetic
 from tests.benchmarks.channel import Channel, Memory, versions
-from tests.benchmarks.workload import Workload
-
-SPECIAL = 8  # the last ids of the vocabulary are set apart: pictures' placeholders, padding
+from tests.benchmarks.pictures import mrope_section, processor_options, random_images
+from tests.benchmarks.workload import MERGE, PATCH, TEMPORAL, WINDOW, Vision, Workload
 
 
 def model_config(w: Workload) -> QwenVLConfig:
-    """The decoder of the workload. Its vision tower is as small as can be where no picture is."""
-    half = w.head_dim // 2
-    image, video, start, end, pad = (w.vocab_size - i for i in range(1, 6))
+    """The workload's model; its vision tower is next to nothing where no prompt has a picture."""
+    vision = w.vision or Vision(1, 8, 8, 1, MERGE, (0,))
     return QwenVLConfig(
         family="qwen2_5_vl",
         vision=VisionConfig(
-            depth=1,
-            width=8,
-            mlp_width=8,
-            heads=1,
-            patch_size=2,
-            temporal_patch_size=1,
-            merge_size=2,
+            depth=vision.depth,
+            width=vision.width,
+            mlp_width=vision.mlp_width,
+            heads=vision.heads,
+            patch_size=PATCH,
+            temporal_patch_size=TEMPORAL,
+            merge_size=MERGE,
             out_width=w.width,
-            window_size=0,
-            full_attention_layers=(),
+            window_size=WINDOW,
+            full_attention_layers=vision.full_attention_layers,
             norm="rms",
             activation="silu",
         ),
@@ -58,19 +56,19 @@ def model_config(w: Workload) -> QwenVLConfig:
             kv_heads=w.kv_heads,
             head_dim=w.head_dim,
             rope_theta=1e6,
-            mrope_section=(half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8),
+            mrope_section=mrope_section(w),
             mrope_interleaved=False,
             qkv_bias=True,
             qk_norm=False,
             norm_eps=1e-6,
             tied=True,
         ),
-        image_token_id=image,
-        video_token_id=video,
-        vision_start_token_id=start,
-        vision_end_token_id=end,
+        image_token_id=w.special["<|image_pad|>"],
+        video_token_id=w.special["<|video_pad|>"],
+        vision_start_token_id=w.special["<|vision_start|>"],
+        vision_end_token_id=w.special["<|vision_end|>"],
         eos_token_ids=(),  # no response ends before T
-        pad_token_id=pad,
+        pad_token_id=w.special["<|endoftext|>"],
     )
 
 
@@ -84,16 +82,27 @@ def grpo_config(w: Workload):
     return config
 
 
-def text_prompts(w: Workload, config: QwenVLConfig, copies: int = 1) -> PromptBatch:
-    """P random prompts without padding, each so many times."""
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, w.vocab_size - SPECIAL, (w.prompts, w.prompt_length), np.int32)
-    tokens = np.repeat(tokens, copies, axis=0)
-    mask = np.ones(tokens.shape, bool)
-    positions, following = inputs.rope_positions(tokens, mask, [()] * len(tokens), config)
-    slots = np.full(tokens.shape, -1, np.int32)
-    ids = np.arange(len(tokens), dtype=np.int32)
-    return PromptBatch(tokens, mask, positions, following, slots, None, ids)
+class Prompts:
+    """P prompts without padding, each so many times; `encode` is a step's work on the host."""
+
+    def __init__(self, w: Workload, model: QwenVL, copies: int = 1):
+        self.model, self.copies = model, copies
+        ids = np.random.default_rng(0).integers(0, min(w.special.values()), (w.prompts, w.words))
+        self.images = None
+        if w.vision:
+            marks = ("<|vision_start|>", *["<|image_pad|>"] * w.vision.tokens, "<|vision_end|>")
+            start = np.array([w.special[name] for name in marks])
+            ids = np.concatenate([np.tile(start, (w.prompts, 1)), ids], axis=1)
+            self.images = random_images(w, w.prompts)
+            self.processor = transformers.Qwen2VLImageProcessorPil(**processor_options(w))
+        self.ids = ids
+
+    def encode(self) -> PromptBatch:
+        fields = {"input_ids": np.repeat(self.ids, self.copies, axis=0)}
+        if self.images:
+            images = [image for image in self.images for _ in range(self.copies)]
+            fields |= self.processor(images, return_tensors="np")
+        return self.model.prepare(**fields)
 
 
 class Program:
@@ -106,13 +115,12 @@ class Program:
         mesh = make_mesh(devices=jax.devices()[:1])
         self.model = QwenVL(model_config(w), dtype=w.dtype, mesh=mesh)
         # text only: nobody trains a vision tower that never runs
-        params, self.frozen = trainable.split(
-            self.model.init(jax.random.key(0)), trainable.WITHOUT_VISION
-        )
+        learning = trainable.ALL if w.vision else trainable.WITHOUT_VISION
+        params, self.frozen = trainable.split(self.model.init(jax.random.key(0)), learning)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
         self.reference = jax.tree.map(jnp.copy, params)
-        prompts = text_prompts(w, self.model.config, copies=self.run.prompts // w.prompts)
-        self.prompts = put_batch(prompts, mesh)
+        self.mesh = mesh
+        self.source = Prompts(w, self.model, copies=self.run.prompts // w.prompts)
         method = make_method(config)
         rewards = np.random.default_rng(1).normal(size=(w.prompts, w.samples))
         advantages = np.asarray(method.advantages(rewards), np.float32)
@@ -141,19 +149,23 @@ class Program:
     def step(self, prefill: bool = False) -> dict[str, float]:
         """Seconds of each phase, each waited for, and the memory that the step added.
 
+        The host's work on prompts and pictures is inside the step here; a run does it ahead.
+
         `prefill` also times, outside of the step, a rollout of a single token.
         """
         self.memory.start()
         self.steps += 1
         clock = [time.perf_counter()]
+        self.prompts = jax.block_until_ready(put_batch(self.source.encode(), self.mesh))
+        clock.append(time.perf_counter())
         rollouts = self._sample(self.sampling)
         clock.append(time.perf_counter())
         reference_logps = self._score(rollouts)
         clock.append(time.perf_counter())
         self._update(rollouts, reference_logps)
         clock.append(time.perf_counter())
-        generate, reference, update = (b - a for a, b in itertools.pairwise(clock))
-        times = {"generate": generate, "reference": reference, "update": update}
+        seconds = (b - a for a, b in itertools.pairwise(clock))
+        times = dict(zip(("host", "generate", "reference", "update"), seconds, strict=True))
         times |= {"total": clock[-1] - clock[0], "memory": self._added_memory()}
         if prefill:
             start = time.perf_counter()

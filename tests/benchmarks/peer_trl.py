@@ -1,7 +1,8 @@
-"""Worker: a step of TRL's GRPOTrainer, unchanged, on a random Qwen2 of the same sizes.
+"""Worker: a step of TRL's GRPOTrainer, unchanged, on a random Qwen2 or Qwen2.5-VL of equal sizes.
 
 The trainer runs its own loop; before every step it waits until the runner asks for one. Its
-methods are timed from outside. Gradient checkpointing is off, as rematerialisation is in ours.
+methods are timed from outside: the host's share is tokenizing, processing pictures and scoring.
+Gradient checkpointing is off, as rematerialisation is in ours.
 """
 
 from __future__ import annotations
@@ -17,29 +18,81 @@ import transformers
 from trl import GRPOConfig, GRPOTrainer
 
 from tests.benchmarks.channel import Channel, Memory, versions
+from tests.benchmarks.pictures import mrope_section, processor_options, random_images
 from tests.benchmarks.words import word_prompts, word_tokenizer
-from tests.benchmarks.workload import Workload
+from tests.benchmarks.workload import MERGE, PATCH, TEMPORAL, WINDOW, Workload
 
 STEPS = 10**6  # more than anybody asks for
 
 
 def write_model(w: Workload, path: str) -> None:
-    config = transformers.Qwen2Config(
-        vocab_size=w.vocab_size,
-        hidden_size=w.width,
-        intermediate_size=w.mlp_width,
-        num_hidden_layers=w.depth,
-        num_attention_heads=w.heads,
-        num_key_value_heads=w.kv_heads,
-        head_dim=w.head_dim,
-        tie_word_embeddings=True,
-        max_position_embeddings=4 * (w.prompt_length + w.response_length),
-        bos_token_id=None,
-        eos_token_id=w.vocab_size - 2,
-        pad_token_id=w.vocab_size - 1,
-    )
+    text = {
+        "vocab_size": w.vocab_size,
+        "hidden_size": w.width,
+        "intermediate_size": w.mlp_width,
+        "num_hidden_layers": w.depth,
+        "num_attention_heads": w.heads,
+        "num_key_value_heads": w.kv_heads,
+        "head_dim": w.head_dim,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 4 * (w.prompt_length + w.response_length),
+        "bos_token_id": None,
+        "eos_token_id": w.special["<|im_end|>"],
+        "pad_token_id": w.special["<|endoftext|>"],
+    }
     torch.manual_seed(0)
-    transformers.Qwen2ForCausalLM(config).save_pretrained(path)
+    if w.vision is None:
+        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**text))
+    else:
+        model = transformers.Qwen2_5_VLForConditionalGeneration(_vision_config(w, text))
+    model.save_pretrained(path)
+
+
+def _vision_config(w: Workload, text: dict) -> transformers.Qwen2_5_VLConfig:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": list(mrope_section(w))}
+    return transformers.Qwen2_5_VLConfig(
+        text_config={**text, "rope_parameters": rope},
+        vision_config={
+            "depth": w.vision.depth,
+            "hidden_size": w.vision.width,
+            "intermediate_size": w.vision.mlp_width,
+            "num_heads": w.vision.heads,
+            "out_hidden_size": w.width,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": TEMPORAL,
+            "window_size": WINDOW,
+            "fullatt_block_indexes": list(w.vision.full_attention_layers),
+        },
+        tie_word_embeddings=True,
+        image_token_id=w.special["<|image_pad|>"],
+        video_token_id=w.special["<|video_pad|>"],
+        vision_start_token_id=w.special["<|vision_start|>"],
+        vision_end_token_id=w.special["<|vision_end|>"],
+    )
+
+
+class ImageProcessor(transformers.Qwen2_5_VLProcessor):
+    """The model's processor without its video part, which needs torchvision."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+
+
+def processing_class(w: Workload):
+    tokenizer = word_tokenizer(w)
+    if w.vision is None:
+        return tokenizer
+    image_processor = transformers.Qwen2VLImageProcessorPil(**processor_options(w))
+    return ImageProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def dataset(w: Workload) -> datasets.Dataset:
+    texts = word_prompts(w, 8 * w.prompts)
+    if w.vision is None:
+        return datasets.Dataset.from_dict({"prompt": texts})
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    return datasets.Dataset.from_dict({"prompt": messages, "image": random_images(w, len(texts))})
 
 
 def trainer_config(w: Workload, out: str) -> GRPOConfig:
@@ -49,7 +102,10 @@ def trainer_config(w: Workload, out: str) -> GRPOConfig:
         gradient_accumulation_steps=1,
         num_generations=w.samples,
         max_completion_length=w.response_length,
-        generation_kwargs={"min_new_tokens": w.response_length},
+        generation_kwargs={
+            "min_new_tokens": w.response_length,
+            "suppress_tokens": list(w.special.values()),
+        },
         temperature=1.0,
         beta=w.kl_beta,
         loss_type="grpo",
@@ -74,6 +130,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = {}
         self.response_length = trainer.args.max_completion_length
         for name in (
+            "_tokenize_prompts",
             "_generate",
             "_get_per_token_logps_and_entropies",
             "_generate_and_score_completions",
@@ -119,15 +176,13 @@ class Turns(transformers.TrainerCallback):
         added = self.memory.added()
         if torch.cuda.is_available():
             added = torch.cuda.max_memory_allocated() - self.held
-        self.channel.send(
-            {
-                "generate": seconds["_generate"],
-                "reference": seconds["_get_per_token_logps_and_entropies"],
-                "update": total - seconds["_generate_and_score_completions"],
-                "total": total,
-                "memory": added,
-            }
-        )
+        phases = {
+            "generate": seconds["_generate"] - seconds["_tokenize_prompts"],
+            "reference": seconds["_get_per_token_logps_and_entropies"],
+            "update": total - seconds["_generate_and_score_completions"],
+        }
+        host = total - sum(phases.values())
+        self.channel.send({"host": host, **phases, "total": total, "memory": added})
 
 
 def now() -> float:
@@ -147,8 +202,8 @@ def main():
             model=path,
             reward_funcs=lambda completions, **_: rng.normal(size=len(completions)).tolist(),
             args=trainer_config(w, path),
-            train_dataset=datasets.Dataset.from_dict({"prompt": word_prompts(w, 8 * w.prompts)}),
-            processing_class=word_tokenizer(w),
+            train_dataset=dataset(w),
+            processing_class=processing_class(w),
         )
         trainer.add_callback(Turns(channel, Stopwatch(trainer)))
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

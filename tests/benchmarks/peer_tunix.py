@@ -94,7 +94,9 @@ class Turns:
             start = time.perf_counter()
             yield {"prompts": prompts}
             total = time.perf_counter() - start
-            self.channel.send({**self.seconds, "total": total, "memory": self.memory.added()})
+            host = total - sum(self.seconds.values())
+            added = self.memory.added()
+            self.channel.send({"host": host, **self.seconds, "total": total, "memory": added})
 
     def _time(self, name: str, phase: str) -> None:
         method = getattr(self.cluster, name)

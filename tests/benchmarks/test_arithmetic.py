@@ -7,7 +7,7 @@ import pytest
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.training.update import response_logprobs
 from tests.benchmarks import arithmetic, ours
-from tests.benchmarks.workload import SIZES, Workload
+from tests.benchmarks.workload import TEXT, Vision, Workload
 
 # one layer, one chunk: XLA counts the body of a loop once. Attention is next to nothing.
 WORKLOAD = Workload("test", 2, 3, 24, 16, 1, 256, 512, 2, 1, 8, 1024)
@@ -17,7 +17,7 @@ LOOSE = 0.06  # norms, softmax and other elementwise work, which the arithmetic 
 def programs(w: Workload):
     """(prefill, log-probs, gradient of log-probs), each with the FLOPs that XLA counts."""
     model = QwenVL(ours.model_config(w))
-    prompts = ours.text_prompts(w, model.config)
+    prompts = ours.Prompts(w, model).encode()
     tokens = jax.ShapeDtypeStruct((w.prompts, w.samples, w.response_length), jnp.int32)
     mask = jax.ShapeDtypeStruct(tokens.shape, bool)
 
@@ -60,6 +60,18 @@ def test_update_flops(counted):
     assert counted[2] - again == pytest.approx(arithmetic.update_flops(w), rel=LOOSE)
 
 
+def test_picture_flops(counted):
+    """A picture adds its tower's FLOPs, once for each prompt."""
+    vision = Vision(1, 128, 256, 2, 16, (0,))
+    w = WORKLOAD.replace(vision=vision, prompt_length=WORKLOAD.prompt_length + vision.tokens + 2)
+    text = w.replace(vision=None)
+    pictures = programs(w)[1] - programs(text)[1]
+    assert pictures == pytest.approx(w.prompts * arithmetic.picture_flops(w), rel=LOOSE)
+    assert arithmetic.forward_flops(w) - arithmetic.forward_flops(text) == (
+        w.prompts * arithmetic.picture_flops(w)
+    )
+
+
 def test_attention_counts_the_visible_pairs(counted):
     """Eight times the head dimension adds projections and attention, nothing else."""
     wide = WORKLOAD.replace(head_dim=64)
@@ -77,13 +89,13 @@ def test_attention_counts_the_visible_pairs(counted):
 
 
 def test_parameters_are_those_of_the_model():
-    for w in (WORKLOAD, SIZES["small"], SIZES["medium"]):
+    for w in (WORKLOAD, *TEXT[:2]):
         params = QwenVL(ours.model_config(w)).abstract_params()["language_model"]
         assert sum(p.size for p in jax.tree.leaves(params)) == arithmetic.parameters(w)
 
 
 def test_sizes_are_what_their_names_say():
-    counts = {name: arithmetic.parameters(w) / 1e6 for name, w in SIZES.items()}
+    counts = {w.name: arithmetic.parameters(w) / 1e6 for w in TEXT}
     assert counts == pytest.approx({"small": 0.2, "medium": 5.2, "large": 47, "0.5B": 494}, rel=0.1)
 
 

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import numpy as np
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from tests.benchmarks.workload import Workload
 
-SPECIAL = 8  # the last ids of the vocabulary are set apart
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- else -%}{{ part.text }}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+"""
 
 
 def word_tokenizer(w: Workload) -> transformers.PreTrainedTokenizerFast:
-    words = {f"w{i}": i for i in range(w.vocab_size)}
+    words = {f"w{i}": i for i in range(min(w.special.values()))} | w.special
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in w.special])
+    fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=f"w{w.vocab_size - 1}",
-        eos_token=f"w{w.vocab_size - 2}",
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
         padding_side="left",
     )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
 
 
 def word_prompts(w: Workload, count: int) -> list[str]:
-    """So many prompts of L random words."""
-    rows = np.random.default_rng(0).integers(0, w.vocab_size - SPECIAL, (count, w.prompt_length))
-    return [" ".join(f"w{i}" for i in row) for row in rows]
+    """So many prompts' texts of random words."""
+    ids = np.random.default_rng(0).integers(0, min(w.special.values()), (count, w.words))
+    return [" ".join(f"w{i}" for i in row) for row in ids]
