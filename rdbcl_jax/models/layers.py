@@ -33,8 +33,32 @@ def rotate(x: Float[Array, "*batch H Dh"], cos_sin) -> Float[Array, "*batch H Dh
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
 
 
+@jax.custom_vjp
+def product(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]) -> Float[Array, "*batch O"]:
+    """x · kernel. The kernel's gradient is xᵀ · dy, contracted as the arrays lie.
+
+    JAX's own rule makes (dyᵀ · x)ᵀ, for which XLA on CPU first writes dy transposed, element by
+    element, and with it anew all the arithmetic that makes dy.
+    """
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def _product_forward(x, kernel):
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved, dy):
+    x, kernel = saved
+    batch = tuple(range(x.ndim - 1))
+    dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
+    return dx, jax.lax.dot_general(x, dy, ((batch, batch), ((), ())))
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
 class Linear(nnx.Linear):
-    """A matrix product that may carry a low-rank adapter: x·W + (x·A)·B·scale (see `lora`)."""
+    """x·W + b, and with a low-rank adapter + (x·A)·B·scale (see `lora`)."""
 
     lora_scale: float | None = None  # None: no adapter
 
@@ -46,11 +70,18 @@ class Linear(nnx.Linear):
         self.lora_scale = scale
 
     def __call__(self, x):
-        out = super().__call__(x)
-        if self.lora_scale is None:
-            return out
-        x, a, b = (jnp.asarray(v, self.dtype) for v in (x, self.lora_a[...], self.lora_b[...]))
-        return out + (x @ a) @ b * self.lora_scale
+        x = jnp.asarray(x, self.dtype)
+
+        def weight(param):
+            return jnp.asarray(param[...], self.dtype)
+
+        out = product(x, weight(self.kernel))
+        if self.bias is not None:
+            out += weight(self.bias)
+        if self.lora_scale is not None:
+            low_rank = product(x, weight(self.lora_a))
+            out += product(low_rank, weight(self.lora_b)) * self.lora_scale
+        return out
 
 
 class GatedMLP(nnx.Module):
