@@ -25,7 +25,7 @@ from rdbcl_jax.sharding import make_mesh
 DASH = "–"
 SCOPES = {"in": "in distribution", "out": "out of distribution"}
 QUESTIONS = {
-    "ported": "the previous policy's reasoning, continued by the trained policy, is right; "
+    "ported": "the reference's reasoning, continued by the trained policy, is right; "
     "signals are means over a prompt's samples",
     "ported_sample": "the same, sample by sample: each reasoning beside its own signal",
     "correct": "the trained policy's own sample is right, sample by sample",
@@ -111,7 +111,9 @@ def read_sources(
     sources = []
     for name in names:
         task = config.tasks.get(name)
-        source = task[split] if task else name
+        source = task.get(split) if task else name
+        if not source:
+            raise ValueError(f"config.tasks.{name} has no source for the {split} split")
         _, colon, rest = name.partition(":")  # digits:TASK, tfds:name/split
         short = rest if colon else pathlib.Path(name).stem
         verifier = (task.get("verifier") or None) if task else None
@@ -211,10 +213,10 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         f"# Signals of portability: {summary['checkpoint']} against {summary['reference']}",
         "",
         f"{summary['samples_per_prompt']} samples of each policy per prompt. Accuracy of the "
-        "trained and of the previous policy; `ported`: the previous policy's reasoning, continued "
-        "by the trained policy, is right (%). KL in nats per token.",
+        "trained policy and of the reference, the policy before it; `ported`: the reference's "
+        "reasoning, continued by the trained policy, is right (%). KL in nats per token.",
         "",
-        "| data | distribution | prompts | trained | previous | ported | KL |",
+        "| data | distribution | prompts | trained | reference | ported | KL |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for f in summary["sources"]:
@@ -227,7 +229,8 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
         "Below, `confidence` is exp(mean log π_ref), `ratio` exp(mean of log π_ref − log π_θ), "
         "over the tokens of the level, of samples of the trained or of the reference policy. AUROC "
         f"and Spearman's ρ with 95 % bootstrap intervals over prompts; {DASH}: not defined (one "
-        "class only, or a constant signal).",
+        "class only, or a constant signal). In and out of distribution pool their data sets, also "
+        "where these differ in how much is right; the last columns are each data set's own.",
     ]
     for question, meaning in QUESTIONS.items():
         rows = [row for row in summary["signals"] if row["question"] == question]

@@ -64,7 +64,9 @@ def test_equals_the_explicit_kernel(config, student, records, sets):
     assert found.magnitude.shape == (3, 3)
     logits_u, flat, tokens_u = loss_and_logits(student, train, 1)
     logits_v, _, tokens_v = loss_and_logits(student, probe, 2)
-    jacobian_u, jacobian_v = (np.asarray(jax.jacrev(f)(flat)) for f in (logits_u, logits_v))
+    jacobian_u, jacobian_v = (
+        np.asarray(jax.jit(jax.jacrev(f))(flat)) for f in (logits_u, logits_v)
+    )
     kernel = np.einsum("avp,bwp->avbw", jacobian_v, jacobian_u)
     g = np.asarray(jax.nn.softmax(logits_u(flat)))
     vocabulary = g.shape[1]
