@@ -82,7 +82,8 @@ def test_logs(watched):
     for task in range(2):
         rows = [r for r in run.steps if r["task_index"] == task]
         assert rows[0]["kl"] == 0 and rows[0]["rp/mean"] == 1 and rows[0]["rp/std"] == 0
-        assert rows[-1]["kl"] > 0
+        assert all(r["reward_std"] > 0 for r in rows)  # what is learned is more than rounding
+        assert rows[-1]["kl"] > 1e-4
     wanted = "reward reward_std frac_reward_zero_std kl entropy clip_ratio/region_mean step_time "
     wanted += "completions/mean_length completions/min_length completions/max_length num_tokens "
     wanted += "completions/clipped_ratio rewards/format/mean rewards/accuracy/mean kl_coef/mean"
@@ -139,8 +140,6 @@ def test_several_updates_per_batch_leave_the_reference_where_it_was(watched, tmp
     config = engine.small_config()
     config.sequence, config.training.steps = ("sum",), 1
     config.training.updates_per_batch, config.training.microbatches = 2, 1
-    config.rewards.functions = {"brief": "tests.engine:brief"}
-    config.rewards.weights = {"brief": 1.0}
     (tmp_path / "base").symlink_to(watched[0] / "base")
     train(config, tmp_path)
     (row,) = read_run(tmp_path).steps  # of the second update of the task's first batch
@@ -152,8 +151,6 @@ def test_only_what_learns_is_changed_and_saved(watched, tmp_path, kind):
     config = engine.small_config()
     config.training.steps = 2
     config.sequence = ("sum",)
-    config.rewards.functions = {"brief": "tests.engine:brief"}  # one that varies from the start
-    config.rewards.weights = {"brief": 1.0}
     if kind == "lora":
         config.model.lora.rank = 4
     else:

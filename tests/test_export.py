@@ -1,6 +1,9 @@
 """Exported policies, read by transformers and by us: the logits of the policy that was trained."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -11,20 +14,18 @@ import transformers
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.continual import train
 from rdbcl_jax.export import export, run_config
-from rdbcl_jax.main import run as command_line
 from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.sharding import make_mesh
 from tests import engine
 
 pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def short_config():
     config = engine.small_config()
     config.sequence, config.training.steps, config.base.steps = ("sum",), 1, 2
-    config.rewards.functions = {"brief": "tests.engine:brief"}  # one that varies from the start
-    config.rewards.weights = {"brief": 1.0}
     config.optimizer.learning_rate = 3e-2
     return config
 
@@ -112,15 +113,14 @@ def test_every_file_of_the_base_is_there(full, tmp_path):
     assert {p.name for p in path.iterdir()} == {p.name for p in (full / "base").iterdir()}
 
 
-def test_command_and_dtype(lora, tmp_path, monkeypatch, capsys):
+def test_command_and_dtype(lora, tmp_path):
     out = tmp_path / "half"
-    monkeypatch.setattr(
-        "sys.argv", ["rdbcl", "export", f"{lora}", f"--out={out}", "--dtype=bfloat16"]
+    words = [sys.executable, "-m", "rdbcl_jax.main", "export", lora, f"--out={out}"]
+    done = subprocess.run(
+        [*words, "--dtype=bfloat16"], capture_output=True, text=True, cwd=ROOT, check=False
     )
-    with pytest.raises(SystemExit) as end:
-        command_line()
-    assert not end.value.code
-    assert capsys.readouterr().out.strip() == str(out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(out)
     _, half = from_pretrained(out, dtype="bfloat16")
     _, whole = from_pretrained(export(f"{lora}", tmp_path / "whole"), dtype="bfloat16")
     jax.tree.map(np.testing.assert_array_equal, half, whole)
