@@ -162,7 +162,7 @@ def measure_influence(
 ) -> list[Influence]:
     """Of every training text alone on every text of each probe set, to first order in η.
 
-    One backward pass per training text and one forward derivative per probe batch; A of every
+    One backward pass per training text and one directional derivative per probe batch; A of every
     probe text is that of the policy before any step, and G that of the summed −log π.
     """
     policy, size = snapshot.policy, config.training.chunk_size
@@ -212,7 +212,7 @@ def step_deviation(
 
 
 def _differentiable(model: QwenVL) -> QwenVL:
-    """Kernels of their own have no forward derivative."""
+    """XLA's attention: the backward passes of other kernels cannot be transposed."""
     return dataclasses.replace(model, attention="xla")
 
 
@@ -270,9 +270,17 @@ def _first_order(model: QwenVL, learned, frozen, gradient, batch, chunk_size: in
         return _states(model, trainable.join(learned, frozen), batch)
 
     descent = jax.tree.map(jnp.negative, gradient)
-    state, rate = jax.jvp(states, (learned,), (descent,))
+    state, rate = _derivative(states, learned, descent)
     change = first_order_change(*state, *rate, batch.tokens, chunk_size=chunk_size)
     return _per_text(change, batch)
+
+
+def _derivative(function, at, along):
+    """(function(at), its derivative in a direction), by transposing the backward pass, which is
+    linear: `jax.jvp` refuses functions with backward passes of their own, as in `models.layers`."""
+    value, pull_back = jax.vjp(function, at)
+    push_forward = jax.linear_transpose(lambda cotangent: pull_back(cotangent)[0], value)
+    return value, push_forward(along)[0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk_size"))

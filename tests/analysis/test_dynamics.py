@@ -1,5 +1,6 @@
 """`rdbcl dynamics`: against a kernel made in full, against real steps, and end to end."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,6 +14,7 @@ from rdbcl_jax.analysis.dynamics_report import run_dynamics
 from rdbcl_jax.analysis.snapshots import Snapshot
 from rdbcl_jax.data import forks, suite
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.models import trainable
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.training.supervised import supervised_batch
 from rdbcl_jax.training.update import response_logprobs
@@ -186,3 +188,24 @@ def test_wrong_arguments(config, tmp_path):
         run(probes=())
     with pytest.raises(FileNotFoundError, match="neither a checkpoint"):
         run()
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_what_the_backward_pass_recomputes_changes_nothing(config, student, sets, remat):
+    model = dataclasses.replace(student.policy.model, remat=remat)
+    other = Snapshot("remat", dataclasses.replace(student.policy, model=model), student.learned)
+    ours, theirs = (measure_influence(config, s, sets[0], sets[1:])[0] for s in (student, other))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3)
+
+
+def test_only_what_learns_takes_the_step(config, student, sets):
+    """As with a frozen vision tower or adapters: what is held back neither moves nor is moved."""
+    for pattern in (trainable.WITHOUT_VISION, r"q_proj/kernel$"):
+        learned, frozen = trainable.split(student.params, pattern)
+        policy = dataclasses.replace(student.policy, frozen=frozen)
+        part = Snapshot("part", policy, learned)
+        assert dynamics.step_deviation(config, part, *sets, length=3e-4) < 0.03
+        magnitude = measure_influence(config, part, sets[0], sets[1:])[0].change
+        whole = measure_influence(config, student, sets[0], sets[1:])[0].change
+        assert (magnitude != whole).all()
