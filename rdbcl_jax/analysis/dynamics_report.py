@@ -158,29 +158,35 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 def draw(result: Mapping[str, Any]) -> Figure:
     """Perplexity of each training set, and what a step on it does to each probe set."""
     rows, probes = result["train"], [probe["name"] for probe in result["probes"]]
-    width = 1.1 + 0.75 * len(probes)
-    figure = Figure(figsize=(2 * width + 4.4, 0.42 * len(rows) + 1.9), layout="constrained")
-    ratios = {"width_ratios": [2.2, width, width]}
-    bars, magnitude, gain = figure.subplots(1, 3, gridspec_kw=ratios)
-    plots.style(bars)
-    bars.grid(visible=False)
-    values = [row["perplexity"] for row in rows]
-    bars.barh(range(len(rows)), values, color=plots.ACCENT, height=0.6, left=0)
-    for i, value in enumerate(values):
-        bars.text(value, i, f" {value:.3g}", va="center", fontsize=8, color=plots.INK)
-    bars.set(ylim=(len(rows) - 0.5, -0.5), xscale="log", xlim=(1, 3 * max(values)))
-    bars.xaxis.set_minor_locator(NullLocator())
-    bars.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    bars.tick_params(axis="y", labelsize=9, labelcolor=plots.INK)
+    names = [row["name"] for row in rows]
+    size = (2 * (1.6 + 0.72 * max(len(probes), 4)), 2 * (0.4 * len(rows) + 1.2))
+    figure = Figure(figsize=size, layout="constrained")
+    (bars, magnitude), (change, gain) = figure.subplots(2, 2)
+    _perplexities(bars, [row["perplexity"] for row in rows])
     bars.set_title("perplexity before training", fontsize=9, color=plots.INK)
     for ax, measure, title in (
-        (magnitude, "magnitude", "magnitude of influence on …"),
-        (gain, "gain", "change of the log-prob of …\n(nats per token and unit of step size)"),
+        (magnitude, "magnitude", "magnitude of influence on …, per η²"),
+        (change, "change", "change of the predictions on …, nats² per token and η²"),
+        (gain, "gain", "change of the log-prob of …, nats per token and η"),
     ):
         table = np.array([[r["influence"][p][measure]["mean"] for p in probes] for r in rows])
         _heat(ax, table, probes, signed=measure == "gain")
         ax.set_title(title, fontsize=9, color=plots.INK)
+    for ax, labels in zip((bars, change, magnitude, gain), (names, names, [], []), strict=True):
+        ax.set_yticks(range(len(labels)), labels)
+        ax.tick_params(axis="y", labelsize=9, labelcolor=plots.INK)
     return figure
+
+
+def _perplexities(ax, values: Sequence[float]) -> None:
+    plots.style(ax)
+    ax.grid(visible=False)
+    ax.barh(range(len(values)), values, color=plots.ACCENT, height=0.6)
+    for i, value in enumerate(values):
+        text = f" {value:,.0f}" if value >= 100 else f" {value:.3g}"
+        ax.text(value, i, text, va="center", fontsize=8, color=plots.INK)
+    ax.set(ylim=(len(values) - 0.5, -0.5), xscale="log", xlim=(1, 5 * max(values)))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _heat(ax, table: np.ndarray, columns: Sequence[str], *, signed: bool) -> None:
@@ -195,6 +201,5 @@ def _heat(ax, table: np.ndarray, columns: Sequence[str], *, signed: bool) -> Non
         text = f"{value:+.2g}" if signed else f"{value:.2g}"
         ax.text(j, i, text.replace("-", "−"), ha="center", va="center", fontsize=8, color=plots.INK)
     ax.set_xticks(range(len(columns)), [c.replace(" ", "\n", 1) for c in columns])
-    ax.set_yticks([])
     ax.tick_params(length=0, labelsize=8, colors=plots.INK)
     ax.spines[:].set_visible(False)

@@ -202,3 +202,13 @@ def test_a_task_of_the_config_is_a_source(config):
         config.tasks["mine"] = {"test": "digits:walk", "verifier": "exact"}
     (source,) = read_sources(config, ["mine"], "test", limit=3)
     assert source.name == "mine" and [r.task for r in source.records] == ["walk"] * 3
+
+
+def test_the_same_key_gives_the_same_samples_and_numbers(config, pair, source, measured):
+    again = measure(config, *pair, source, jax.random.key(0))
+    other = measure(config, *pair, source, jax.random.key(1))
+    for sampler, samples in measured.items():
+        assert again[sampler].texts == samples.texts != other[sampler].texts
+        assert again[sampler].continuations == samples.continuations
+        for name, values in samples.columns.items():
+            np.testing.assert_array_equal(again[sampler].columns[name], values)
