@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import pathlib
+import subprocess
 import sys
 
 from tests.benchmarks import arithmetic, workload
@@ -132,7 +134,9 @@ def prefix(settings: Settings, results: Results) -> None:
         programs = {"shared": settings.ours(w), "naive": settings.ours(w, naive=True)}
         with started(**programs) as (workers, about):
             results.programs(about)
-            steps = alternate(workers, repeats=settings.repeats or 5, warmup=WARMUP)
+            # a copy of the prompt for each of 16 takes long
+            repeats = settings.repeats or (2 if settings.small else 5 if g < 16 else 3)
+            steps = alternate(workers, repeats=repeats, warmup=WARMUP)
         results.samples({"workload": w.to_json()}, steps)
         naive, shared = steps["naive"], steps["shared"]
         flops = arithmetic.update_flops(w) / arithmetic.update_flops(arithmetic.naive(w))
@@ -171,18 +175,19 @@ def scaling(settings: Settings, results: Results) -> None:
         for quantity, predicted in _growth(base, w).items():
             grown, before = steps["doubled"], steps["base"]
             measured = _ratios(grown, before, quantity)
+            is_memory = quantity == "memory"
             results.row(
                 "Growth when one axis doubles",
                 axis=axis,
-                of=quantity,
-                base=spread(_column(before, quantity)),
-                doubled=spread(_column(grown, quantity)),
+                of=f"{quantity}, MB" if is_memory else quantity,
+                base=_scaled(_column(before, quantity), 1e-6 if is_memory else 1),
+                doubled=_scaled(_column(grown, quantity), 1e-6 if is_memory else 1),
                 predicted=predicted,
                 measured=measured,
                 **{"measured over predicted": measured and measured["median"] / predicted},
             )
     results.note(
-        "Seconds; memory in bytes that a step adds to what the process holds. Predicted: by FLOPs; "
+        "Seconds; memory is what a step adds to what the process holds. Predicted: by FLOPs; "
         "for generate that is an upper bound, since a decode step reads the same weights for few "
         "rollouts as for many; memory by `arithmetic.step_bytes`."
     )
@@ -253,14 +258,14 @@ def _measure_peers(settings, results, w, names) -> dict[str, tuple[dict, list[di
 
 
 def _best_threads(worker: Worker, most: int) -> int:
-    """Of all threads, half and a quarter of them, the number with the fastest warm step.
+    """Of all threads, half and a quarter of them, the number with the fastest of two steps.
 
     Torch's own choice is all of them; XLA's programs always have all of them.
     """
     candidates = sorted({most, max(most // 2, 1), max(most // 4, 1)}, reverse=True)
     seconds = {}
     for threads in candidates:
-        seconds[threads] = min(worker.ask(threads=threads)["total"] for _ in range(3))
+        seconds[threads] = min(worker.ask(threads=threads)["total"] for _ in range(2))
     best = min(candidates, key=seconds.get)
     worker.ask(threads=best)
     return best
@@ -286,10 +291,14 @@ def _scaled(values: list[float], factor: float) -> dict[str, float]:
     return spread([value * factor for value in values])
 
 
+@functools.cache
 def _platform() -> str:
-    import jax
-
-    return jax.default_backend()
+    """JAX's default, asked in a process of its own: here it would hold on to the accelerator."""
+    code = "import jax; print(jax.default_backend())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return result.stdout.split()[-1]
 
 
 SUITES = {"peers": peers, "prefix": prefix, "limit": limit, "scaling": scaling}

@@ -46,6 +46,24 @@ def test_the_table_names_machine_versions_and_threads(written):
     assert {line.count("|") for line in body[:3]} == {header.count("|")}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["peers", "prefix", "scaling"])
+def test_every_suite_runs(suite, tmp_path):
+    flags = ["--small", "--repeats=1", "--programs=ours", f"--out={tmp_path}"]
+    run.main([f"--suite={suite}", *flags])
+    content = json.loads((tmp_path / f"{suite}.json").read_text())
+    rows = [row for rows in content["tables"].values() for row in rows]
+    assert rows
+    if suite == "peers":
+        assert [row["size"] for row in rows] == ["small", "small images"]
+        assert rows[0]["total"]["median"] > rows[0]["update"]["median"] > 0
+    if suite == "prefix":
+        assert rows[0]["tokens"] == 0.75  # (8 + 4·16) / (4·(8 + 16))
+        assert rows[0]["update"]["median"] > 0
+    if suite == "scaling":
+        assert rows[2]["of"] == "update" and rows[2]["predicted"] == 2
+
+
 def test_a_worker_that_fails_says_why(tmp_path):
     from tests.benchmarks.workers import Worker, WorkerError
 

@@ -8,9 +8,12 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[2]
+_SETTLE = 0.05  # seconds: idle threads of the program before spin for a while
+_SHARING = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several workers on one accelerator
 
 
 class WorkerError(RuntimeError):
@@ -35,7 +38,7 @@ class Worker:
                 stderr=stderr,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**_SHARING, **os.environ, "PYTHONPATH": str(ROOT)},
             )
 
     def send(self, **request) -> None:
@@ -101,8 +104,9 @@ def alternate(
         worker.send(**requests.get(name, {}))
     for worker in workers.values():
         worker.receive()
-    rounds = []
+    replies: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for _ in range(warmup - 1 + repeats):
-        rounds.append({name: w.ask(**requests.get(name, {})) for name, w in workers.items()})
-    kept = rounds[warmup - 1 :]
-    return {name: [replies[name] for replies in kept] for name in workers}
+        for name, worker in workers.items():
+            time.sleep(_SETTLE)
+            replies[name].append(worker.ask(**requests.get(name, {})))
+    return {name: steps[warmup - 1 :] for name, steps in replies.items()}

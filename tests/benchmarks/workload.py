@@ -90,7 +90,7 @@ class Workload:
 SMALL = Workload("small", 2, 4, 32, 32, 2, 64, 256, 4, 2, 16, 1024)
 MEDIUM = Workload("medium", 4, 4, 128, 128, 4, 256, 768, 4, 2, 64, 8192)
 LARGE = Workload("large", 2, 8, 512, 128, 8, 512, 2048, 8, 2, 64, 32768)
-HALF_BILLION = Workload("0.5B", 8, 8, 512, 256, 24, 896, 4864, 14, 2, 64, 151936, "bfloat16")
+HALF_BILLION = Workload("0.5B", 4, 8, 256, 256, 24, 896, 4864, 14, 2, 64, 151936, "bfloat16")
 
 # The medium decoder with a picture of 448 × 448 pixels in every prompt, and the small one with one
 # of 112 × 112: a vision tower for 1,024 patches (64) of a prompt that has 320 (40) tokens.
