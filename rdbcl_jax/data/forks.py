@@ -11,12 +11,14 @@ before the last cell, `skip` leaves out one cell and `on` does not; which of the
 on what was read so far, by one of three tests. The *finish* makes the answer of the states s, t, u:
 `top` is the largest, `low` the smallest, `ends` is (s + u) mod 10.
 
-The prompt `add 7 red day north` gives the task, the first state and a cue for each decision. Tasks
-differ in how a state follows from the one before, and in what they want a cue to mean: `Task.wants`
-holds one option per cue. A base model is taught one meaning of the cues for all tasks, and to
-follow it mostly. So each task keeps the meaning of some cues and changes that of others; two tasks
-agree in some cues and conflict in others; and what a new task asks of a prompt is nothing new, or
-one changed decision, two or three.
+The prompt `add 7 red day north` gives the task, the first state and a cue for each decision. A base
+model is taught, for every task, which option each cue stands for, and to take it mostly. RL wants
+the cues of a task to mean something else, but for some of them: at the fork one test whatever the
+cue, elsewhere another option under one cue of three. So a new task asks nothing new of some
+prompts, and of others one changed decision, two or three; two tasks agree under some cues and
+conflict under others; and no change is one token, since under other cues that token stays wrong.
+(Where RL wanted one route, or all tasks' cues meant the same at first, the options not wanted died
+out within two tasks: no group of rollouts held them any more, and later tasks were not learned.)
 """
 
 from __future__ import annotations
@@ -75,27 +77,26 @@ class Rules:
 class Task:
     """One task: how a state follows, and what RL wants the cues to mean.
 
-    `step(state, digit, index)` gives the next state. `wants[decision][cue]` is the number of the
-    option that is right under that cue; (0, 1, 2) is what the base model was taught.
+    `step(state, digit, index)` gives the next state. The base model was taught that cue i stands
+    for option (i + shift) mod 3. `wants[decision][i]` is the option that RL rewards under cue i.
     """
 
     name: str
     step: Callable[[int, int, int], int]
+    shift: int
     wants: tuple[tuple[int, int, int], ...]
 
+
+_ODD, _BIG, _RISE = (0, 0, 0), (1, 1, 1), (2, 2, 2)  # one test, whatever the cue
 
 TASKS = {
     task.name: task
     for task in (
-        Task("add", lambda s, d, k: (s + d) % 10, ((0, 0, 2), (1, 1, 2), (0, 2, 2))),
-        Task("double", lambda s, d, k: (2 * s + d) % 10, ((0, 0, 1), (0, 1, 2), (0, 2, 2))),
-        Task("gap", lambda s, d, k: abs(s - d), ((0, 1, 1), (1, 1, 2), (1, 1, 2))),
-        Task("sub", lambda s, d, k: (s - d) % 10, ((0, 1, 1), (1, 1, 0), (1, 2, 2))),
-        Task(
-            "swing",
-            lambda s, d, k: (s - d if k % 2 else s + d) % 10,
-            ((0, 0, 2), (0, 1, 0), (1, 1, 2)),
-        ),
+        Task("add", lambda s, d, k: (s + d) % 10, 0, ((0, 0, 2), _ODD, (0, 0, 2))),
+        Task("double", lambda s, d, k: (2 * s + d) % 10, 1, ((1, 0, 0), _ODD, (1, 0, 0))),
+        Task("gap", lambda s, d, k: abs(s - d), 2, ((2, 2, 1), _BIG, (2, 0, 0))),
+        Task("sub", lambda s, d, k: (s - d) % 10, 0, ((0, 2, 2), _RISE, (0, 0, 2))),
+        Task("swing", lambda s, d, k: (s + (d, -d)[k % 2]) % 10, 1, ((1, 2, 0), _BIG, (1, 0, 0))),
     )
 }
 
@@ -154,9 +155,13 @@ def _options(record: Record, wants: Sequence[Sequence[int]]) -> Rules:
     return Rules(*names)
 
 
+def _taught(task: Task) -> tuple[int, int, int]:
+    return tuple((cue + task.shift) % 3 for cue in range(3))
+
+
 def taught(record: Record) -> Rules:
     """What the base model was taught that the record's cues mean."""
-    return _options(record, [(0, 1, 2)] * 3)
+    return _options(record, [_taught(TASKS[record.task])] * len(CUES))
 
 
 def wanted(record: Record) -> Rules:
@@ -226,7 +231,7 @@ class Demonstrations:
     follows what its cue was taught to mean with probability `follow`, else another option.
     """
 
-    def __init__(self, count: int, seed: int, follow: float = 0.8):
+    def __init__(self, count: int, seed: int, follow: float = 0.7):
         self.count, self.seed, self.follow = count, seed, follow
 
     def __len__(self) -> int:
@@ -236,6 +241,8 @@ class Demonstrations:
         names = tuple(TASKS)
         record = make_record(names[index % len(names)], "train", index, self.seed)
         rng = np.random.default_rng([self.seed, index, 1])
-        strays = [rng.random() >= self.follow for _ in CUES]
-        wants = [[(c + int(rng.integers(1, 3)) * s) % 3 for c in range(3)] for s in strays]
-        return record, make_trace(record, apply(record, _options(record, wants)))
+        # a decision that strays is off by the same number of options under every cue
+        off = [int(rng.integers(1, 3)) if rng.random() >= self.follow else 0 for _ in CUES]
+        taught = _taught(TASKS[record.task])
+        means = [[(option + o) % 3 for option in taught] for o in off]
+        return record, make_trace(record, apply(record, _options(record, means)))
