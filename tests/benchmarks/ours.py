@@ -150,7 +150,6 @@ class Program:
         """Seconds of each phase, each waited for, and the memory that the step added.
 
         The host's work on prompts and pictures is inside the step here; a run does it ahead.
-
         `prefill` also times, outside of the step, a rollout of a single token.
         """
         self.memory.start()

@@ -219,7 +219,7 @@ def peers(settings: Settings, results: Results) -> None:
                 program=name,
                 parameters=f"{about['parameters'] / 1e6:.2f} M",
                 threads=str(about["threads"]),
-                **{phase: spread(_column(steps, phase)) for phase in PHASES},
+                **{phase: spread(_column(steps, phase)) for phase in ("host", *PHASES)},
                 **{"memory added, MB": _scaled(_column(steps, "memory"), 1e-6)},
             )
         ours = measured.get("ours", (None, None))[1]

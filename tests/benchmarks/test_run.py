@@ -2,9 +2,11 @@
 
 import json
 
+import jax
 import pytest
 
-from tests.benchmarks import run, tables
+from rdbcl_jax.sharding import put_batch
+from tests.benchmarks import ours, run, tables, workload
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,23 @@ def test_the_table_names_machine_versions_and_threads(written):
     header = next(line for line in markdown.splitlines() if line.startswith("| size | phase"))
     body = [line for line in markdown.splitlines() if line.startswith("| small |")]
     assert {line.count("|") for line in body[:3]} == {header.count("|")}
+
+
+@pytest.mark.slow
+def test_copies_of_the_prompts_are_the_same_update():
+    """The two forms that `prefix` compares: on the same responses, the same gradients."""
+    norms = {}
+    shared = ours.Program(workload.SMALL)
+    shared.step()
+    rollouts = shared._sample(shared.sampling)
+    for naive in (False, True):
+        program = ours.Program(workload.SMALL, naive=naive)
+        program.prompts = put_batch(program.source.encode(), program.mesh)
+        shape = program.run.prompts, program.run.samples
+        same = jax.tree.map(lambda a, shape=shape: a.reshape(*shape, *a.shape[2:]), rollouts)
+        program._update(same, program._score(same))
+        norms[naive] = float(program.metrics["grad_norm"])
+    assert norms[True] == pytest.approx(norms[False], rel=1e-4) and norms[True] > 0
 
 
 @pytest.mark.slow
