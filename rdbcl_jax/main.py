@@ -6,11 +6,13 @@ rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --records=SOURC
 rdbcl export WORKDIR[@K] --out=DIR
 rdbcl gate --config=FILE --workdir=DIR
 rdbcl dynamics --config=FILE --checkpoint=POLICY --train=KIND:SOURCE --probe=KIND:SOURCE
+rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR [--ci] [--workers=N]
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import pathlib
@@ -43,6 +45,10 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
                  --train=KIND:SOURCE [...] --probe=KIND:SOURCE [...]
       Learning dynamics: how far a step on one set of texts moves the predictions on another, and
       the perplexity of each under the policy. KIND: answer, trace, own, or rollout (of a teacher).
+  rdbcl study --config=FILE --workdir=DIR [--ci] [--workers=N]
+      A grid of methods, seeds and settings (configs/studies/): chooses hyper-parameters on
+      validation data, runs what is left to run, several runs at a time, and writes study.md,
+      study.json and pictures. --ci: the study's own small form. --workers=0: the report alone.
   rdbcl COMMAND --help
       All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them.
 """
@@ -238,6 +244,39 @@ def _dynamics(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
+def _study(argv: list[str]) -> None:
+    config = config_flags.DEFINE_config_file("config", None, "Study file, see configs/studies/.")
+    workdir = flags.DEFINE_string("workdir", None, "Where everything is written.")
+    flags.DEFINE_bool("ci", False, "The study's small form: its file's get_config('ci').")
+    workers = flags.DEFINE_integer(
+        "workers", None, "Processes; default: one per core, one in all with an accelerator."
+    )
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def main(_):
+        _quiet()
+        from rdbcl_jax.study.run import run_study
+
+        with _errors_in_one_line("study"):
+            file, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+            name = pathlib.Path(file).stem
+            results = run_study(config.value, workdir.value, name=name, workers=workers.value)
+        print(pathlib.Path(workdir.value) / "study.md")
+        if results["failed"]:
+            sys.exit(f"rdbcl study: {len(results['failed'])} failed, see study.md")
+
+    app.run(main, argv=_ci_form(argv))
+
+
+def _ci_form(argv: list[str]) -> list[str]:
+    """With --ci the config file is asked for its form "ci"."""
+    if "--ci" not in argv:
+        return argv
+    pairs = itertools.pairwise(argv)
+    given = [a.startswith("--config=") or before == "--config" for before, a in pairs]
+    return [argv[0], *(a + ":ci" if g else a for g, a in zip(given, argv[1:], strict=True))]
+
+
 COMMANDS = {
     "train": _train,
     "report": _report,
@@ -245,6 +284,7 @@ COMMANDS = {
     "export": _export,
     "gate": _gate,
     "dynamics": _dynamics,
+    "study": _study,
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ FLOORS = (
     ("rewards", "data", "rollout", "methods"),
     ("policy", "training", "evaluation", "reporting", "base"),
     ("continual", "analysis", "export", "gate"),
+    ("study",),
     ("main",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

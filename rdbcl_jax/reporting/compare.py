@@ -205,14 +205,16 @@ def _paired_rows(
 def to_markdown(groups: Sequence[Group], base: Group, metrics: Sequence[str], split: str) -> str:
     """The two tables as Markdown."""
     parts = [f"Accuracy on the {split} split, %; mean ± sd over n seeds."]
-    parts.append(_markdown(["method", "n", *metrics], _metric_rows(groups, metrics, split)))
+    parts.append(markdown_table(["method", "n", *metrics], _metric_rows(groups, metrics, split)))
     differences = _paired_rows(groups, base, metrics, split)
     if differences:
-        parts += [PAIRED_NOTE, _markdown(["difference", "n", *metrics], differences)]
+        parts += [PAIRED_NOTE, markdown_table(["difference", "n", *metrics], differences)]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is a name and whose others are numbers."""
+
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -72,11 +72,11 @@ class RunLog:
     def write_examples(self, examples: Iterable[Mapping[str, Any]]) -> None:
         """Add examples to those of earlier calls."""
         path = self.workdir / "examples.json"
-        _write_json(path, read_json(path, []) + plain(list(examples)))
+        write_json(path, read_json(path, []) + plain(list(examples)))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Replace results.json in one move: a reader sees the old file or the new one."""
-        _write_json(self.workdir / "results.json", results, indent=1)
+        write_json(self.workdir / "results.json", results, indent=1)
 
     def close(self) -> None:
         """Gather the last task's samples and close the files."""
@@ -97,7 +97,7 @@ class RunLog:
             rows = [row for row in read_steps(self.workdir) if row["step"] < step]
             _write_text(metrics, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         if examples.exists():
-            _write_json(examples, [e for e in read_json(examples, []) if e["step"] < step])
+            write_json(examples, [e for e in read_json(examples, []) if e["step"] < step])
         truncate_samples(self.workdir / "samples", step)
         if step == 0:
             shutil.rmtree(self.workdir / "tb", ignore_errors=True)
@@ -311,7 +311,8 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _write_json(path: Path, value: Any, indent: int | None = None) -> None:
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Replaces the file in one move; see `plain` for what becomes of values."""
     _write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
 
 

@@ -28,6 +28,8 @@ DENSITY = LinearSegmentedColormap.from_list("density", [ACCENT + "00", ACCENT + 
 PANEL, WIDE = (3.5, 2.1), (4.6, 2.6)  # inches
 MAX_POINTS = 300  # of a curve; longer ones are averaged in bins
 
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.10g}".replace("-", "−"))  # of fractions
+
 Curve = tuple[np.ndarray, np.ndarray]
 
 
@@ -116,7 +118,7 @@ def before_and_after(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
     ax.set_yticks(range(len(tasks)), [_short(task, 24) for task in tasks][::-1])
     ax.set_ylim(-0.6, len(tasks) - 0.4)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(FuncFormatter(_percent))
+    ax.xaxis.set_major_formatter(PERCENT)
     return figure
 
 
@@ -178,7 +180,7 @@ def final_by_task(groups: Mapping[str, np.ndarray], tasks: Sequence[str]) -> Fig
             ax.add_collection(LineCollection(segments, colors=colour, lw=2.2))
     _name_ticks(ax, [_short(task) for task in tasks])
     ax.set_xlim(-0.6, len(tasks) - 0.4)
-    ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+    ax.yaxis.set_major_formatter(PERCENT)
     return figure
 
 
@@ -202,10 +204,6 @@ def _short(name: str, most: int = 16) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _percent(value: float, _: int) -> str:
-    return f"{100 * value:g}"
-
-
 def style(ax: Axes) -> None:
     """The house's look: no frame, few ticks, a faint grid."""
     ax.patch.set_alpha(0)
@@ -225,7 +223,7 @@ def _row_axis(ax: Axes, tasks: Sequence[str]) -> None:
     labels = ["base", *(f"+ {_short(task)}" for task in tasks)]
     _name_ticks(ax, labels)
     ax.set_xlim(-0.3, len(labels) - 0.7)
-    ax.yaxis.set_major_formatter(FuncFormatter(_percent))
+    ax.yaxis.set_major_formatter(PERCENT)
 
 
 def _line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:

@@ -1,0 +1,188 @@
+"""A study's pictures, from the numbers of study.json: they stand alone, with their own legends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rdbcl_jax.reporting import plots
+from rdbcl_jax.reporting.plots import INK, MUTED
+
+CURVE_METRICS = {
+    "last": "Last",
+    "mft": "just trained (plasticity)",
+    "forgetting_max": "forgetting (max)",
+}
+COSTS = {"step": "step of the run", "sequences": "sampled responses", "tokens": "tokens"}
+
+
+def draw(numbers: Mapping[str, Any]) -> dict[str, Figure]:
+    """File name → picture, for all that the study has run so far."""
+    found: dict[str, Figure] = {}
+    for setting in numbers["settings"]:
+        cells = [c for c in numbers["arms"] if c["setting"] == setting and c["seeds"]]
+        suffix = f"-{_slug(setting)}" if len(numbers["settings"]) > 1 else ""
+        if cells:
+            found[f"arms{suffix}"] = arms(cells, numbers)
+            found[f"tasks{suffix}"] = tasks(cells)
+        if any(cell["learning"] for cell in cells):
+            found[f"learning{suffix}"] = learning(cells)
+        points = [c for c in numbers["curves"] if c["setting"] == setting and c["seeds"]]
+        for name in dict.fromkeys(c["curve"] for c in points):
+            found[f"curve-{_slug(name)}{suffix}"] = curve([c for c in points if c["curve"] == name])
+    return found
+
+
+def arms(cells: Sequence[Mapping], numbers: Mapping) -> Figure:
+    """The metric of every arm, and its paired difference to the baseline, seeds as dots."""
+    figure, (left, right) = _panels(2, (8.4, 0.9 + 0.36 * len(cells)), sharey=True)
+    metric = numbers["metric"]
+    for row, (cell, colour) in enumerate(zip(cells, _colours(cells).values(), strict=True)):
+        y = len(cells) - 1 - row
+        values = _finite(cell["metrics"].get(metric, []))
+        _dots(left, values, y, colour)
+        if len(values):
+            sd = values.std(ddof=1) if len(values) > 1 else 0.0
+            _bar(left, values.mean(), values.mean() - sd, values.mean() + sd, y, colour)
+        found = cell["difference"]
+        if found and found["mean"] is not None:
+            _dots(right, np.array(found["values"]), y, colour)
+            ends = (found["mean"] if e is None else e for e in (found["low"], found["high"]))
+            _bar(right, found["mean"], *ends, y, colour)
+    left.set_yticks(range(len(cells)), [_label(cell) for cell in cells][::-1])
+    left.set_ylim(-0.6, len(cells) - 0.4)
+    right.axvline(0, color=MUTED, lw=1, zorder=1)
+    title = CURVE_METRICS.get(metric, metric)
+    left.set_xlabel(f"{title}, %: seeds, mean ± sd")
+    right.set_xlabel(f"{title} − {numbers['baseline']}, points: seeds, mean, 95 % bootstrap")
+    for ax in (left, right):
+        ax.grid(axis="y", visible=False)
+        ax.grid(axis="x", color=plots.GRID, lw=0.7)
+        ax.xaxis.set_major_formatter(plots.PERCENT)
+        ax.xaxis.get_major_locator().set_params(integer=False)
+    left.tick_params(axis="y", colors=INK)
+    return figure
+
+
+def curve(cells: Sequence[Mapping]) -> Figure:
+    """Last, plasticity and forgetting over a swept field: seeds as dots, means as lines."""
+    figure, axes = _panels(len(CURVE_METRICS), (9.6, 3.0))
+    names = list(dict.fromkeys(cell["arm"] for cell in cells))
+    for ax, (metric, title) in zip(axes, CURVE_METRICS.items(), strict=True):
+        for arm, colour in plots.colours(names).items():
+            points = sorted((c for c in cells if c["arm"] == arm), key=lambda c: c["x"])
+            values = [_finite(c["metrics"].get(metric, [])) for c in points]
+            drawn = [(c["x"], v) for c, v in zip(points, values, strict=True) if len(v)]
+            for x, v in drawn:
+                ax.plot([x] * len(v), v, "o", color=colour, ms=3.5, mew=0, alpha=0.45)
+            ax.plot(*zip(*((x, v.mean()) for x, v in drawn), strict=True), "-o", color=colour, ms=5)
+        ax.set_title(f"{title}, %", fontsize=9, color=INK, loc="left")
+        ax.set_xlabel(cells[0]["curve"])
+        ax.yaxis.set_major_formatter(plots.PERCENT)
+        _spaced(ax, sorted({cell["x"] for cell in cells}))
+    _legend(figure, plots.colours(names))
+    return figure
+
+
+def tasks(cells: Sequence[Mapping]) -> Figure:
+    """Accuracy on each task along the sequence, mean over seeds: one panel per task."""
+    names = cells[0]["tasks"]
+    same = [cell for cell in cells if cell["tasks"] == names]
+    columns = min(len(names), 3)
+    rows = -(-len(names) // columns)
+    figure, axes = _panels(columns, (3.1 * columns, 2.0 * rows + 0.4), rows=rows, sharey=True)
+    for j, (name, ax) in enumerate(zip(names, axes, strict=False)):
+        ax.axvline(j + 1, color=MUTED, lw=1, ls=":", zorder=1)
+        for cell, colour in zip(cells, _colours(cells).values(), strict=True):
+            if cell in same:
+                mean = np.mean([np.array(a)[:, j] for a in cell["accuracy"]], axis=0)
+                ax.plot(mean, "-o", color=colour, ms=3, lw=1.6, mew=0)
+        ax.set_title(f"{name}, %", fontsize=9, color=INK, loc="left")
+        ax.set_xticks(range(len(names) + 1), ["base", *range(1, len(names) + 1)])
+        ax.yaxis.set_major_formatter(plots.PERCENT)
+        if j // columns == rows - 1:
+            ax.set_xlabel("tasks learned (dotted: this one)")
+    for ax in axes[len(names) :]:
+        ax.set_visible(False)
+    _legend(figure, _colours(cells))
+    return figure
+
+
+def learning(cells: Sequence[Mapping]) -> Figure:
+    """Accuracy of the sampled responses, mean over seeds, against three measures of cost."""
+    figure, axes = _panels(len(COSTS), (9.6, 2.7), sharey=True)
+    for ax, (axis, title) in zip(axes, COSTS.items(), strict=True):
+        for cell, colour in zip(cells, _colours(cells).values(), strict=True):
+            if cell["learning"]:
+                y = np.array(cell["learning"]["accuracy"], float)
+                smooth = plots.moving_average(y, max(1, len(y) // 60))
+                ax.plot(cell["learning"][axis], smooth, color=colour, lw=1.4)
+        ax.set_xlabel(title)
+        ax.yaxis.set_major_formatter(plots.PERCENT)
+    axes[0].set_title("accuracy of sampled responses, %", fontsize=9, color=INK, loc="left")
+    _legend(figure, _colours(cells))
+    return figure
+
+
+# ------------------------------------------------------------------------------ pieces
+
+
+def _panels(columns: int, size: tuple[float, float], *, rows: int = 1, sharey: bool = False):
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
+    for ax in axes:
+        plots.style(ax)
+    return figure, axes
+
+
+def _label(cell: Mapping) -> str:
+    return cell["arm"] + (f"  ({len(cell['failed'])} failed)" if cell["failed"] else "")
+
+
+def _colours(cells: Sequence[Mapping]) -> dict[str, str]:
+    return plots.colours([cell["arm"] for cell in cells])
+
+
+def _finite(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([v for v in values if v is not None], float)
+
+
+def _dots(ax: Axes, values: np.ndarray, y: float, colour: str) -> None:
+    ax.plot(values, np.full(len(values), y), "o", color=colour, ms=5, mew=0, alpha=0.4)
+
+
+def _bar(ax: Axes, mean: float, low: float, high: float, y: float, colour: str) -> None:
+    ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="round")
+    ax.plot(mean, y, "D", color=colour, ms=6, mec="white", mew=1, zorder=5)
+
+
+def _spaced(ax: Axes, xs: Sequence[float]) -> None:
+    """Near 0 as wide as far from it: swept fields are spaced like 0, 0.05, 0.1 … 2."""
+    positive = [x for x in xs if x > 0]
+    if len(positive) > 2 and positive[-1] > 8 * positive[0] and min(xs) >= 0:
+        ax.set_xscale("symlog", linthresh=positive[0], linscale=0.6)
+        ax.set_xlim(0 - 0.15 * positive[0] if min(xs) == 0 else 0.9 * xs[0], 1.15 * xs[-1])
+    ax.set_xticks(xs, [f"{x:g}" for x in xs])
+    ax.minorticks_off()
+
+
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    handles = [figure.axes[0].plot([], [], color=c, lw=2.5)[0] for c in colours.values()]
+    figure.legend(
+        handles,
+        list(colours),
+        loc="outside lower center",
+        ncols=min(len(colours), 4),
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=INK,
+    )
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

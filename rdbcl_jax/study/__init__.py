@@ -1,0 +1,8 @@
+"""Studies: a grid of methods × seeds × settings, run piece by piece and summed up in one table.
+
+`configs/studies/*.py` declare them with `study_config`, `Arm`, `Curve` and `Setting`.
+"""
+
+from rdbcl_jax.study.declare import Arm, Curve, Setting, study_config
+
+__all__ = ["Arm", "Curve", "Setting", "study_config"]

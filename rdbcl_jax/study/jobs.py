@@ -1,0 +1,71 @@
+"""What workers do: make a base model, and train one run. Imports wait until a worker needs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rdbcl_jax.reporting.logs import plain, read_json, write_json
+
+ASKED = "config.json"  # in a run's workdir: the config that it was asked for
+
+
+def base_name(config: ConfigDict) -> str:
+    """Folder of the base model that a run starts from, the same for all runs that can share it.
+
+    Empty where nothing is to be made: the config names a model, or is a dry run with its own.
+    """
+    if config.model.path or config.dry_run:
+        return ""
+    counts = ("train_count", "validation_count", "test_count", "seed", "threads")
+    parts = {
+        "base": config.base.to_dict(),
+        "model": {k: config.model[k] for k in ("dtype", "param_dtype", "remat")},
+        "data": {k: v for k, v in config.data.to_dict().items() if k not in counts},
+        "max_tokens": config.rollout.max_tokens,
+        "chunk_size": config.training.chunk_size,
+        "mesh": config.mesh.to_dict(),
+    }
+    text = json.dumps(plain(parts), sort_keys=True)
+    return f"bases/seed{config.base.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def make_base(config: ConfigDict, directory: pathlib.Path) -> None:
+    """The base model of a run's config, at `directory`."""
+    from rdbcl_jax import base
+    from rdbcl_jax.sharding import make_mesh
+
+    def on_step(step: int, loss: float) -> None:
+        if step % 50 == 0:
+            print(f"SFT of the base: step {step}, loss {loss:.3f}", flush=True)
+
+    base.make_base(config, directory, make_mesh(**config.mesh), on_step)
+
+
+def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | None) -> None:
+    """One run, from the base model at `base`; goes on where an earlier call was cut short."""
+    from rdbcl_jax.continual import train
+
+    asked = read_json(workdir / ASKED, None)
+    if asked is not None and asked != plain(config) and (workdir / "results.json").exists():
+        raise ValueError(
+            f"{workdir} holds a run of another config, see its {ASKED}; the study was changed: "
+            "use a new workdir, or remove this run's"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / ASKED, config, indent=1)
+    link = workdir / "base"
+    if base and not link.is_symlink():
+        link.symlink_to(os.path.relpath(base, workdir))
+    train(config, workdir)
+
+
+def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether this very run is over."""
+    results: dict[str, Any] = read_json(workdir / "results.json", {})
+    return results.get("status") == "done" and read_json(workdir / ASKED, None) == plain(config)

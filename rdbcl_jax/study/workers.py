@@ -1,0 +1,225 @@
+"""Processes that train: each has its share of the CPU and does one job after another.
+
+A worker keeps its imports and its compiled programs from job to job, and finds other workers'
+programs in a compilation cache that all of them share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A piece of work, and the file that takes what it prints."""
+
+    name: str
+    group: tuple[str, ...]
+    work: Callable[[ConfigDict, pathlib.Path], None]  # of a module: it travels by its name
+    config: ConfigDict
+    workdir: pathlib.Path
+    log: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A job that is over; `error` is empty where it went well."""
+
+    job: Job
+    seconds: float
+    error: str
+
+
+def default_workers() -> int:
+    """One per core of a CPU; one in all where there is an accelerator, which it then owns."""
+    if os.environ.get("JAX_PLATFORMS") != "cpu":
+        # asked elsewhere: a process that has asked holds the accelerator
+        code = "import jax; print(jax.default_backend())"
+        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        if asked.stdout.strip() != "cpu":
+            return 1
+    return len(_cores())
+
+
+class Workers:
+    """A pool of processes; `start` a job on an idle one, `wait` for one that is over."""
+
+    def __init__(self, count: int, cache: pathlib.Path):
+        self._context = multiprocessing.get_context("spawn")
+        self._environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        }
+        self._shares = share(_cores(), count)
+        self._workers = [_Worker(self._open, cores) for cores in self._shares]
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    @property
+    def running(self) -> list[Job]:
+        return [worker.job for worker in self._workers if worker.job]
+
+    @property
+    def idle(self) -> list[_Worker]:
+        return [worker for worker in self._workers if not worker.job]
+
+    def wait(self, seconds: float) -> list[Done]:
+        """Jobs that are over by now, or the first that is within some seconds."""
+        busy = {worker.connection: worker for worker in self._workers if worker.job}
+        return [busy[connection].receive() for connection in wait(list(busy), seconds)]
+
+    def _open(self, cores: Sequence[int]) -> tuple[multiprocessing.Process, Connection]:
+        """A process that starts, and stays, on its cores: libraries count them when imported."""
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs,))
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(len(cores)))
+        with _environment({**self._environment, **threads}), _on(cores):
+            process.start()
+        theirs.close()
+        return process, ours
+
+
+class _Worker:
+    """One process, started with its first job and again if it died."""
+
+    def __init__(self, open, cores: Sequence[int]):
+        self._open, self._cores = open, cores
+        self._process: multiprocessing.Process | None = None
+        self.connection: Connection | None = None
+        self.job: Job | None = None
+        self.group: tuple[str, ...] | None = None  # of its last job
+
+    def start(self, job: Job) -> None:
+        if self._process is None or not self._process.is_alive():
+            self._process, self.connection = self._open(self._cores)
+        self.job, self.group, self._started = job, job.group, time.monotonic()
+        self.connection.send(job)
+
+    def receive(self) -> Done:
+        job, self.job = self.job, None
+        try:
+            error = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            error = f"the worker died with exit code {self._process.exitcode}"
+            self._process = None
+        return Done(job, time.monotonic() - self._started, error)
+
+    def close(self) -> None:
+        if self._process and self._process.is_alive():
+            self._process.kill() if self.job else self._process.terminate()
+            self._process.join()
+
+
+# ------------------------------------------------------------------------------ in the worker
+
+
+def _serve(connection: Connection) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    for noisy in ("absl", "orbax", "grain", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    while True:
+        job = connection.recv()
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        error = ""
+        with _output(job.log):
+            try:
+                job.work(job.config, job.workdir)
+            except Exception as problem:
+                traceback.print_exc()
+                error = f"{type(problem).__name__}: {problem}"
+        connection.send(error)
+
+
+def _die_with_parent() -> None:
+    """No orphan may write to a workdir that the next study continues."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _output(path: pathlib.Path) -> Iterator[None]:
+    """All that the process prints, its libraries too, goes to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = [os.dup(1), os.dup(2)]
+    with open(path, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)
+
+
+# ------------------------------------------------------------------------------ shares
+
+
+def share(cores: Sequence[int], count: int) -> list[list[int]]:
+    """Cores of each of `count` workers: disjoint and as even as can be; with more workers than
+    cores, some share one."""
+    if count > len(cores):
+        return [[cores[i % len(cores)]] for i in range(count)]
+    return [
+        list(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) for i in range(count)
+    ]
+
+
+def _cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def _on(cores: Sequence[int]) -> Iterator[None]:
+    """A process that is started within keeps to these cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """A process that is started within has these variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
