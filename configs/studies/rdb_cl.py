@@ -5,7 +5,7 @@ forms, each with a range of its own, chosen likewise. The curve goes on to ancho
 tight, where relaxing some of them may help most.
 
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR        hours on 4 cores
-    rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci   a minute: does it all run?
+    rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci   minutes: does it all run?
 """
 
 import importlib.util
@@ -44,6 +44,7 @@ def get_config(form: str = "full") -> ConfigDict:
 def _small(run: ConfigDict) -> ConfigDict:
     """Two tasks, a few steps, one seed to choose by: every part once, no number that means much."""
     run.sequence = ("sum", "walk")
+    run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
     run.base.steps, run.base.batch_size = 20, 32
     run.training.steps = 2
     run.rollout.samples = 4
@@ -58,7 +59,7 @@ def _small(run: ConfigDict) -> ConfigDict:
         baseline="grpo",
         tuning_seeds=(100,),
         report_seeds=(0, 1),
-        curves=beta_curves((0.1, 1.0), "rdbcl ratio sigmoid"),
+        curves=beta_curves((0.0, 0.1), "rdbcl ratio sigmoid"),
     )
 
 
@@ -76,9 +77,9 @@ def scaled(betas) -> list[dict]:
 
 
 def beta_curves(betas, scaled_arm: str) -> list[Curve]:
-    """Constant and scaled KL over the same middle β."""
+    """Constant and scaled KL over the same β: of a range, its middle."""
     return [
-        Curve("β (of scaled arms: middle of the range)", arm, dict(zip(betas, points, strict=True)))
+        Curve("beta", arm, dict(zip(betas, points, strict=True)))
         for arm, points in (("grpo", constant(betas)), (scaled_arm, scaled(betas)))
     ]
 
