@@ -247,8 +247,13 @@ def _measure_peers(settings, results, w, names) -> dict[str, tuple[dict, list[di
             if "trl" in workers and w.name in REPEATS:
                 about["trl"]["threads"] = _best_threads(workers["trl"], about["trl"]["threads"])
             results.programs(about)
-            warmup = WARMUP if w.name in REPEATS else 1
-            steps = alternate(workers, repeats=settings.repeats_of(w), warmup=warmup)
+            light = w.name in REPEATS
+            steps = alternate(
+                workers,
+                repeats=settings.repeats_of(w),
+                warmup=WARMUP if light else 1,
+                together=light,
+            )
     except WorkerError as error:
         results.note(f"{w.name}: {error}")
         rest = [name for name in names if programs[name][0] is not error.worker]

@@ -93,20 +93,27 @@ def alternate(
     repeats: int,
     warmup: int,
     requests: dict[str, dict] | None = None,
+    together: bool = True,
 ) -> dict[str, list[dict[str, float]]]:
     """One step of each worker after the other, `repeats` times; what each step replied.
 
-    The warm-up's steps are not kept, and in the first one all compile at the same time.
-    `requests`: what to send with a worker's step.
+    The warm-up's steps are not kept.
+
+    Args:
+      requests: what to send with a worker's step.
+      together: in the warm-up's first step all compile, and run, at the same time; not where the
+        memory would not hold all of them.
     """
     requests = requests or {}
-    for name, worker in workers.items():
-        worker.send(**requests.get(name, {}))
-    for worker in workers.values():
-        worker.receive()
+    if together:
+        for name, worker in workers.items():
+            worker.send(**requests.get(name, {}))
+        for worker in workers.values():
+            worker.receive()
+        warmup -= 1
     replies: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
-    for _ in range(warmup - 1 + repeats):
+    for _ in range(warmup + repeats):
         for name, worker in workers.items():
             time.sleep(_SETTLE)
             replies[name].append(worker.ask(**requests.get(name, {})))
-    return {name: steps[warmup - 1 :] for name, steps in replies.items()}
+    return {name: steps[warmup:] for name, steps in replies.items()}
