@@ -1,12 +1,16 @@
 """Attention over one or several blocks of keys with one joint softmax.
 
 A block is a set of keys that may be shared: the prompt's keys, computed once per prompt, serve
-all of its rollouts. Each block is attended on its own and the partial results are merged, so no
-block is ever repeated G times in memory.
+all of its rollouts. Each block is attended on its own under the joint maximum and the partial sums
+are added, so no block is ever repeated G times in memory.
+
+The backward pass makes the scores anew (arXiv:2205.14135, without its tiles): one number per query
+and head is kept between the passes, where weights would be T × S.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -60,11 +64,8 @@ def attend(
         if splash.serves(query, blocks, mesh):
             interpret = backend == "splash_interpret"
             return splash.attend(query, blocks, mesh=mesh, interpret=interpret)
-    parts = [_attend_block(query, block) for block in blocks]
-    top = jnp.max(jnp.stack([m for _, m, _ in parts]), axis=0)
-    weighted = sum(out * jnp.exp(m - top)[..., None] for out, m, _ in parts)
-    total = sum(s * jnp.exp(m - top) for _, m, s in parts)
-    return (weighted / total[..., None]).astype(query.dtype)
+    causal = tuple(block.causal for block in blocks)
+    return _attend(causal, query, *zip(*((b.key, b.value, b.mask) for b in blocks), strict=True))
 
 
 def resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
@@ -80,31 +81,95 @@ def resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
     return "splash" if platform == "tpu" else "xla"
 
 
-def _attend_block(query, block):
-    """Unnormalised output [*lead, T, H, Dh], maximum and sum of exponentials [*lead, T, H]."""
-    *lead, t, heads, dim = query.shape
-    shared_axes = query.ndim - block.key.ndim
-    if shared_axes:  # fold the axes along which the block is shared into the query axis
-        query = query.reshape(*lead[: len(lead) - shared_axes], -1, heads, dim)
-    kv_heads = block.key.shape[-2]
-    grouped = query.reshape(*query.shape[:-2], kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum(
-        "...tkrd,...skd->...krts", grouped, block.key, preferred_element_type=jnp.float32
-    )
-    visible = block.mask[..., None, None, None, :]
-    if block.causal:
-        visible = visible & jnp.tril(jnp.ones((t, t), bool))
-    scores = jnp.where(visible, scores * dim**-0.5, _MASKED)
-    top = jax.lax.stop_gradient(scores.max(-1))
-    weights = jnp.exp(scores - top[..., None])
-    out = jnp.einsum(
-        "...krts,...skd->...tkrd",
-        weights.astype(block.value.dtype),
-        block.value,
-        preferred_element_type=jnp.float32,
-    )
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(causal, query, keys, values, masks):
+    return _forward(causal, query, keys, values, masks)[0]
 
-    def per_query(x):  # [..., Hkv, R, T] -> [*lead, T, H]
-        return jnp.moveaxis(x, -1, -3).reshape(*lead, t, heads)
 
-    return out.reshape(*lead, t, heads, dim), per_query(top), per_query(weights.sum(-1))
+def _forward(causal, query, keys, values, masks):
+    """The output, and what the backward pass needs: the output again and log Σ exp(scores)."""
+    scores = [
+        jnp.where(_visible(query, k, m, c), _scores(_rows(query, k), k), _MASKED)
+        for c, k, m in zip(causal, keys, masks, strict=True)
+    ]
+    tops = [_unrows(s.max(-1, keepdims=True), query) for s in scores]
+    top = jnp.stack(tops).max(0)
+    out = total = 0.0
+    for s, value in zip(scores, values, strict=True):
+        weights = jnp.exp(s - _rows(top, value))
+        total += _unrows(weights.sum(-1, keepdims=True), query)
+        out += _unrows(
+            _dot("...ms,...sd->...md", weights.astype(value.dtype), _heads(value)), query
+        )
+    out = (out / total).astype(query.dtype)
+    return out, (query, keys, values, masks, out, top + jnp.log(total))
+
+
+def _backward(causal, saved, dout):
+    query, keys, values, masks, out, log_z = saved
+    scale = query.shape[-1] ** -0.5
+    mean = (dout.astype(jnp.float32) * out).sum(-1, keepdims=True)  # of dweights, by the weights
+    dquery, dkeys, dvalues = 0.0, [], []
+    for c, key, value, mask in zip(causal, keys, values, masks, strict=True):
+        rows, drows = _rows(query, key), _rows(dout, key)
+        weights = jnp.exp(_scores(rows, key) - _rows(log_z, key))
+        weights = jnp.where(_visible(query, key, mask, c), weights, 0)
+        dweights = _dot("...md,...sd->...ms", drows, _heads(value))
+        dscores = (weights * (dweights - _rows(mean, key)) * scale).astype(key.dtype)
+        dquery += _unrows(_dot("...ms,...sd->...md", dscores, _heads(key)), query)
+        dkeys.append(_by_key(dscores, rows).astype(key.dtype))
+        dvalues.append(_by_key(weights.astype(value.dtype), drows).astype(value.dtype))
+    return dquery.astype(query.dtype), tuple(dkeys), tuple(dvalues), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+# Products run on [..., Hkv, M, Dh] queries and [..., Hkv, S, Dh] keys, M counting every query that
+# reads a key: along T, the heads of a group, and the axes along which the block is shared.
+
+_dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _rows(x: Float[Array, "*lead T H N"], key) -> Float[Array, "*block Hkv M N"]:
+    """`x`, which belongs to the queries, as rows beside the keys `key` [*block, S, Hkv, Dh]."""
+    *_, heads, width = x.shape
+    *block, _, kv_heads, _ = key.shape
+    x = x.reshape(*block, -1, kv_heads, heads // kv_heads, width)
+    return jnp.moveaxis(x, -3, -4).reshape(*block, kv_heads, -1, width)
+
+
+def _unrows(x: Float[Array, "*block Hkv M N"], query) -> Float[Array, "*lead T H N"]:
+    """The inverse of `_rows`."""
+    *block, kv_heads, _, width = x.shape
+    *lead, heads, _ = query.shape
+    x = x.reshape(*block, kv_heads, -1, heads // kv_heads, width)
+    return jnp.moveaxis(x, -4, -3).reshape(*lead, heads, width)
+
+
+def _heads(key):
+    return jnp.swapaxes(key, -2, -3)
+
+
+def _scores(rows, key):
+    return _dot("...md,...sd->...ms", rows, _heads(key)) * key.shape[-1] ** -0.5
+
+
+def _by_key(weights, rows):
+    """Σ over rows of weight × row, as keys lie: [..., S, Hkv, N].
+
+    Written as rowsᵀ · weights behind a barrier, so that XLA turns over the small operand and the
+    small result and not the weights.
+    """
+    summed = jax.lax.optimization_barrier(_dot("...md,...ms->...ds", rows, weights))
+    return jnp.moveaxis(summed, -1, -3)
+
+
+def _visible(query, key, mask, causal):
+    """[*block, 1, 1 or M, S]"""
+    visible = mask[..., None, None, :]
+    if causal:
+        steps, heads = query.shape[-3:-1]
+        lower = jnp.tril(jnp.ones((steps, steps), bool))
+        visible &= jnp.repeat(lower, heads // key.shape[-2], axis=0)
+    return visible
