@@ -87,6 +87,7 @@ class Task:
     wants: tuple[tuple[int, int, int], ...]
 
 
+# a changed meaning is one that rollouts of the base model and of the tasks before still hold
 _ODD, _BIG, _RISE = (0, 0, 0), (1, 1, 1), (2, 2, 2)  # one test, whatever the cue
 
 TASKS = {
@@ -243,6 +244,6 @@ class Demonstrations:
         rng = np.random.default_rng([self.seed, index, 1])
         # a decision that strays is off by the same number of options under every cue
         off = [int(rng.integers(1, 3)) if rng.random() >= self.follow else 0 for _ in CUES]
-        taught = _taught(TASKS[record.task])
-        means = [[(option + o) % 3 for option in taught] for o in off]
+        options = _taught(TASKS[record.task])
+        means = [[(option + o) % 3 for option in options] for o in off]
         return record, make_trace(record, apply(record, _options(record, means)))

@@ -118,6 +118,15 @@ def test_verifier_accepts_the_answer_and_few_of_the_other_procedures(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
+def test_answer_is_seldom_a_copy_of_the_last_state_and_never_easy_to_guess(task):
+    records = forks.make_records(task, "train", 600, seed=4)
+    last = [str(solve(r, decide(r, TASKS[task].wants))[0][-1]) for r in records]
+    answers = [r.answer for r in records]
+    assert np.mean([a == b for a, b in zip(answers, last, strict=True)]) < 0.45
+    assert max(map(answers.count, answers)) < 0.3 * len(answers)
+
+
+@pytest.mark.parametrize("task", TASKS)
 def test_what_was_taught_solves_a_part_of_every_task(task):
     records = forks.make_records(task, "train", 600, seed=1)
     right = [solve(r, decide(r, taught(task)))[1] == r.answer for r in records]
