@@ -143,8 +143,8 @@ def gate() -> dict:
     return {
         "records": 128,  # per task and check
         "zero_shot": (0.15, 0.6),  # accuracy of the base model
-        "follow_decision": 0.8,  # at least: answers that follow a forced decision
-        "follow_state": 0.8,  # at least: answers that follow an overwritten state
+        "follow_decision": 0.75,  # at least: answers that follow a forced decision
+        "follow_state": 0.75,  # at least: answers that follow an overwritten state
         "foreign_excess": 0.05,  # at most: accuracy beyond coincidence, with another's trace
         "answer_only": 0.4,  # at most: accuracy of a model taught to answer without states
         "answer_only_steps": 0,  # of that SFT; 0: leave this check out

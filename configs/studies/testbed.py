@@ -40,6 +40,9 @@ def get_config(order: str = "first") -> ConfigDict:
     config.training.checkpoint_every = 0
     config.evaluation.batch_size = 128
 
+    config.gate.follow_decision = 0.85
+    config.gate.follow_state = 0.9
+
     config.method = "grpo"
     config.kl.beta = 0.1
     return config

@@ -95,8 +95,8 @@ TASKS = {
     for task in (
         Task("add", lambda s, d, k: (s + d) % 10, 0, ((0, 0, 2), _ODD, (0, 0, 2))),
         Task("double", lambda s, d, k: (2 * s + d) % 10, 1, ((1, 0, 0), _ODD, (1, 0, 0))),
-        Task("gap", lambda s, d, k: abs(s - d), 2, ((2, 2, 1), _BIG, (2, 0, 0))),
-        Task("sub", lambda s, d, k: (s - d) % 10, 0, ((0, 2, 2), _RISE, (0, 0, 2))),
+        Task("gap", lambda s, d, k: abs(s - d), 2, ((2, 0, 0), _BIG, (2, 0, 0))),
+        Task("sub", lambda s, d, k: (s - d) % 10, 0, ((0, 0, 2), _RISE, (0, 2, 2))),
         Task("swing", lambda s, d, k: (s + (d, -d)[k % 2]) % 10, 1, ((1, 0, 0), _BIG, (0, 2, 0))),
     )
 }
