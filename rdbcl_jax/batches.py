@@ -70,9 +70,15 @@ class TrainBatch:
     mask: Bool[ArrayLike, "P G T"]
     reasoning_mask: Bool[ArrayLike, "P G T"]
     answer_mask: Bool[ArrayLike, "P G T"]
-    advantages: Float[ArrayLike, "P G"]
-    accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right (accuracy-based controls)
-    sampler_logps: Float[ArrayLike, "P G T"]
-    old_logps: Float[ArrayLike, "P G T"] | None  # None: exactly one update, so old = current
-    reference_logps: Float[ArrayLike, "P G T"] | None  # None: the method has no KL term
-    reference_is_policy: Bool[ArrayLike, ""]  # True until a task's first update
+    rewards: Float[ArrayLike, "P G"]  # NaN: does not apply, as for a given response
+    accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right
+    given: Bool[ArrayLike, "P G"]  # responses that the policy did not sample
+    prompt_values: Float[ArrayLike, "P"]  # what the method knows of each prompt: see Method
+    step: Int[ArrayLike, ""]  # of the whole run: seeds what a method draws itself
+    sampler_logps: Float[ArrayLike, "P G T"]  # 0 for given responses
+    old_logps: Float[ArrayLike, "P G T"] | None = None  # None: exactly one update, old = current
+    old_entropies: Float[ArrayLike, "P G T"] | None = None
+    reference_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method has no KL term
+    reference_is_policy: Bool[ArrayLike, ""] = False  # True until the first update of a task
+    previous_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method reads none
+    previous_is_policy: Bool[ArrayLike, ""] = False

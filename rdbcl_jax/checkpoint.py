@@ -1,9 +1,11 @@
 """What a resume needs, saved with orbax: the train state, and the policy after every task.
 
     WORKDIR/checkpoints/task_02/       parameters after the second task: a KL reference
-    WORKDIR/checkpoints/step_00000120/ the train state after 120 steps; only the latest is kept
+    WORKDIR/checkpoints/fisher_02/     what EWC keeps after the second task
+    WORKDIR/checkpoints/step_00000120/ the train state after 120 steps, with what the host carries
+                                       through a task; only the latest is kept
 
-Batches and random keys are pure functions of the step, so the step stands for both.
+Batches and random keys are pure functions of a number, so the numbers stand for both.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ class Checkpoints:
 
     def restore_task(self, task: int, like: Any) -> Any:
         return self._restore(self.directory / f"task_{task:02}", like)
+
+    def save_fisher(self, task: int, fisher: Any) -> None:
+        self._save(self.directory / f"fisher_{task:02}", fisher)
+
+    def restore_fisher(self, task: int, like: Any) -> Any:
+        return self._restore(self.directory / f"fisher_{task:02}", like)
 
     def save_step(self, step: int, state: Any) -> None:
         """Saves the state after `step` steps, then drops the one before."""

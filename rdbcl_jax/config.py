@@ -6,6 +6,7 @@ Any field is a flag: `--config.rollout.temperature=0.8`.
 from __future__ import annotations
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def default_config() -> ConfigDict:
@@ -32,24 +33,42 @@ def default_config() -> ConfigDict:
                 "temperature": 1.0,
                 "top_p": 1.0,
                 "top_k": 0,
+                # batches drawn at most to replace groups whose rewards are all equal (DAPO)
+                "resample": placeholder(int),
             },
+            # None in `loss` and `kl`, and for rollout.resample: the method's own value, see
+            # rdbcl_jax.methods.grpo
             "loss": {
-                "clip_low": 0.2,
-                "clip_high": 0.2,
-                "dual_clip": 0.0,  # 0: off
-                "ratio_level": "token",  # or "sequence" (GSPO)
-                "aggregation": "sequence_mean",  # or "token_mean" (DAPO), "constant" (Dr. GRPO)
-                "advantage_scale": "std",  # or "none" (Dr. GRPO)
+                "clip_low": placeholder(float),
+                "clip_high": placeholder(float),
+                "dual_clip": placeholder(float),  # 0: off
+                "ratio_level": placeholder(str),  # "token" or "sequence" (GSPO)
+                "surrogate": placeholder(str),  # "ppo" or "cispo"
+                # "sequence_mean", "token_mean" (DAPO) or "constant" (Dr. GRPO)
+                "aggregation": placeholder(str),
+                "advantage_scale": placeholder(str),  # "std", "none", "leave_one_out"
             },
-            "kl": {"beta": 0.04, "kind": "k3"},  # beta: of `grpo`; kind: k2, k3 or k3_bounded
+            "kl": {
+                "beta": placeholder(float),  # of all methods but `rdbcl`
+                "kind": "k3",  # or "k2", "k3_bounded"
+                # the frozen policy: "previous" (from before the task), "base" (from before the
+                # first), "ema" (moving average of the policies at the tasks' boundaries)
+                "reference": placeholder(str),
+                "ema_decay": 0.5,  # share of the old average that is kept at a boundary
+            },
             "portability": {  # how `rdbcl` scales the KL term
-                "kind": "ratio",  # or "confidence"
+                "kind": "ratio",  # or "confidence", "static"
                 "level": "reasoning",  # or "answer", "response"
                 "mapping": "sigmoid",  # or "clip", "minmax", "rank", "constant"
                 "beta_min": 0.0,
                 "beta_max": 0.08,
                 "temperature": 1.0,
+                # what a claim must beat: every sample the batch's mean β ("matched"), the βs dealt
+                # out at random ("shuffled"), high RP relaxes ("inverted"), β by the group's
+                # accuracy instead of RP ("accuracy")
+                "control": "none",
             },
+            **method_options(),
             "optimizer": {
                 "name": "adamw",  # or "muon"
                 "learning_rate": 1e-6,
@@ -77,6 +96,37 @@ def default_config() -> ConfigDict:
             "dry_run": False,  # two steps a task on a few records: does everything fit together?
         }
     )
+
+
+def method_options() -> dict:
+    """What single methods take, by their name; formulas are in rdbcl_jax.methods."""
+    return {
+        "demonstrations": {  # of `sft` and `dyme`: see rdbcl_jax.methods.demonstrations
+            "target": "reasoning",  # or "answer", "rollouts"
+            "no_reasoning": ".",  # what stands in place of a reasoning for "answer"
+            "rollouts": "",  # "rollouts" and `rft_sft`: Parquet files, a name or a pattern
+            "refiner": "",  # "package.module:function" that rewrites hints; empty: none
+        },
+        "mssr": {
+            "tracker": True,  # False: no baseline
+            "survey": False,  # start the tracker with one rollout of each prompt, not with ½
+            "adaptive": True,  # forget by the policy's movement; False: always rho_min
+            "rho_min": 0.875,
+            "rho_max": 0.96,
+            "kl_target": 0.01,  # nats
+            "window": 8,  # updates that the movement is averaged over
+            "whitening": True,
+            "shaping": "sampled",  # entropy shaping: of the sampled token, or "full", "none"
+            "shaping_scale": 0.4,
+            "shaping_share": 0.5,
+        },
+        "dyme": {"memorise": True, "explore": True},
+        "rapo": {"weight": 0.5, "sharpness": 20.0},
+        "replay": {"fraction": 0.25, "per_task": 256},  # of the prompts; records kept of a task
+        # sequences that the Fisher information is estimated on; share of the old one that is kept
+        "ewc": {"strength": 100.0, "sequences": 256, "decay": 1.0},
+        "lwf": {"weight": 1.0},
+    }
 
 
 def model() -> dict:

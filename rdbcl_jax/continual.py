@@ -28,6 +28,7 @@ from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import attention
 from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.logs import RunLog, flatten, plain, read_json, read_steps
 from rdbcl_jax.reporting.progress import Progress
@@ -35,8 +36,11 @@ from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import local_rows, make_mesh
-from rdbcl_jax.training.learner import Learner, Step
+from rdbcl_jax.training.fisher import estimate_fisher
+from rdbcl_jax.training.learner import Learner, Stage, Step
+from rdbcl_jax.training.learner import Progress as HostProgress
 from rdbcl_jax.training.state import make_optimizer
+from rdbcl_jax.training.update import Consolidation
 
 EXAMPLES_PER_TASK = 4
 
@@ -44,6 +48,28 @@ EXAMPLES_PER_TASK = 4
 def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
     return _Run(config, pathlib.Path(workdir)).run()
+
+
+class Policies:
+    """The frozen policies of the tasks' boundaries: what a KL reference can be."""
+
+    def __init__(self, base: Params, decay: float, averages: bool):
+        """`averages`: keep the moving average too; it starts at the base."""
+        self.base = self.previous = self.ema = base
+        self.decay, self.averages = decay, averages
+
+    def add(self, policy: Params) -> None:
+        """The policy as it is after another task."""
+        self.previous = policy
+        if self.averages:
+            self.ema = jax.tree.map(
+                lambda a, p: (self.decay * a + (1 - self.decay) * p).astype(a.dtype),
+                self.ema,
+                policy,
+            )
+
+    def of(self, reference: str) -> Params:
+        return {"previous": self.previous, "base": self.base, "ema": self.ema}[reference]
 
 
 class _Run:
@@ -59,6 +85,7 @@ class _Run:
         workdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(workdir)
         self.timing: dict[str, float] = {}
+        self.fisher = None
 
     @property
     def steps(self) -> int:
@@ -107,6 +134,22 @@ class _Run:
             config.model.path = str(path)
         self.policy, self.base = load_policy(config, self.mesh)
         self.learner = Learner(config, self.policy, self.base, self.method, self.rewards)
+        self._check_demonstrations()
+
+    def _check_demonstrations(self) -> None:
+        """Those that are missing or too long are found before anything is learned."""
+        if self.method.demonstration is None:
+            return
+        for task in self.tasks:
+            pairs = [(r, self.method.demonstration(r)) for r in task.train]
+            pairs = [(record, text) for record, text in pairs if text is not None]
+            if not pairs:
+                raise ValueError(
+                    f"task {task.name!r}: no training record has a demonstration; see "
+                    "config.demonstrations"
+                )
+            records, texts = zip(*pairs, strict=True)
+            self.policy.encoder.encode_responses(texts, records)
 
     def _learn_all(self, done: int) -> None:
         saved = read_json(self.workdir / "results.json", {}) if done else {}
@@ -115,25 +158,84 @@ class _Run:
             for split, rows in _saved_rows(saved).items()
         }
         self.tokens = _last_tokens(self.workdir) if done else 0
+        first = done // self.steps
+        policies = Policies(self.base, self.config.kl.ema_decay, self.method.reference == "ema")
+        for task in range(1, first + 1):
+            if task == first or policies.averages:
+                policies.add(self.checkpoints.restore_task(task, self.base))
+        self._evaluate(first, policies.previous)
+        if self.method.responses == "none":
+            self._repeat_first_row()
+            return
         state = self.learner.init(self.base)
+        stage = self._stage(min(first, len(self.tasks) - 1), policies)
+        progress = self.learner.progress(stage)
         if done:
-            state = self.checkpoints.restore_step(done, state)
-        first, reference = done // self.steps, self.base
-        if first:
-            reference = self.checkpoints.restore_task(first, self.base)
-        self._evaluate(first, reference)
+            state, progress = self.checkpoints.restore_step(done, (state, progress))
         for k in range(first, len(self.tasks)):
             start = done - k * self.steps if k == first else 0
-            state, last = self._learn_task(k, state, reference, start)
+            state, last = self._learn_task(k, stage, state, progress, start)
             # the state's own parameters are donated to the next update
             policy = jax.tree.map(jnp.copy, state.params)
             if last:
-                self.log.write_examples(self._examples(k, last, policy, reference))
-            reference, state = policy, self.learner.init(policy)
-            self._finish_task(k, policy, state)
+                self.log.write_examples(self._examples(k, last, policy, policies.previous))
+            self._consolidate(k, policy)
+            policies.add(policy)
+            stage = self._stage(min(k + 1, len(self.tasks) - 1), policies)
+            state, progress = self.learner.init(policy), self.learner.progress(stage)
+            with self._timed("checkpoints"):
+                self.checkpoints.save_task(k + 1, policy)
+                self.checkpoints.save_step((k + 1) * self.steps, (state, progress))
             self._evaluate(k + 1, policy)
 
-    def _learn_task(self, k: int, state, reference, start: int):
+    def _stage(self, k: int, policies: Policies) -> Stage:
+        """What task k learns from, and the frozen policies it is held against."""
+        tasks, method = self.tasks, self.method
+        records, rehearsal = tasks[k].train, []
+        if method.data == "joint":
+            records = [record for task in tasks for record in task.train]
+        elif method.data == "replay":
+            kept = self.config.replay.per_task
+            rehearsal = [record for task in tasks[:k] for record in task.train[:kept]]
+        consolidation = None
+        if method.consolidation and k:
+            if self.fisher is None:  # resumed
+                self.fisher = self.checkpoints.restore_fisher(k, self._fisher_like())
+            consolidation = Consolidation(policies.previous, self.fisher)
+        reference = policies.of(method.reference or "previous")
+        return Stage(records, policies.previous, reference, rehearsal, consolidation)
+
+    def _fisher_like(self):
+        return jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), self.base
+        )
+
+    def _consolidate(self, k: int, policy) -> None:
+        """EWC: adds what mattered to task k to what mattered before it."""
+        if not self.method.consolidation:
+            return
+        own, count = self.config.ewc, self.config.evaluation.batch_size
+        with self._timed("learning"):
+            found = estimate_fisher(
+                self.policy,
+                policy,
+                self.tasks[k].train[: own.sequences],
+                self.policy.sampling(self.config.rollout),
+                jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 3 - k),
+                batch_size=min(count, own.sequences),
+                chunk_size=self.config.training.chunk_size,
+            )
+        if self.fisher is not None:
+            found = jax.tree.map(lambda old, new: own.decay * old + new, self.fisher, found)
+        self.fisher = found
+        self.checkpoints.save_fisher(k + 1, found)
+
+    def _repeat_first_row(self) -> None:
+        """Nothing is learned: every row of the matrix is that of the base."""
+        for rows in self.rows.values():
+            rows[1:] = rows[:1] * len(self.tasks)
+
+    def _learn_task(self, k: int, stage: Stage, state, progress: HostProgress, start: int):
         task, first_step = self.tasks[k], k * self.steps
         self.progress.start_task(k, step=start)
 
@@ -146,24 +248,19 @@ class _Run:
             self.log.write_samples({**place, **samples})
             self.progress.step(row)
 
-        def save(done: int, state) -> None:
-            self.checkpoints.save_step(first_step + done, state)
+        def save(done: int, state, progress) -> None:
+            self.checkpoints.save_step(first_step + done, (state, progress))
 
         with self._timed("learning"):
             return self.learner.learn(
-                task.train,
+                stage,
                 state,
-                reference,
+                progress,
                 start=start,
                 first_step=first_step,
                 report=report,
                 save=save,
             )
-
-    def _finish_task(self, k: int, policy, fresh_state) -> None:
-        with self._timed("checkpoints"):
-            self.checkpoints.save_task(k + 1, policy)
-            self.checkpoints.save_step((k + 1) * self.steps, fresh_state)
 
     def _evaluate(self, row: int, policy) -> None:
         """Row `row` of both matrices, unless it is there from before a resume."""
@@ -200,20 +297,20 @@ class _Run:
 
     def _examples(self, k: int, step: Step, policy, reference) -> list[dict[str, Any]]:
         """A few of the task's last samples, token by token, after the task."""
-        batch, count = step.batch, min(EXAMPLES_PER_TASK, len(step.records))
+        judged, batch = step.judged, step.batch
+        count, group = min(EXAMPLES_PER_TASK, len(judged.records)), judged.shape[1]
         scored = (self.learner.score(p, batch.prompts, batch) for p in (policy, reference))
         policy_logps, reference_logps = (local_rows(a)[:count, 0] for a in scored)
         reasoning, answer = (local_rows(a)[:, 0] for a in (batch.reasoning_mask, batch.answer_mask))
         samples = jax.tree.map(local_rows, step.device[1])
-        tokens, lengths = step.rollouts.tokens[:, 0], step.rollouts.mask.sum(-1)
-        group = lengths.shape[1]
+        tokens, lengths = judged.host.tokens[:, 0], judged.host.mask[:, 0].sum(-1)
         examples = []
         for row in range(count):
-            length = lengths[row, 0]
+            length = lengths[row]
             spans = np.full(length, "other", object)
             spans[reasoning[row, :length]] = "reasoning"
             spans[answer[row, :length]] = "answer"
-            record, sample = step.records[row], row * group
+            record, sample = judged.records[row], row * group
             examples.append(
                 {
                     "task": self.tasks[k].name,
@@ -225,9 +322,9 @@ class _Run:
                     "policy_logps": policy_logps[row, :length],
                     "reference_logps": reference_logps[row, :length],
                     "spans": spans.tolist(),
-                    "reward": float(step.scores.total[sample]),
+                    "reward": float(judged.scores.total[sample]),
                     "gold": record.answer,
-                    "correct": bool(step.scores.accuracy[sample]),
+                    "correct": bool(judged.scores.accuracy[sample]),
                     **{n: float(samples[n][row, 0]) for n in ("rp", "kl_coef") if n in samples},
                 }
             )
@@ -302,7 +399,7 @@ def dry(config: ConfigDict) -> ConfigDict:
             with config.unlocked():
                 config.tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)
     rows = jax.device_count() * config.training.microbatches
-    config.rollout.update(prompts=rows, samples=2, max_tokens=16)
+    config.rollout.update(prompts=rows, samples=min(2, config.rollout.samples), max_tokens=16)
     config.training.update(steps=2, checkpoint_every=1)
     config.base.update(steps=2, batch_size=rows)
     config.evaluation.batch_size = rows

@@ -109,3 +109,10 @@ def all_hosts_sum(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return multihost_utils.process_allgather(values).sum(0)
+
+
+def all_hosts_rows(values: np.ndarray) -> np.ndarray:
+    """The rows of all processes, in their order."""
+    if jax.process_count() == 1:
+        return values
+    return multihost_utils.process_allgather(values, tiled=True)

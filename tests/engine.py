@@ -98,9 +98,9 @@ def rollout(policy, params, *, samples=4, key=0, max_tokens=T, temperature=1.0, 
 
 
 def train_batch(prompts, rollouts, **changes):
-    """A batch with fixed pseudo-random advantages; the first half of a response is reasoning."""
+    """A batch with fixed pseudo-random rewards; the first half of a response is reasoning."""
     shape = rollouts.mask.shape
-    advantages = np.random.default_rng(0).normal(size=shape[:2]).astype(np.float32)
+    rewards = np.random.default_rng(0).normal(size=shape[:2]).astype(np.float32)
     half = jnp.arange(shape[-1]) < shape[-1] // 2
     fields = {
         "prompts": prompts,
@@ -108,11 +108,19 @@ def train_batch(prompts, rollouts, **changes):
         "mask": rollouts.mask,
         "reasoning_mask": rollouts.mask & half,
         "answer_mask": rollouts.mask & ~half,
-        "advantages": jnp.asarray(advantages),
-        "accuracies": jnp.asarray(advantages > 0, jnp.float32),
+        "rewards": jnp.asarray(rewards),
+        "accuracies": jnp.asarray(rewards > 0, jnp.float32),
+        "given": jnp.zeros(shape[:2], bool),
+        "prompt_values": jnp.full(shape[:1], 0.5),
+        "step": jnp.asarray(3),
         "sampler_logps": rollouts.logps,
         "old_logps": None,
+        "old_entropies": None,
         "reference_logps": jnp.zeros(shape),
         "reference_is_policy": jnp.asarray(False),
     }
-    return TrainBatch(**{**fields, **changes})
+    fields |= changes
+    # the previous policy is the reference, unless a test says otherwise
+    fields.setdefault("previous_logps", fields["reference_logps"])
+    fields.setdefault("previous_is_policy", fields["reference_is_policy"])
+    return TrainBatch(**fields)

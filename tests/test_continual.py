@@ -32,10 +32,10 @@ def watched(tmp_path_factory):
     calls = []
     learn = Learner.learn
 
-    def spy(self, records, state, reference, **kwargs):
+    def spy(self, stage, state, progress, **kwargs):
         # the state is donated: keep host copies
-        given = jax.device_get({"policy": state.params, "reference": reference})
-        state, last = learn(self, records, state, reference, **kwargs)
+        given = jax.device_get({"policy": state.params, "reference": stage.reference})
+        state, last = learn(self, stage, state, progress, **kwargs)
         calls.append({**given, "learned": jax.device_get(state.params), **kwargs})
         return state, last
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rdbcl_jax.core.masked import (
     masked_max,
@@ -22,6 +23,7 @@ from rdbcl_jax.core.masked import (
 )
 
 Scale = Literal["std", "none"]
+VARIANCE_FLOOR = 1e-6  # of `whiten`
 
 
 def group_advantages(
@@ -61,6 +63,81 @@ def leave_one_out_advantages(rewards: Float[Array, "*P G"]) -> Float[Array, "*P 
     total, count = masked_sum_and_count(rewards, applies, axis=-1)
     others = (total[..., None] - rewards) / jnp.maximum(count - 1, 1)[..., None]
     return select(rewards - others, applies & informative)
+
+
+def whiten(advantages: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """(A − mean) / √max(variance, 1e-6) over the whole array, the global batch (2512.18215)."""
+    advantages = to_float(advantages)
+    variance = jnp.maximum(advantages.var(), VARIANCE_FLOOR)
+    return (advantages - advantages.mean()) / jnp.sqrt(variance)
+
+
+def entropy_shaped(
+    advantages: Float[Array, "*B"],
+    logps: Float[Array, "*B T"],
+    mask: Bool[Array, "*B T"],
+    *,
+    scale: float = 0.4,
+    share: float = 0.5,
+    entropies: Float[Array, "*B T"] | None = None,
+) -> Float[Array, "*B T"]:
+    """Advantages per token, raised where the policy was unsure: A + min(scale · H_t, share · |A|).
+
+    MSSR's entropy shaping (2512.18215, official code). H_t is −p log p of the *sampled* token, in
+    [0, 1/e] nats, as that code has it; or the entropy over the vocabulary, where given. No
+    gradient; 0 behind the mask.
+
+    Args:
+        advantages: one per sequence, already whitened.
+        logps: log-probs of the sampled tokens.
+        scale, share: ≥ 0. With share < 1 no token's advantage changes its sign.
+        entropies: of each token's whole distribution, nats.
+    """
+    if entropies is None:
+        logps = select(logps, mask)
+        entropies = -jnp.exp(logps) * logps
+    advantages = to_float(advantages)[..., None]
+    bonus = jnp.minimum(scale * select(entropies, mask), share * jnp.abs(advantages))
+    return jax.lax.stop_gradient(select(advantages + bonus, mask))
+
+
+def memorise_or_explore(
+    rewards: Float[Array, "*P G"],
+    accuracies: Float[Array, "*P G"],
+    given: Bool[Array, "*P G"],
+    *,
+    eps: float = 1e-4,
+) -> Float[Array, "*P G"]:
+    """DyME's advantages (2506.23061, official code); c = responses of a group that are right.
+
+    c = 0, memorise: 1 for the given reference response, 0 for the others. 0 < c < G, explore:
+    group-normalised rewards. c = G, nothing left to learn: 0.
+
+    Args:
+        accuracies: > 0.5 where right.
+        given: the responses that were put in place of a sampled one.
+    """
+    right = (to_float(accuracies) > 0.5).sum(-1, keepdims=True)
+    explored = group_advantages(rewards, eps=eps)
+    chosen = jnp.where(right == rewards.shape[-1], 0.0, explored)
+    return jnp.where(right == 0, jnp.asarray(given).astype(chosen.dtype), chosen)
+
+
+def retention_reward(
+    policy_logps: Float[Array, "*B T"],
+    previous_logps: Float[Array, "*B T"],
+    mask: Bool[Array, "*B T"],
+    *,
+    weight: float = 0.5,
+    sharpness: float = 20.0,
+) -> Float[Array, "*B"]:
+    """RaPO's reward for staying near the previous policy (2605.09640), in [0, weight].
+
+    weight · exp(−sharpness · max(0, mean over tokens of log π_old − log π_previous)); it is added
+    to the reward before the group's advantages. No gradient.
+    """
+    drift = masked_mean(select(policy_logps, mask) - select(previous_logps, mask), mask, axis=-1)
+    return jax.lax.stop_gradient(weight * jnp.exp(-sharpness * jnp.maximum(drift, 0.0)))
 
 
 def _groups(rewards):

@@ -24,6 +24,7 @@ from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count, sel
 
 RatioLevel = Literal["token", "sequence"]
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
+Surrogate = Literal["ppo", "cispo"]
 SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 Metrics = dict[str, Float[Array, ""]]
 
@@ -57,6 +58,7 @@ def policy_loss(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
     ratio_level: RatioLevel = "token",
+    surrogate: Surrogate = "ppo",
     aggregation: Aggregation = "sequence_mean",
     max_length: int | None = None,
     kl_importance_weighted: bool = False,
@@ -89,6 +91,8 @@ def policy_loss(
             geometric-mean ratio, and passes its own gradient through it (GSPO-token, eq. 14;
             GSPO's own gradient where all tokens of a sequence share an advantage). Clip ranges
             suited to it are far narrower, 3e-4 and 4e-4 in the paper.
+        surrogate: `ppo`: the above. `cispo` (2506.13585, eq. 4): the ratio is clipped and held
+            constant, and weighs A · log π_θ, so that no token loses its gradient.
         aggregation: `sequence_mean`: mean over a sequence's tokens, then over sequences (GRPO).
             `token_mean`: over all tokens (DAPO). `constant`: sum / (sequences · max_length)
             (Dr. GRPO, 2503.20783).
@@ -119,6 +123,7 @@ def policy_loss(
         clip_high=clip_high,
         dual_clip=dual_clip,
         ratio_level=ratio_level,
+        surrogate=surrogate,
         aggregation=aggregation,
         max_length=max_length,
         kl_importance_weighted=kl_importance_weighted,
@@ -139,6 +144,7 @@ def policy_loss_terms(
     clip_high: float = 0.2,
     dual_clip: float | None = None,
     ratio_level: RatioLevel = "token",
+    surrogate: Surrogate = "ppo",
     aggregation: Aggregation = "sequence_mean",
     max_length: int | None = None,
     kl_importance_weighted: bool = False,
@@ -151,8 +157,13 @@ def policy_loss_terms(
     advantages = _operand("advantages", advantages, mask)
     weights, normaliser = _token_weights(mask, aggregation, max_length)
     ratio = _importance_ratio(logps, jax.lax.stop_gradient(old_logps), mask, ratio_level)
-    surrogate, low, high = _clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
-    policy_sum = -(weights * surrogate).sum()
+    if surrogate == "ppo":
+        gain, low, high = _clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
+    elif surrogate == "cispo":
+        gain, low, high = _clipped_weight(ratio, logps, advantages, clip_low, clip_high)
+    else:
+        raise ValueError(f"unknown surrogate {surrogate!r}; expected one of {get_args(Surrogate)}")
+    policy_sum = -(weights * gain).sum()
     metric_sums = _clip_metrics(low, high, mask, ratio_level)
     kl_sum = jnp.zeros_like(policy_sum)
     if reference_logps is not None:
@@ -240,6 +251,13 @@ def _clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip):
     if dual_clip is not None:
         clipped = jnp.where((advantages < 0) & (ratio > dual_clip), dual_clip, clipped)
     return clipped * advantages, low, high
+
+
+def _clipped_weight(ratio, logps, advantages, clip_low, clip_high):
+    """(sg(clip(r)) · A · log π_θ, where r is clipped low, where it is clipped high)."""
+    low, high = ratio < 1 - clip_low, ratio > 1 + clip_high
+    weight = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
+    return weight * advantages * logps, low, high
 
 
 def _clip_metrics(low, high, mask: Bool[Array, "*B T"], level: str) -> dict[str, SumCount]:

@@ -34,12 +34,22 @@ def indices(length: int, batch_size: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.range(length).shuffle(seed).repeat().batch(batch_size)
 
 
+def rehearsed(
+    own: int, old: int, batch_size: int, old_per_batch: int, seed: int
+) -> grain.MapDataset:
+    """Batches of a task's `own` indices whose last `old_per_batch` rows are of the `old` ones after
+    them, each part in an order of its own."""
+    new = indices(own, batch_size - old_per_batch, seed)
+    before = indices(old, old_per_batch, seed + 1)
+    count = grain.MapDataset.range(2**40)
+    return count.map(lambda i: np.concatenate([new[i], own + np.asarray(before[i])]))
+
+
 def batches(
     source: Sequence[Any],
     encode: Callable[[list[Any], np.ndarray], T],
     *,
-    batch_size: int,
-    seed: int,
+    order: grain.MapDataset,
     start: int = 0,
     shard: Shard = Shard(),  # noqa: B008 (immutable)
     threads: int = 1,
@@ -50,7 +60,8 @@ def batches(
     Args:
       source: random-access items: records, or `suite.Demonstrations`.
       encode: (items, their indices) → batch. Runs in the threads.
-      batch_size: rows of the global batch; this process encodes `shard`'s part of them.
+      order: the global batches of indices, as `indices` gives them; this process encodes `shard`'s
+        part of each.
       prefetch: batches held ready.
     """
 
@@ -59,8 +70,7 @@ def batches(
         return encode([source[i] for i in mine.tolist()], mine)
 
     # the slice of an endless dataset has no length, so the start is added to the index instead
-    ordered = indices(len(source), batch_size, seed)
-    dataset = grain.MapDataset.range(start, start + 2**40).map(lambda i: make(ordered[i]))
+    dataset = grain.MapDataset.range(start, start + 2**40).map(lambda i: make(order[i]))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     return iter(dataset.to_iter_dataset(options))
 

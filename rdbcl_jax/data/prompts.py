@@ -97,15 +97,24 @@ class PromptEncoder:
         if len({len(group) for group in groups}) != 1:
             raise ValueError(f"responses per record differ: {[len(g) for g in groups]}")
         texts = [text for group in groups for text in group]
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
         owners = [record for record, group in zip(records, groups, strict=True) for _ in group]
-        length = self._pick("response_lengths", [len(row) for row in rows], owners)
-        tokens, mask = pad(rows, length, self._pad_id)
-        shape = (len(records), -1, length)
+        tokens, mask = self.encode_responses(texts, owners)
+        shape = (len(records), -1, tokens.shape[1])
         return SupervisedBatch(
             self.encode(records, ids), tokens.reshape(shape), mask.reshape(shape)
         )
+
+    def encode_responses(
+        self, texts: Sequence[str], records: Sequence[Record]
+    ) -> tuple[Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
+        """Tokens and mask of one given response per record, the end token included.
+
+        Raises ValueError naming the record whose response is longer than any length allowed.
+        """
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
+        length = self._pick("response_lengths", [len(row) for row in rows], records)
+        return pad(rows, length, self._pad_id)
 
     # ------------------------------------------------------------ pieces
 

@@ -106,7 +106,7 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
     picture, facts = make(task, split, rng)
     columns = {**facts, **cues}
     cue_words = (ROUTE_CUES[cues["route_cue"]], FINISH_CUES[cues["finish_cue"]])
-    return Record(
+    record = Record(
         id=f"{task}-{split}-{seed}-{index}",
         task=task,
         prompt=" ".join((task, str(facts["start"]), *cue_words)),
@@ -115,6 +115,8 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
         verifier="jigsaw" if task == "jigsaw" else "exact",
         columns=columns,
     )
+    # what a teacher would write: SFT's and DyME's reference response
+    return dataclasses.replace(record, columns={**columns, "response": make_trace(record)})
 
 
 def make_records(task: str, split: str, count: int, seed: int) -> list[Record]:

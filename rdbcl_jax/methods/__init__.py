@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
-
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
-from rdbcl_jax.methods.grpo import grpo
+from rdbcl_jax.methods.classic import ewc, joint, lwf, replay, zero_shot
+from rdbcl_jax.methods.dyme import dyme
+from rdbcl_jax.methods.grpo import VARIANTS, grpo
 from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.mssr import mssr
+from rdbcl_jax.methods.rapo import rapo
 from rdbcl_jax.methods.rdbcl import rdbcl
+from rdbcl_jax.methods.sft import rft_sft, sft
 
-METHODS = {"grpo": grpo, "rdbcl": rdbcl}
+METHODS = {
+    **dict.fromkeys(VARIANTS, grpo),
+    "rdbcl": rdbcl,
+    "mssr": mssr,
+    "dyme": dyme,
+    "sft": sft,
+    "rft_sft": rft_sft,
+    "rapo": rapo,
+    "replay": replay,
+    "ewc": ewc,
+    "lwf": lwf,
+    "joint": joint,
+    "zero_shot": zero_shot,
+}
+REFERENCES = (None, "previous", "base", "ema")
 
 
 def make_method(config: ConfigDict) -> Method:
@@ -21,21 +39,40 @@ def make_method(config: ConfigDict) -> Method:
     Raises:
       ValueError: an unknown name, or any option that the method's formulas refuse; they are tried
         on one sample here, so that nothing has been compiled yet when they do.
+      FileNotFoundError: rollouts to learn from that are not there.
     """
     if config.method not in METHODS:
         raise ValueError(f"config.method is {config.method!r}, expected one of {sorted(METHODS)}")
     method = METHODS[config.method](config)
+    if method.reference not in REFERENCES:
+        raise ValueError(f"kl.reference is {method.reference!r}, expected one of {REFERENCES}")
     _try(method)
     return method
 
 
 def _try(method: Method) -> None:
-    token, sample = jnp.zeros((1, 1, 1)), jnp.zeros((1, 1))
-    seen = jnp.ones((1, 1, 1), bool)
-    fields = {field.name: token for field in dataclasses.fields(TrainBatch)}
-    spans = {"mask": seen, "reasoning_mask": seen, "answer_mask": seen}
-    batch = TrainBatch(**{**fields, **spans, "advantages": method.advantages(sample)})
-    kl_coef = 0.0
-    if method.kl_coefficients is not None:
-        kl_coef, _ = method.kl_coefficients(batch, token)
-    method.loss(token, None, batch.advantages, seen, reference_logps=token, kl_coef=kl_coef)
+    def attempt():
+        token, sample, seen = jnp.zeros((1, 1, 1)), jnp.zeros((1, 1)), jnp.ones((1, 1, 1), bool)
+        batch = TrainBatch(
+            prompts=None,
+            tokens=token,
+            mask=seen,
+            reasoning_mask=seen,
+            answer_mask=seen,
+            rewards=sample,
+            accuracies=sample,
+            given=jnp.zeros((1, 1), bool),
+            prompt_values=jnp.zeros(1),
+            step=jnp.zeros((), jnp.int32),
+            sampler_logps=token,
+            old_logps=token,
+            old_entropies=token,
+            reference_logps=token,
+            reference_is_policy=jnp.zeros((), bool),
+            previous_logps=token,
+            previous_is_policy=jnp.zeros((), bool),
+        )
+        found = method.targets(batch, token, token)
+        method.loss(token, None, found.advantages, seen, reference_logps=token, kl_coef=0.0)
+
+    jax.eval_shape(attempt)

@@ -1,39 +1,98 @@
-"""The contract of a method: what it makes of rewards and log-probs; all else is the engine's.
+"""The contract of a method: what it makes of responses and rewards; all else is the engine's.
 
-A method is composed of `core` functions. It owns no arrays, so nothing of it needs a checkpoint.
+A method is a description. Its formulas are composed of `core` functions; its other fields ask the
+engine for what the formulas need. It owns no arrays: a tracker's state and what a method keeps
+between tasks live in the engine's checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.core.losses import LossTerms, policy_loss_terms
+from rdbcl_jax.data.records import Record
 
-# (batch, log-probs of the policy that sampled [P, G, T]) -> kl_coef [P, G] and per-sample [P, G]
-# values worth logging, such as RP. Runs inside the jitted update, over the whole batch.
-KLCoefficients = Callable[
-    [TrainBatch, Float[Array, "P G T"]],
-    tuple[Float[Array, "P G"], dict[str, Float[Array, "P G"]]],
+Reference = Literal["previous", "base", "ema"]
+
+
+class Targets(NamedTuple):
+    """What a method wants of each sample. No gradient flows through any of it."""
+
+    advantages: Float[Array, "P G"] | Float[Array, "P G T"]
+    kl_coef: float | Float[Array, "P G"] = 0.0
+    values: dict[str, Float[Array, "P G"]] = {}  # noqa: RUF012 (worth logging, such as RP)
+
+
+# (batch, log-probs of the policy that sampled, its entropies where `Method.entropies`) -> Targets.
+# Runs inside the jitted update, over the whole batch.
+TargetFunction = Callable[
+    [TrainBatch, Float[Array, "P G T"], Float[Array, "P G T"] | None], Targets
 ]
+
+
+class Tracker(NamedTuple):
+    """Memory of each prompt of a task, as pure functions on a pytree of arrays.
+
+    Attributes:
+      start: success of each prompt under the policy from before the task, [N] in [0, 1] (½ where
+        unknown) → state.
+      baselines: (state, prompts [P]) → [P], the update's `prompt_values`.
+      observe: (state, prompts [n], rewards [n], mean KL to the reference in the update before, or
+        None) → state. Called once per batch, with the rows of all processes.
+    """
+
+    start: Callable[[Float[Array, "N"]], object]
+    baselines: Callable[[object, Int[Array, "P"]], Float[Array, "P"]]
+    observe: Callable[[object, Int[Array, "n"], Float[Array, "n"], float | None], object]
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One way to learn from rollouts.
+    """One way to learn a task.
 
     Attributes:
       name: as in `config.method`.
-      advantages: rewards [P, G] to advantages [P, G]; pure, jax.numpy.
-      kl_coefficients: per-sample strength of the KL anchor; None: no KL term, and the reference
-        policy is never run.
+      targets: advantages and KL coefficients of a batch.
       loss: sums and counts of the loss, with `core.losses.policy_loss_terms`' signature.
+      responses: "sampled" by the policy; "given": `demonstration` of each record, nothing is
+        sampled; "none": nothing is learned.
+      reference: the frozen policy of the KL term; None: no KL term, and it is never run.
+        "previous": from before the task. "base": from before the first. "ema": the moving
+        average of the policies at the tasks' boundaries.
+      previous: the targets read the log-probs of the policy from before the task.
+      entropies: the targets read the entropies of the policy that sampled.
+      demonstration: the reference response of a record.
+      memorise: put the demonstration in the place of the first response of an all-wrong group.
+      previous_responses: per prompt, how many responses of the policy from before the task join
+        the group, as given ones.
+      survey: before a task, what to find out about each of its prompts from one response of the
+        policy from before it, as `prompt_values`: the "confidence" of its reasoning, or its
+        "success", with which a tracker starts.
+      tracker: memory of each prompt within a task.
+      resample: up to this many more batches are drawn to replace groups whose rewards are all
+        equal (dynamic sampling); 0: off.
+      data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks
+        before it ("replay").
+      consolidation: strength of the quadratic penalty on what mattered to earlier tasks (EWC).
     """
 
     name: str
-    advantages: Callable[[Float[Array, "P G"]], Float[Array, "P G"]]
-    kl_coefficients: KLCoefficients | None = None
+    targets: TargetFunction
     loss: Callable[..., LossTerms] = policy_loss_terms
+    responses: Literal["sampled", "given", "none"] = "sampled"
+    reference: Reference | None = None
+    previous: bool = False
+    entropies: bool = False
+    demonstration: Callable[[Record], str] | None = None
+    memorise: bool = False
+    previous_responses: int = 0
+    survey: Literal["", "confidence", "success"] = ""
+    tracker: Tracker | None = None
+    resample: int = 0
+    data: Literal["task", "joint", "replay"] = "task"
+    consolidation: float = 0.0

@@ -1,4 +1,8 @@
-"""Supervised fine-tuning: the likelihood of given responses, through the same update."""
+"""Learning from given responses alone: SFT, and SFT on an RFT-trained policy's own rollouts.
+
+Both are arms of 2506.23508: SFT learns fast and forgets; on correct rollouts of a policy that RL
+has trained on the task it learns fast and keeps.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,34 @@ from ml_collections import ConfigDict
 
 from rdbcl_jax.core.losses import LossTerms
 from rdbcl_jax.core.masked import masked_sum_and_count, select
-from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.demonstrations import demonstration
+from rdbcl_jax.methods.method import Method, Targets
 
 
-def sft(config: ConfigDict | None = None) -> Method:
-    """Every given response counts alike; no KL term."""
-    return Method(name="sft", advantages=jnp.ones_like, loss=negative_log_likelihood)
+def sft(config: ConfigDict) -> Method:
+    """The likelihood of every record's demonstration; no KL term."""
+    return supervised(config.method, demonstration(config))
+
+
+def rft_sft(config: ConfigDict) -> Method:
+    """SFT whose demonstrations are the collected rollouts."""
+    config = config.copy_and_resolve_references()
+    config.demonstrations.target = "rollouts"
+    return sft(config)
+
+
+def supervised(name: str = "sft", demonstration=None) -> Method:
+    return Method(
+        name=name,
+        targets=all_alike,
+        loss=negative_log_likelihood,
+        responses="given",
+        demonstration=demonstration,
+    )
+
+
+def all_alike(batch, policy_logps, entropies) -> Targets:
+    return Targets(jnp.ones(batch.rewards.shape))
 
 
 def negative_log_likelihood(logps, old_logps, advantages, mask, **unused) -> LossTerms:

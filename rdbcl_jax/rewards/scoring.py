@@ -62,7 +62,7 @@ class RewardConfig:
     if_correct: Collection[str] = ()
 
     def __post_init__(self):
-        functions = {name: _load(name, f) for name, f in self.functions.items()}
+        functions = {name: load_function(name, f) for name, f in self.functions.items()}
         object.__setattr__(self, "functions", functions)
         known = {*BUILT_IN, *functions}
         if taken := set(BUILT_IN) & set(functions):
@@ -179,18 +179,20 @@ def _total(components, weights, n: int) -> np.ndarray:
 # --- user functions ------------------------------------------------------------------------------
 
 
-def _load(name: str, function: RewardFunction | str) -> RewardFunction:
+def load_function(name: str, function: Callable | str) -> Callable:
+    """The function that `"package.module:function"` names; a function is taken as it is.
+
+    Raises ValueError, saying for which `name`, where there is none.
+    """
     if callable(function):
         return function
     module, colon, attribute = function.partition(":")
     if not colon:
-        raise ValueError(f"reward function {name!r}: expected package.module:function")
+        raise ValueError(f"function {name!r} is {function!r}, expected package.module:function")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"reward function {name!r}: cannot import {function!r}: {error}"
-        ) from error
+        raise ValueError(f"function {name!r}: cannot import {function!r}: {error}") from error
 
 
 def _call(

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
-from rdbcl_jax.data.pipeline import Shard, batches
+from rdbcl_jax.data.pipeline import Shard, batches, indices
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.methods.sft import sft
+from rdbcl_jax.methods.sft import supervised
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.sharding import put_batch
@@ -38,13 +37,12 @@ def fine_tune(
     optimizer = make_optimizer(options.optimizer, options.steps)
     config = UpdateConfig(chunk_size=chunk_size, entropy=False)
     init, shardings = make_init(params, optimizer, policy.mesh)
-    update = make_update(policy.model, optimizer, sft(), config, shardings)
+    update = make_update(policy.model, optimizer, supervised(), config, shardings)
     state = init(params)
     feed = batches(
         demonstrations,
         lambda items, ids: supervised_batch(policy, items),
-        batch_size=options.batch_size,
-        seed=seed,
+        order=indices(len(demonstrations), options.batch_size, seed),
         shard=Shard(jax.process_index(), jax.process_count()),
         threads=threads,
     )
@@ -58,21 +56,20 @@ def fine_tune(
 
 
 def supervised_batch(policy: Policy, items: Sequence[tuple[Record, str]]) -> TrainBatch:
-    """One given response per prompt, as the update takes it."""
+    """One given response per prompt, as the update takes it; numpy arrays."""
     records, responses = zip(*items, strict=True)
     batch = policy.encoder.encode_supervised(records, responses)
-    nothing = np.zeros_like(batch.mask)
-    ones = np.ones(batch.mask.shape[:2], np.float32)
+    nothing, ones = np.zeros_like(batch.mask), np.ones(batch.mask.shape[:2], np.float32)
     return TrainBatch(
         prompts=batch.prompts,
         tokens=batch.tokens,
         mask=batch.mask,
         reasoning_mask=nothing,
         answer_mask=nothing,
-        advantages=ones,
+        rewards=np.full_like(ones, np.nan),
         accuracies=ones,
+        given=ones.astype(bool),
+        prompt_values=np.zeros(len(ones), np.float32),
+        step=np.zeros((), np.int32),
         sampler_logps=np.zeros(batch.mask.shape, np.float32),
-        old_logps=None,
-        reference_logps=None,
-        reference_is_policy=jnp.zeros((), bool),
     )

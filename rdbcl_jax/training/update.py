@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,15 @@ class UpdateConfig:
     entropy: bool = True
 
 
-Update = Callable[[TrainState, Params, TrainBatch], tuple[TrainState, dict, dict]]
+class Consolidation(NamedTuple):
+    """What EWC keeps of earlier tasks: anchor and importance of every learning parameter."""
+
+    anchor: Params
+    fisher: Params
+
+
+# (state, frozen parameters, batch, consolidation or None) -> state, metrics, per-sample values
+Update = Callable[..., tuple[TrainState, dict, dict]]
 
 
 def make_update(
@@ -82,15 +90,26 @@ def make_update(
     """The jitted update: (state, frozen, batch) → (state, metrics, per-sample values [P, G]).
 
     The state, with the parameters that learn, is donated; `frozen` are those that do not, and
-    cost no backward pass. Metrics are scalars under TRL's names; per-sample values are `kl`,
-    `kl_coef` and what the method adds (`rp`). `state_shardings` keeps the new state where the old
-    one was, so that the second call finds the first one's program.
+    cost no backward pass. Metrics are scalars under TRL's names; per-sample values are
+    `advantage` (mean over tokens), with a KL term `kl` and `kl_coef`, and what the method adds
+    (`rp`). `state_shardings` keeps the new state where the old one was, so that the second call
+    finds the first one's program. With a `Consolidation` as fourth argument, EWC's penalty is
+    part of the loss.
     """
     gradients = functools.partial(_gradients, model, method, config)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None, None))
-    def update(state: TrainState, frozen: Params, batch: TrainBatch):
+    def update(
+        state: TrainState,
+        frozen: Params,
+        batch: TrainBatch,
+        consolidation: Consolidation | None = None,
+    ):
         grads, metrics, samples = gradients(state.params, frozen, batch)
+        if consolidation is not None:
+            penalty, pull = _consolidate(state.params, consolidation, method.consolidation)
+            grads = jax.tree.map(jnp.add, grads, pull)
+            metrics["consolidation"] = penalty
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
@@ -102,12 +121,20 @@ def make_update(
     return update
 
 
+def _consolidate(params, consolidation: Consolidation, strength: float):
+    """EWC's penalty λ/2 · Σ F (θ − θ*)² (1612.00796, eq. 3) and its gradient."""
+    moved = jax.tree.map(lambda p, a: (p - a).astype(jnp.float32), params, consolidation.anchor)
+    pull = jax.tree.map(lambda f, d: strength * f * d, consolidation.fisher, moved)
+    products = jax.tree.map(lambda g, d: (g * d).sum(), pull, moved)
+    return sum(jax.tree.leaves(products)) / 2, pull
+
+
 def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batch):
     """Gradients of the whole batch's loss, its metrics and its per-sample values."""
 
-    def loss(params, batch, anchor):
+    def loss(params, batch, targets):
         whole = trainable.join(params, frozen)
-        terms, samples = _loss_terms(model, method, config, whole, batch, anchor)
+        terms, samples = _loss_terms(model, method, config, whole, batch, targets)
         return terms.loss_sum, (terms, samples)
 
     grad = jax.grad(loss, has_aux=True)
@@ -123,18 +150,17 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
         "sampler/logp_difference/mean": gap.mean(),
         "sampler/logp_difference/max": gap.max(),
     }
-    for name in samples.keys() - {"kl"}:
+    for name in samples.keys() - {"kl", "advantage"}:
         metrics |= {f"{name}/mean": samples[name].mean(), f"{name}/std": samples[name].std()}
     return grads, metrics, samples
 
 
-def _accumulate(grad, method, config, params, batch: TrainBatch):
+def _accumulate(grad, method: Method, config, params, batch: TrainBatch):
     """Sums gradients over micro-batches; what looks at the whole batch is settled before."""
-    anchor = None
-    if method.kl_coefficients is not None:
-        if batch.old_logps is None:
-            raise ValueError("with several micro-batches the KL coefficients need old_logps")
-        anchor = method.kl_coefficients(_with_reference(batch, batch.old_logps), batch.old_logps)
+    if batch.old_logps is None:
+        raise ValueError("several micro-batches need old_logps: targets are of the whole batch")
+    resolved = _with_references(batch, batch.old_logps)
+    targets = method.targets(resolved, batch.old_logps, batch.old_entropies)
 
     def split(a):  # strided, so that every device keeps its own rows
         if jnp.ndim(a) == 0:
@@ -147,15 +173,15 @@ def _accumulate(grad, method, config, params, batch: TrainBatch):
         return jax.tree.map(jnp.add, grads, new), (terms, samples)
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    grads, (terms, samples) = jax.lax.scan(body, zeros, jax.tree.map(split, (batch, anchor)))
+    grads, (terms, samples) = jax.lax.scan(body, zeros, jax.tree.map(split, (batch, targets)))
     terms = jax.tree.map(lambda a: a.sum(0), terms)
     samples = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:]), samples)
     return grads, terms, samples
 
 
-def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: TrainBatch, anchor):
-    """`anchor`: (kl_coef, per-sample values) where already known; else they are computed here."""
-    logps = response_logprobs(
+def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: TrainBatch, targets):
+    """`targets`: where already known; else they are computed here, of this batch."""
+    scored = response_logprobs(
         model,
         params,
         batch.prompts,
@@ -163,38 +189,47 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
         batch.mask,
         temperature=config.temperature,
         chunk_size=config.chunk_size,
-        return_entropy=config.entropy,
+        return_entropy=config.entropy or (method.entropies and targets is None),
     )
-    entropies = None
-    if config.entropy:
-        logps, entropies = logps
+    logps, entropies = scored if isinstance(scored, tuple) else (scored, None)
     # one update per batch: the policy that sampled is the policy
     current = jax.lax.stop_gradient(logps)
     sampled = current if batch.old_logps is None else batch.old_logps
-    kl_coef = 0.0
-    gap = jnp.abs(jnp.where(batch.mask, sampled - batch.sampler_logps, 0.0))
-    samples = {"sampler/logp_difference": gap.max(-1)}
-    if method.kl_coefficients is not None:
-        batch = _with_reference(batch, current)
-        kl_coef, signals = anchor or method.kl_coefficients(batch, sampled)
+    batch = _with_references(batch, current)
+    if targets is None:
+        old = entropies if batch.old_logps is None else batch.old_entropies
+        targets = method.targets(batch, sampled, jax.lax.stop_gradient(old))
+    advantages = jax.lax.stop_gradient(targets.advantages)
+    sampled_here = batch.mask & ~batch.given[..., None]
+    gap = jnp.abs(jnp.where(sampled_here, sampled - batch.sampler_logps, 0.0))
+    samples = {"sampler/logp_difference": gap.max(-1), "advantage": advantages, **targets.values}
+    if advantages.ndim == batch.mask.ndim:
+        samples["advantage"] = masked_mean(advantages, batch.mask, axis=-1)
+    if method.reference is not None:
         kl = kl_estimate(current, batch.reference_logps, "k3")
-        kl = masked_mean(kl, batch.mask, axis=-1)
-        samples |= {"kl": kl, "kl_coef": kl_coef, **signals}
+        samples |= {"kl": masked_mean(kl, batch.mask, axis=-1), "kl_coef": targets.kl_coef}
     terms = method.loss(
         logps,
         batch.old_logps,
-        batch.advantages,
+        advantages,
         batch.mask,
         reference_logps=batch.reference_logps,
-        kl_coef=kl_coef,
+        kl_coef=targets.kl_coef,
     )
-    if entropies is not None:
+    if config.entropy:
         terms.metric_sums["entropy"] = masked_sum_and_count(entropies, batch.mask)
     return terms, samples
 
 
-def _with_reference(batch: TrainBatch, policy_logps) -> TrainBatch:
-    """Until a task's first update the reference *is* the policy: its pass is skipped, and KL is
-    exactly 0 and the ratio RP exactly 1."""
-    reference = jnp.where(batch.reference_is_policy, policy_logps, batch.reference_logps)
-    return dataclasses.replace(batch, reference_logps=reference)
+def _with_references(batch: TrainBatch, policy_logps) -> TrainBatch:
+    """Until a task's first update a reference that is the policy from before the task *is* the
+    policy: its pass is skipped, and KL is exactly 0 and the ratio RP exactly 1."""
+
+    def resolve(logps, is_policy):
+        return None if logps is None else jnp.where(is_policy, policy_logps, logps)
+
+    return dataclasses.replace(
+        batch,
+        reference_logps=resolve(batch.reference_logps, batch.reference_is_policy),
+        previous_logps=resolve(batch.previous_logps, batch.previous_is_policy),
+    )

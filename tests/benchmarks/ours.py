@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -13,7 +14,10 @@ import transformers
 
 from rdbcl_jax.batches import PromptBatch, TrainBatch
 from rdbcl_jax.config import default_config
+from rdbcl_jax.core.advantages import group_advantages
 from rdbcl_jax.methods import make_method
+from rdbcl_jax.methods.grpo import constant
+from rdbcl_jax.methods.method import Targets
 from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.model import QwenVL
@@ -121,11 +125,16 @@ class Program:
         self.reference = jax.tree.map(jnp.copy, params)
         self.mesh = mesh
         self.source = Prompts(w, self.model, copies=self.run.prompts // w.prompts)
-        method = make_method(config)
+        beta = config.kl.beta
+        # the naive form has no groups: both get the advantages of the groups as their rewards
+        method = dataclasses.replace(
+            make_method(config),
+            targets=lambda batch, *_: Targets(batch.rewards, constant(beta, batch)),
+        )
         rewards = np.random.default_rng(1).normal(size=(w.prompts, w.samples))
-        advantages = np.asarray(method.advantages(rewards), np.float32)
+        advantages = np.asarray(group_advantages(rewards))
         shape = self.run.prompts, self.run.samples
-        self.advantages = put_batch(advantages.reshape(shape), mesh)
+        self.rewards = put_batch(advantages.reshape(shape), mesh)
         optimizer = make_optimizer(config.optimizer, steps=1000)
         init, shardings = make_init(params, optimizer, mesh)
         self.state = init(params)
@@ -198,10 +207,12 @@ class Program:
             mask=rollouts.mask,
             reasoning_mask=rollouts.mask,
             answer_mask=rollouts.mask,
-            advantages=self.advantages,
-            accuracies=self.advantages,
+            rewards=self.rewards,
+            accuracies=self.rewards,
+            given=jnp.zeros(self.rewards.shape, bool),
+            prompt_values=jnp.zeros(len(self.rewards)),
+            step=jnp.asarray(self.steps, jnp.int32),
             sampler_logps=rollouts.logps,
-            old_logps=None,
             reference_logps=reference_logps,
             reference_is_policy=jnp.asarray(False),
         )

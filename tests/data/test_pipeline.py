@@ -3,16 +3,17 @@ import itertools
 import numpy as np
 import pytest
 
-from rdbcl_jax.data.pipeline import Shard, batches, eval_batches
+from rdbcl_jax.data.pipeline import Shard, batches, eval_batches, indices, rehearsed
 
 
-def take(n, **options):
+def take(n, *, order=None, seed=0, **options):
     def encode(items, ids):
         assert [item[1] for item in items] == ids.tolist()
         return ids
 
     source = [("item", i) for i in range(10)]
-    stream = batches(source, encode, **{"batch_size": 4, "seed": 0, **options})
+    order = indices(10, 4, seed) if order is None else order
+    stream = batches(source, encode, order=order, **options)
     return np.stack(list(itertools.islice(stream, n)))
 
 
@@ -31,6 +32,13 @@ def test_resume_by_number_gives_the_same_batches(start):
 def test_order_depends_on_the_seed_and_not_on_threads():
     np.testing.assert_array_equal(take(8), take(8, threads=4, prefetch=8))
     assert not np.array_equal(take(8), take(8, seed=1))
+
+
+def test_rehearsal_fills_the_last_rows_of_every_batch():
+    seen = take(9, order=rehearsed(7, 3, batch_size=4, old_per_batch=1, seed=0))
+    assert (seen[:, :3] < 7).all() and (seen[:, 3:] >= 7).all()
+    assert sorted(seen[:7, :3].ravel()) == sorted(list(range(7)) * 3)
+    assert sorted(seen[:, 3]) == sorted([7, 8, 9] * 3)
 
 
 def test_shards_partition_each_batch():
@@ -53,7 +61,7 @@ def test_errors_of_the_encoder_reach_the_caller():
         raise ValueError("record 'a' is wrong")
 
     with pytest.raises(ValueError, match="record 'a' is wrong"):
-        next(batches(["a"], encode, batch_size=1, seed=0))
+        next(batches(["a"], encode, order=indices(1, 1, 0)))
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -1,14 +1,20 @@
 """Each method's formula, against numbers worked out by hand."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import default_config
-from rdbcl_jax.methods import make_method
+from rdbcl_jax.data import suite
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods import METHODS, make_method
+from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.methods.sft import negative_log_likelihood
 
 
@@ -19,6 +25,10 @@ def method(name, **changes):
     return make_method(config)
 
 
+# probabilities under the policy that sampled; the second rollout's reasoning has moved away
+POLICY = jnp.log(jnp.array([[[0.5, 0.5, 0.1, 0.4], [1.0, 1.0, 0.1, 0.8]]] * 2))
+
+
 @pytest.fixture
 def batch():
     """Two prompts, two rollouts each, four tokens: two of reasoning, one tag, one answer."""
@@ -27,32 +37,75 @@ def batch():
         jnp.array([[True, True, False, False], [False, False, False, True]])[:, None, None],
         (2, *shape),
     )
-    fields = {f.name: None for f in dataclasses.fields(TrainBatch)}
-    reference = jnp.log(jnp.array([0.5, 0.5, 0.1, 0.8]))
+    previous = jnp.broadcast_to(jnp.log(jnp.array([0.5, 0.5, 0.1, 0.8])), shape)
     return TrainBatch(
-        **{
-            **fields,
-            "mask": jnp.ones(shape, bool),
-            "reasoning_mask": spans[0],
-            "answer_mask": spans[1],
-            "advantages": jnp.zeros(shape[:2]),
-            "reference_logps": jnp.broadcast_to(reference, shape),
-        }
+        prompts=None,
+        tokens=jnp.zeros(shape, int),
+        mask=jnp.ones(shape, bool),
+        reasoning_mask=spans[0],
+        answer_mask=spans[1],
+        rewards=jnp.array([[1.0, 0.0], [1.0, 1.0]]),
+        accuracies=jnp.array([[1.0, 0.0], [1.0, 1.0]]),
+        given=jnp.zeros(shape[:2], bool),
+        prompt_values=jnp.array([0.25, 0.5]),
+        step=jnp.asarray(7),
+        sampler_logps=POLICY,
+        reference_logps=previous,
+        previous_logps=previous,
     )
 
 
-# probabilities under the policy that sampled; the second rollout's reasoning has moved away
-POLICY = jnp.log(jnp.array([[[0.5, 0.5, 0.1, 0.4], [1.0, 1.0, 0.1, 0.8]]] * 2))
+def targets(name, batch, **changes):
+    return method(name, **changes).targets(batch, POLICY, None)
 
 
-def test_grpo_gives_every_sample_the_same_coefficient(batch):
-    beta, signals = method("grpo", **{"kl.beta": 0.3}).kl_coefficients(batch, POLICY)
-    np.testing.assert_allclose(beta, np.full((2, 2), 0.3), rtol=1e-6)
-    assert signals == {}
+def changed(batch, **arrays):
+    return dataclasses.replace(batch, **{k: jnp.asarray(v) for k, v in arrays.items()})
 
 
-def test_grpo_without_kl_needs_no_reference():
-    assert method("grpo", **{"kl.beta": 0.0}).kl_coefficients is None
+GROUP = [[0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)], [0, 0]]
+
+
+# ---------------------------------------------------------------------- GRPO and its variants
+
+
+def test_grpo(batch):
+    found = targets("grpo", batch, **{"kl.beta": 0.3})
+    np.testing.assert_allclose(found.kl_coef, np.full((2, 2), 0.3), rtol=1e-6)
+    np.testing.assert_allclose(found.advantages, GROUP, rtol=1e-5)
+    assert found.values == {}
+    assert method("grpo").reference == "previous"
+    assert method("grpo", **{"kl.beta": 0.0}).reference is None
+
+
+@pytest.mark.parametrize(
+    "name,changes,advantages",
+    [
+        ("dr_grpo", {}, [[0.5, -0.5], [0, 0]]),
+        ("rloo", {}, [[1.0, -1.0], [0, 0]]),
+        ("grpo", {"loss.advantage_scale": "none"}, [[0.5, -0.5], [0, 0]]),
+        ("dapo", {}, GROUP),
+    ],
+)
+def test_advantages_of_the_variants(batch, name, changes, advantages):
+    np.testing.assert_allclose(targets(name, batch, **changes).advantages, advantages, rtol=1e-5)
+
+
+def test_options_of_the_variants_are_theirs_unless_the_config_sets_them():
+    found = {name: method(name).loss.keywords for name in VARIANTS}
+    assert found["grpo"]["aggregation"] == "sequence_mean" and found["grpo"]["clip_high"] == 0.2
+    assert found["dr_grpo"]["aggregation"] == "constant" and found["dr_grpo"]["max_length"] == 1024
+    assert found["dapo"]["aggregation"] == "token_mean" and found["dapo"]["clip_high"] == 0.28
+    assert found["gspo"]["ratio_level"] == "sequence" and found["gspo"]["clip_low"] == 3e-4
+    assert found["cispo"]["surrogate"] == "cispo"
+    assert method("dapo").resample and not method("grpo").resample
+    changed = method("dapo", **{"loss.clip_high": 0.5, "rollout.resample": 0, "kl.beta": 0.1})
+    assert changed.loss.keywords["clip_high"] == 0.5 and not changed.resample
+    assert changed.reference == "previous" and method("dapo").reference is None
+    assert method("grpo", **{"kl.reference": "ema"}).reference == "ema"
+
+
+# ---------------------------------------------------------------------- RDB-CL and its controls
 
 
 @pytest.mark.parametrize(
@@ -66,30 +119,166 @@ def test_grpo_without_kl_needs_no_reference():
     ],
 )
 def test_rdbcl_portability(batch, level, kind, expected):
-    chosen = method("rdbcl", **{"portability.level": level, "portability.kind": kind})
-    _, signals = chosen.kl_coefficients(batch, POLICY)
-    np.testing.assert_allclose(signals["rp"], [expected] * 2, rtol=1e-5)
+    options = {"portability.level": level, "portability.kind": kind}
+    # RP is held against the policy from before the task, whatever the reference is
+    elsewhere = changed(batch, reference_logps=jnp.full(batch.mask.shape, -9.0))
+    found = targets("rdbcl", elsewhere, **options)
+    np.testing.assert_allclose(found.values["rp"], [expected] * 2, rtol=1e-5)
+    assert method("rdbcl", **options).previous
+
+
+def test_static_portability_is_the_prompts(batch):
+    static = method("rdbcl", **{"portability.kind": "static"})
+    assert static.survey == "confidence" and not static.previous
+    rp = static.targets(batch, POLICY, None).values["rp"]
+    np.testing.assert_allclose(rp, [[0.25, 0.25], [0.5, 0.5]])
+
+
+RANGE = {"portability.beta_min": 0.1, "portability.beta_max": 0.5}
 
 
 def test_rdbcl_anchors_what_carries_over_and_relaxes_the_rest(batch):
-    options = {"portability.beta_min": 0.1, "portability.beta_max": 0.5}
-    beta, _ = method("rdbcl", **options).kl_coefficients(batch, POLICY)
+    beta = targets("rdbcl", batch, **RANGE).kl_coef
     # RP is 1 and 0.5, twice each: z = ±1
     up = 1 / (1 + np.exp(-1))
     np.testing.assert_allclose(beta, [[0.1 + 0.4 * up, 0.1 + 0.4 * (1 - up)]] * 2, rtol=1e-5)
-    clipped, _ = method("rdbcl", **options, **{"portability.mapping": "clip"}).kl_coefficients(
-        batch, POLICY
-    )
+    clipped = targets("rdbcl", batch, **RANGE, **{"portability.mapping": "clip"}).kl_coef
     np.testing.assert_allclose(clipped, [[0.5, 0.3]] * 2, rtol=1e-5)
 
 
-def test_advantages_are_those_of_the_group():
-    found = method("grpo").advantages(jnp.array([[1.0, 0.0], [1.0, 1.0]]))
-    np.testing.assert_allclose(
-        found, [[0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)], [0, 0]], rtol=1e-5
+def test_controls(batch):
+    def beta(control, batch=batch):
+        changes = {**RANGE, "portability.mapping": "clip", "portability.control": control}
+        return np.asarray(targets("rdbcl", batch, **changes).kl_coef)
+
+    np.testing.assert_allclose(beta("matched"), np.full((2, 2), 0.4), rtol=1e-5)
+    np.testing.assert_allclose(beta("inverted"), [[0.1, 0.3]] * 2, rtol=1e-5)
+    # p = 1/2 and 1
+    np.testing.assert_allclose(beta("accuracy"), [[0.1, 0.1], [0.5, 0.5]], rtol=1e-5)
+    dealt = [beta("shuffled", changed(batch, step=s)) for s in range(8)]
+    assert all(sorted(d.ravel()) == sorted(beta("none").ravel()) for d in dealt)
+    assert any((d != beta("none")).any() for d in dealt)
+    np.testing.assert_array_equal(dealt[3], beta("shuffled", changed(batch, step=3)))
+
+
+# ---------------------------------------------------------------------- the other papers
+
+
+def test_mssr_advantages(batch):
+    one = {"rollout.samples": 1}
+    single = changed(
+        batch,
+        rewards=[[1.0], [0.0]],
+        mask=[[[True, True, True, False]]] * 2,
+        given=[[False]] * 2,
+        accuracies=[[1.0], [0.0]],
     )
-    plain = method("grpo", **{"loss.advantage_scale": "none"})
-    np.testing.assert_allclose(plain.advantages(jnp.array([[1.0, 0.0]])), [[0.5, -0.5]])
+    logps = jnp.log(jnp.array([[[0.5, 1.0, 0.1, 0.3]]] * 2))
+
+    def advantages(entropies=None, **changes):
+        return method("mssr", **one, **changes).targets(single, logps, entropies).advantages
+
+    # 1 − ¼ and 0 − ½; mean 1/8, half their distance 5/8: whitened to ±1
+    np.testing.assert_allclose(advantages(**{"mssr.shaping": "none"}), [[1.0], [-1.0]], rtol=1e-5)
+    raw = {"mssr.shaping": "none", "mssr.whitening": False}
+    np.testing.assert_allclose(advantages(**raw), [[0.75], [-0.5]])
+    h = [0.4 * -p * np.log(p) for p in (0.5, 1.0, 0.1)]
+    np.testing.assert_allclose(
+        advantages(), [[[*(1 + np.array(h)), 0]], [[*(-1 + np.array(h)), 0]]], rtol=1e-5
+    )
+    full = advantages(jnp.full((2, 1, 4), 2.0), **{"mssr.shaping": "full"})
+    np.testing.assert_allclose(full, [[[1.5, 1.5, 1.5, 0]], [[-0.5, -0.5, -0.5, 0]]], rtol=1e-5)
+    assert method("mssr", **one, **{"mssr.shaping": "full"}).entropies
+    assert method("mssr", **one).loss.keywords["dual_clip"] == 3.0
+    with pytest.raises(ValueError, match=r"rollout\.samples is 8, expected 1"):
+        method("mssr")
+
+
+def test_mssr_tracker():
+    tracker = method("mssr", **{"rollout.samples": 1}).tracker
+    state = tracker.start(np.array([0.5, 0.5, 1.0], np.float32))
+    np.testing.assert_allclose(tracker.baselines(state, np.array([0, 2])), [0.5, 1.0])
+    # no KL known yet: ρ = 0.875; 4 → 3.5 + 1 and 4 → 3.5
+    state = tracker.observe(state, np.array([0]), np.array([1.2]), None)
+    np.testing.assert_allclose(tracker.baselines(state, np.arange(3)), [4.5 / 8, 0.5, 1.0])
+    # KL half of its target: ρ = 0.9175
+    after = tracker.observe(state, np.array([1]), np.array([0.2]), 0.005)
+    np.testing.assert_allclose(
+        tracker.baselines(after, np.arange(3)), [4.5 / 8, 4 * 0.9175 / (8 * 0.9175 + 1), 1.0]
+    )
+    # the window's mean counts: 0.005 and 0.031 are above the target together
+    after = tracker.observe(after, np.array([2]), np.array([0.0]), 0.031)
+    np.testing.assert_allclose(tracker.baselines(after, np.array([2])), [7 / 8])
+
+
+def test_mssr_survey_and_ablations():
+    one = {"rollout.samples": 1}
+    assert method("mssr", **one, **{"mssr.survey": True}).survey == "success"
+    plain = method("mssr", **one, **{"mssr.tracker": False, "kl.beta": 0.0})
+    assert plain.tracker is None and plain.reference is None
+    # the tracker needs the KL, even where the loss has none
+    assert method("mssr", **one, **{"kl.beta": 0.0}).reference == "previous"
+
+
+def test_dyme_memorises_explores_and_leaves_alone(batch):
+    found = changed(
+        batch,
+        rewards=[[0.2, 0.1], [1.0, 0.0]],
+        accuracies=[[0.0, 0.0], [1.0, 0.0]],
+        given=[[True, False], [False, False]],
+    )
+    explored = [0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)]
+    np.testing.assert_allclose(targets("dyme", found).advantages, [[1, 0], explored], rtol=1e-5)
+    right = changed(found, rewards=[[1.0, 0.9], [1.0, 0.0]], accuracies=[[1.0, 1.0], [1.0, 0.0]])
+    right = changed(right, given=[[False, False], [False, False]])
+    np.testing.assert_allclose(targets("dyme", right).advantages, [[0, 0], explored], rtol=1e-5)
+    only = targets("dyme", found, **{"dyme.explore": False}).advantages
+    np.testing.assert_allclose(only, [[1, 0], [0, 0]])
+    without = method("dyme", **{"dyme.memorise": False})
+    assert without.demonstration is None and not without.memorise
+    assert method("dyme").memorise and method("dyme").reference is None
+
+
+def test_rapo_rewards_staying_near_the_previous_policy(batch):
+    chosen = method("rapo", **{"loss.advantage_scale": "none"})
+    assert chosen.reference == "base" and chosen.previous
+    found = chosen.targets(batch, POLICY, None)
+    # mean over all four tokens of log π_old − log π_previous
+    drift = [max(0, np.log(0.4 / 0.8) / 4), 2 * np.log(2) / 4]
+    bonus = [0.5 * np.exp(-20 * d) for d in drift]
+    np.testing.assert_allclose(found.values["retention"], [bonus] * 2, rtol=1e-4)
+    first = (1 + bonus[0] - bonus[1]) / 2
+    np.testing.assert_allclose(found.advantages[0], [first, -first], rtol=1e-5)
+
+
+def test_lwf_adds_the_previous_policys_responses(batch):
+    found = changed(
+        batch,
+        rewards=[[1.0, jnp.nan], [0.0, jnp.nan]],
+        given=[[False, True], [False, True]],
+    )
+    chosen = method("lwf", **{"lwf.weight": 0.7})
+    assert chosen.previous_responses == 1 and chosen.reference is None
+    np.testing.assert_allclose(
+        chosen.targets(found, POLICY, None).advantages, [[0, 0.7], [0, 0.7]], rtol=1e-6
+    )
+
+
+def test_what_the_classics_ask_for():
+    assert method("joint").data == "joint" and method("replay").data == "replay"
+    assert method("ewc").consolidation == 100.0 and method("zero_shot").responses == "none"
+    for name in ("joint", "replay", "ewc", "lwf"):
+        assert method(name).reference is None
+        assert method(name, **{"kl.beta": 0.1}).reference == "previous"
+    with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected within \(0, 1\)"):
+        method("replay", **{"replay.fraction": 1.0})
+
+
+# ---------------------------------------------------------------------- given responses
+
+
+def record(**columns):
+    return Record("r1", "t", "what?", (), "7", "exact", columns)
 
 
 def test_sft_loss_is_the_mean_over_all_tokens():
@@ -97,3 +286,68 @@ def test_sft_loss_is_the_mean_over_all_tokens():
     logps = jnp.array([[-1.0, -2.0, -3.0], [-6.0, jnp.nan, -jnp.inf]])
     terms = negative_log_likelihood(logps, None, None, mask)
     assert terms.loss_sum / terms.normaliser == 3.0
+
+
+def shout(hint, facts, **columns):
+    return f"{hint.upper()} ({facts})"
+
+
+def test_demonstrations(tmp_path):
+    taught = method("sft").demonstration
+    assert method("sft").responses == "given"
+    assert taught(record(response="said")) == "said"
+    assert taught(record(hint="add")) == "<think> add </think> <answer> 7 </answer>"
+    with pytest.raises(ValueError, match="record 'r1' has neither a `response` nor a `hint`"):
+        taught(record())
+    refined = method("dyme", **{"demonstrations.refiner": "tests.methods.test_methods:shout"})
+    wanted = "<think> ADD (two cups) </think> <answer> 7 </answer>"
+    assert refined.demonstration(record(hint="add", facts="two cups")) == wanted
+    answer = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "next"}
+    assert method("sft", **answer).demonstration(record()) == (
+        "<think> next </think> <answer> 7 </answer>"
+    )
+    for number, ids in enumerate((["r1", "r2"], ["r1"])):
+        rows = {"record_id": ids, "completion": [f"{number}:{i}" for i in ids]}
+        pq.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
+    collected = method("rft_sft", **{"demonstrations.rollouts": str(tmp_path / "*.parquet")})
+    assert collected.demonstration(record()) == "0:r1"
+    assert collected.demonstration(dataclasses.replace(record(), id="r9")) is None
+    with pytest.raises(FileNotFoundError, match="rdbcl collect"):
+        method("rft_sft", **{"demonstrations.rollouts": str(tmp_path / "none.parquet")})
+
+
+def test_built_in_tasks_are_taught_by_the_rewarded_procedure():
+    made = suite.make_record("sum", "train", 3, 0)
+    assert method("sft").demonstration(made) == suite.make_trace(made)
+
+
+# ---------------------------------------------------------------------- wrong options
+
+
+@pytest.mark.parametrize(
+    "name,changes,message",
+    [
+        ("grop", {}, "expected one of"),
+        ("rdbcl", {"portability.level": "all"}, "portability.level is 'all'"),
+        ("rdbcl", {"portability.kind": "odds"}, "unknown kind 'odds'"),
+        ("rdbcl", {"portability.control": "magic"}, "portability.control is 'magic'"),
+        ("rdbcl", {"portability.beta_min": 1.0}, "0 <= beta_min <= beta_max"),
+        ("grpo", {"kl.kind": "k1"}, "cannot be a loss term"),
+        ("grpo", {"kl.reference": "first"}, "kl.reference is 'first'"),
+        ("grpo", {"loss.surrogate": "trpo"}, "unknown surrogate 'trpo'"),
+        ("mssr", {"rollout.samples": 1, "mssr.shaping": "odd"}, "mssr.shaping is 'odd'"),
+        ("sft", {"demonstrations.target": "gold"}, "demonstrations.target is 'gold'"),
+        ("dyme", {"demonstrations.refiner": "nowhere:f"}, "cannot import 'nowhere:f'"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_compiles(name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        method(name, **changes)
+
+
+def test_every_method_has_a_json_config():
+    for name in METHODS.keys() - {"rft_sft"}:
+        config = default_config()
+        config.method, config.rollout.samples = name, 1 if name == "mssr" else 8
+        make_method(config)
+        json.dumps(config.to_dict())

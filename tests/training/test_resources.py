@@ -18,7 +18,7 @@ from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.sharding import make_mesh, put_batch
-from rdbcl_jax.training.learner import Learner
+from rdbcl_jax.training.learner import Learner, Stage
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -60,14 +60,15 @@ def most_bytes_while_learning(path, rank):
         assert index == 0 or metrics["kl"] > 0  # the reference is another policy
         held.append(live_bytes() - before)
 
+    stage = Stage(suite.make_records("sum", "train", 16, seed=0), base, base)
     learner.learn(
-        suite.make_records("sum", "train", 16, seed=0),
+        stage,
         learner.init(base),
-        base,
+        learner.progress(stage),
         start=0,
         first_step=0,
         report=report,
-        save=lambda done, state: None,
+        save=lambda done, state, progress: None,
     )
     assert len(held) == 2
     return max(held) / nbytes(policy.whole(base))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from rdbcl_jax.core.advantages import group_advantages
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.training.state import TrainState, learning_rate, make_init, make_optimizer
@@ -139,7 +140,7 @@ def test_update_raises_rewarded_and_lowers_punished_responses(loaded, sampled):
     )
     before, after = (scored(policy, p, prompts, rollouts) for p in (params, state.params))
     change = jnp.where(rollouts.mask, after - before, 0).sum(-1)
-    weighted = (change * batch.advantages / rollouts.mask.sum(-1)).mean()
+    weighted = (change * group_advantages(batch.rewards) / rollouts.mask.sum(-1)).mean()
     assert weighted > 0
 
 
@@ -149,7 +150,7 @@ def test_kl_term_pulls_back_to_the_reference(loaded, sampled):
     away = moved(params)
     reference = scored(policy, params, prompts, rollouts)
     batch = engine.train_batch(
-        prompts, rollouts, reference_logps=reference, advantages=jnp.zeros((8, 4))
+        prompts, rollouts, reference_logps=reference, rewards=jnp.zeros((8, 4))
     )
     state, metrics, _ = run(
         policy,
@@ -165,7 +166,7 @@ def test_kl_term_pulls_back_to_the_reference(loaded, sampled):
 
 def test_a_non_finite_step_changes_nothing(loaded, sampled):
     policy, params = loaded
-    broken = engine.train_batch(*sampled, advantages=jnp.full((8, 4), jnp.nan))
+    broken = engine.train_batch(*sampled, reference_logps=jnp.full(sampled[1].mask.shape, jnp.nan))
     optimizer = make_optimizer(engine.small_config().optimizer, 10)
     state, metrics, _ = run(policy, params, broken, method("grpo"), optimizer)
     assert metrics["skipped_updates"] == 1

@@ -1,0 +1,71 @@
+"""The classics of continual learning, on top of GRPO.
+
+- `joint`: all tasks at once, the upper bound: every stage trains on the prompts of all.
+- `replay`: a share of every batch are prompts of earlier tasks.
+- `ewc`: a quadratic penalty on what mattered before (1612.00796; one running Fisher information for
+  all earlier tasks, 1805.06370).
+- `lwf`: learning without forgetting (1606.09282) for policies, a reconstruction: the previous
+  policy's own responses to the task's prompts join each group as targets, which gives the gradient
+  of KL(π_previous‖π_θ) over whole responses.
+- `zero_shot`: nothing is learned, the lower bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from rdbcl_jax.methods.grpo import constant, group_baseline, loss, options
+from rdbcl_jax.methods.method import Method, Targets
+
+
+def _grpo(config: ConfigDict, **fields) -> Method:
+    """GRPO without a KL term unless `config.kl.beta` asks for one: the classic is the anchor."""
+    chosen = options(config, beta=0.0)
+    advantages, beta = group_baseline(chosen["advantage_scale"]), chosen["beta"]
+
+    def targets(batch, policy_logps, entropies):
+        return Targets(advantages(batch.rewards), constant(beta, batch))
+
+    method = Method(
+        name=config.method,
+        targets=targets,
+        loss=loss(config, chosen),
+        reference=chosen["reference"] if beta else None,
+    )
+    return dataclasses.replace(method, **fields)
+
+
+def joint(config: ConfigDict) -> Method:
+    return _grpo(config, data="joint")
+
+
+def replay(config: ConfigDict) -> Method:
+    """`config.replay.fraction` of the prompts are of earlier tasks, whose first
+    `config.replay.per_task` records are kept."""
+    if not 0 < config.replay.fraction < 1:
+        raise ValueError(f"replay.fraction is {config.replay.fraction}, expected within (0, 1)")
+    return _grpo(config, data="replay")
+
+
+def ewc(config: ConfigDict) -> Method:
+    return _grpo(config, consolidation=config.ewc.strength)
+
+
+def lwf(config: ConfigDict) -> Method:
+    """`config.lwf.weight` is the advantage of the previous policy's responses, of which each
+    group gets one."""
+    method, weight = _grpo(config, previous_responses=1), config.lwf.weight
+
+    def targets(batch, policy_logps, entropies):
+        own = method.targets(batch, policy_logps, entropies)
+        given = weight * batch.given.astype(jnp.float32)
+        return own._replace(advantages=own.advantages + given)
+
+    return dataclasses.replace(method, targets=targets)
+
+
+def zero_shot(config: ConfigDict) -> Method:
+    return _grpo(config, responses="none")

@@ -1,0 +1,40 @@
+"""DyME: memorise where the policy knows nothing, explore where it knows something (2506.23061).
+
+Give the thinking reward its place in `config.rewards.functions`, for instance
+`{"thinking": "rdbcl_jax.rewards.thinking:hint_f1"}` with weight 1; any function will do as the
+checker. `config.demonstrations.refiner` rewrites hints.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from rdbcl_jax.core.advantages import memorise_or_explore
+from rdbcl_jax.methods.demonstrations import demonstration
+from rdbcl_jax.methods.grpo import constant, group_baseline, loss, options
+from rdbcl_jax.methods.method import Method, Targets
+
+
+def dyme(config: ConfigDict) -> Method:
+    """GRPO without KL, but for groups that are all wrong: they learn the reference response."""
+    own, chosen = config.dyme, options(config, beta=0.0)
+    explore = group_baseline(chosen["advantage_scale"])
+    beta = chosen["beta"]
+
+    def targets(batch, policy_logps, entropies):
+        if own.memorise:
+            advantages = memorise_or_explore(batch.rewards, batch.accuracies, batch.given)
+        else:
+            advantages = explore(batch.rewards)
+        if not own.explore:
+            advantages = advantages * batch.given
+        return Targets(advantages, constant(beta, batch))
+
+    return Method(
+        name=config.method,
+        targets=targets,
+        loss=loss(config, chosen),
+        reference=chosen["reference"] if beta else None,
+        demonstration=demonstration(config) if own.memorise else None,
+        memorise=own.memorise,
+    )

@@ -1,0 +1,99 @@
+"""How much each parameter matters to what a policy does: the diagonal Fisher information of EWC."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rdbcl_jax.batches import PromptBatch, Rollouts
+from rdbcl_jax.data.pipeline import Shard, eval_batches
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.models import trainable
+from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.rollout.sampling import Sampling
+from rdbcl_jax.sharding import put_batch
+from rdbcl_jax.training.update import response_logprobs
+
+
+def estimate_fisher(
+    policy: Policy,
+    params: Params,
+    records: Sequence[Record],
+    sampling: Sampling,
+    key: Array,
+    *,
+    batch_size: int,
+    chunk_size: int,
+) -> Params:
+    """E[(∇ log π(y | x))²] per parameter, over one sampled response to each record; float32.
+
+    A sequence is one observation (1612.00796 takes one class label): its log-prob is the sum over
+    its tokens. The last batch is filled up with its last record, which then counts more than once.
+    """
+    shard = Shard(jax.process_index(), jax.process_count())
+    total, count = None, 0
+    for number, (prompts, _) in enumerate(
+        eval_batches(records, policy.encoder.encode, batch_size, shard)
+    ):
+        prompts = put_batch(prompts, policy.mesh)
+        rollouts = sample(
+            policy.model,
+            policy.whole(params),
+            prompts,
+            jax.random.fold_in(key, number),
+            samples=1,
+            sampling=sampling,
+        )
+        squares = squared_gradients(
+            policy.model,
+            params,
+            policy.frozen,
+            prompts,
+            rollouts,
+            temperature=sampling.temperature,
+            chunk_size=chunk_size,
+        )
+        total = squares if total is None else jax.tree.map(jnp.add, total, squares)
+        count += batch_size
+    return jax.tree.map(lambda a: a / count, total)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk_size"))
+def squared_gradients(
+    model: QwenVL,
+    params: Params,
+    frozen: Params,
+    prompts: PromptBatch,
+    rollouts: Rollouts,
+    *,
+    temperature: float,
+    chunk_size: int,
+) -> Params:
+    """Σ over the P prompts' responses of (∇ log π)², like `params`; one backward pass each."""
+
+    def add(total, row):
+        prompts, rollouts = jax.tree.map(lambda a: a[None], row)
+
+        def log_likelihood(params):
+            logps = response_logprobs(
+                model,
+                trainable.join(params, frozen),
+                prompts,
+                rollouts.tokens,
+                rollouts.mask,
+                temperature=temperature,
+                chunk_size=chunk_size,
+            )
+            return jnp.where(rollouts.mask, logps, 0.0).sum()
+
+        grads = jax.grad(log_likelihood)(params)
+        return jax.tree.map(lambda t, g: t + jnp.square(g.astype(jnp.float32)), total, grads), None
+
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return jax.lax.scan(add, zeros, (prompts, rollouts))[0]
