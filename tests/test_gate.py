@@ -121,3 +121,10 @@ def test_what_to_gate_is_said_once_and_built_in(tmp_path):
     with pytest.raises(ValueError, match="'geometry' is not built in"):
         gate.run_gate(config, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_suite_that_does_not_exist(tmp_path):
+    config = engine.small_config()
+    config.base.suite = "digit"
+    with pytest.raises(ValueError, match="suite is 'digit'"):
+        gate.run_gate(config, workdir=tmp_path / "run")

@@ -1,7 +1,10 @@
 """The testbed of the studies: five tasks that fork, on a tiny model, in minutes on one CPU core.
 
-Frozen on validation data of seeds 10 and 11, before any test data was looked at. The method and
-its settings are the studies' to choose; what is here is the same for all of them.
+Frozen on validation data of seeds 10 and 11, before any test data was looked at. There, with these
+settings, the base model solves 40 to 48 % of every task, RL raises each (to 90 to 97 % in the first
+order), β = 0 forgets up to 45 points of a task, and β = 1 is too tight to learn the first ones. A
+base takes about two and a half minutes of one core, a sequence one and a quarter. The method and
+its settings are the studies' to choose; what else is here is the same for all of them.
 `--config=configs/studies/testbed.py:second` takes the tasks in the other order.
 """
 
@@ -16,6 +19,8 @@ ORDERS = {
 
 
 def get_config(order: str = "first") -> ConfigDict:
+    if order not in ORDERS:
+        raise ValueError(f"order is {order!r}, expected one of {tuple(ORDERS)}")
     config = default_config()
     config.sequence = ORDERS[order]
 

@@ -225,6 +225,8 @@ def test_prompts_and_responses_fit_the_testbed(tmp_path):
     first, second = get_config(), get_config("second")
     assert set(first.sequence) == set(second.sequence) == set(TASKS)
     assert first.sequence != second.sequence
+    with pytest.raises(ValueError, match="'third'"):
+        get_config("third")
     path = tiny.write_tiny_model(tmp_path, extra_words=forks.words())
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoder = PromptEncoder(
