@@ -6,7 +6,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+_BLOCK = 128  # ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +54,42 @@ def draw(
     quantity that the trainer computes, so that the two can be compared.
     """
     logits = logits.astype(jnp.float32) / sampling.temperature
-    logps = jax.nn.log_softmax(logits)
     allowed = _restrict(logits, sampling)
-    token = jnp.argmax(allowed, -1) if sampling.greedy else jax.random.categorical(key, allowed)
-    return token.astype(jnp.int32), jnp.take_along_axis(logps, token[..., None], -1)[..., 0]
+    if sampling.greedy:
+        token = jnp.argmax(allowed, -1)
+    else:
+        token = _categorical(jax.random.uniform(key, (*allowed.shape[:-1], 2)), allowed)
+    chosen = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, -1)
+
+
+def _categorical(uniforms: Float[Array, "*B 2"], logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
+    """A token by the inverse of the distribution function: a block of 128 ids, then one of it.
+
+    Two uniform numbers a row where Gumbel noise takes V. A row's token depends on its own numbers
+    only, and an id of logit −inf is never drawn.
+    """
+    missing = -logits.shape[-1] % _BLOCK
+    logits = jnp.pad(
+        logits, [(0, 0)] * (logits.ndim - 1) + [(0, missing)], constant_values=-jnp.inf
+    )
+    logits -= logits.max(-1, keepdims=True)
+    blocks = logits.reshape(*logits.shape[:-1], -1, _BLOCK)
+    block = _pick(uniforms[..., 0], jnp.exp(blocks).sum(-1))
+    inside = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
+    return block * _BLOCK + _pick(uniforms[..., 1], jnp.exp(inside))
+
+
+def _pick(uniform: Float[Array, "*B"], weights: Float[Array, "*B N"]) -> Int[Array, "*B"]:
+    """The first index at which the running sum of weights passes uniform × the whole sum."""
+    sums = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0.0)
+    return jnp.argmax(sums > uniform[..., None] * sums.max(-1, keepdims=True), -1)
 
 
 def _restrict(logits, sampling):
     if sampling.forbidden_ids:
-        logits = logits.at[..., jnp.array(sampling.forbidden_ids)].set(-jnp.inf)
+        forbidden = np.isin(np.arange(logits.shape[-1]), sampling.forbidden_ids)
+        logits = jnp.where(forbidden, -jnp.inf, logits)
     if 0 < sampling.top_k < logits.shape[-1]:
         smallest_kept = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
         logits = jnp.where(logits >= smallest_kept, logits, -jnp.inf)

@@ -113,6 +113,31 @@ def test_draw_follows_the_restricted_distribution():
     close(frequencies(greedy=True), [1, 0, 0, 0])
 
 
+@pytest.mark.parametrize("vocabulary", [100, 128, 1000])
+def test_draw_is_exact_over_many_blocks_of_ids(vocabulary):
+    """Chi-square of 50,000 draws; no id of probability 0, a row's token is its own key's."""
+    logits = 2 * jax.random.normal(jax.random.key(1), (vocabulary,))
+    banned = (*range(0, vocabulary, 7), vocabulary - 1)
+    sampling = Sampling(max_tokens=1, forbidden_ids=banned)
+    rows = jnp.broadcast_to(logits, (50_000, vocabulary))
+    token, _ = draw(jax.random.key(0), rows, sampling)
+    probs = np.array(jnp.exp(logits), np.float64)
+    probs[list(banned)] = 0
+    expected = len(token) * probs / probs.sum()
+    found = np.bincount(token, minlength=vocabulary)
+    assert (found[list(banned)] == 0).all()
+    seen = expected > 5
+    statistic = ((found - expected)[seen] ** 2 / expected[seen]).sum()
+    freedom = seen.sum() - 1
+    assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+def test_one_dominant_forbidden_id_leaves_the_rest_its_distribution():
+    logits = jnp.tile(jnp.array([500.0, 0.0, np.log(3.0)]), (20000, 1))
+    token, _ = draw(jax.random.key(0), logits, Sampling(max_tokens=1, forbidden_ids=(0,)))
+    np.testing.assert_allclose(np.bincount(token, minlength=3) / 20000, [0, 0.25, 0.75], atol=0.015)
+
+
 def test_temperature_scales_draw_and_logp():
     logits = jnp.array([[0.0, 1.0]] * 20000)
     token, logp = draw(jax.random.key(0), logits, Sampling(max_tokens=1, temperature=2.0))
