@@ -26,8 +26,7 @@ class _State(NamedTuple):
     mask: Bool[Array, "P G T"]
     logps: Float[Array, "P G T"]
     alive: Bool[Array, "P G"]
-    cache_key: Array  # [layers, P, G, S, Hkv, Dh]
-    cache_value: Array
+    cache: tuple  # keys and values, a stack [layers, P, G, Hkv, S, Dh] or a tuple of layers each
 
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "sampling"))
@@ -44,23 +43,23 @@ def sample(
     keys = jax.random.split(key, sampling.max_tokens)
     hidden, prompt_cache = model.prefill(params, prompts)
     head = model.lm_head(params)
-    state = _first_token(model, head, hidden[:, -1], prompt_cache, keys[0], samples, sampling)
+    params, prompt_cache = model.for_decoding(params, prompt_cache)
+    state = _first_token(head, hidden[:, -1], prompt_cache, keys[0], samples, sampling)
 
     def body(state: _State) -> _State:
         at = state.step - 1  # slot of the newest token, not yet in the cache
         newest = jax.lax.dynamic_index_in_dim(state.tokens, at, 2, keepdims=False)
-        cached = jnp.arange(state.cache_key.shape[3]) < at
-        cached = jnp.broadcast_to(cached, (*newest.shape, len(cached)))
-        caches = (prompt_cache, KeyValues(state.cache_key, state.cache_value, cached))
+        slots = jax.tree.leaves(state.cache)[0].shape[-2]
+        cached = jnp.broadcast_to(jnp.arange(slots) < at, (*newest.shape, slots))
+        caches = (prompt_cache, KeyValues(*state.cache, cached))
         hidden, new = model.decode(params, newest, prompts.next_position + at, caches)
-        key_cache, value_cache = (
-            jax.lax.dynamic_update_index_in_dim(cache, x[:, :, :, None], at, 3)
-            for cache, x in zip((state.cache_key, state.cache_value), new, strict=True)
+        cache = jax.tree.map(
+            lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, at, old.ndim - 2),
+            state.cache,
+            new,
         )
         token, logp = draw(keys[state.step], _logits(hidden, head), sampling)
-        return _record(state, token, logp, sampling)._replace(
-            cache_key=key_cache, cache_value=value_cache
-        )
+        return _record(state, token, logp, sampling)._replace(cache=cache)
 
     for size in cache_schedule(sampling.max_tokens):
         state = _grow(state, size)
@@ -80,19 +79,21 @@ def cache_schedule(max_tokens: int) -> tuple[int, ...]:
     return (*sizes, max_tokens - 1) if max_tokens > 1 else ()
 
 
-def _first_token(model, head, hidden, prompt_cache, key, samples, sampling) -> _State:
+def _first_token(head, hidden, prompt_cache, key, samples, sampling) -> _State:
     """The first token of every rollout comes from the prompt's last hidden state."""
     shape = (len(hidden), samples)
-    layers, _, _, *per_token = prompt_cache.key.shape
-    empty = jnp.zeros((layers, *shape, 0, *per_token), prompt_cache.key.dtype)
+
+    def empty(prompt_keys):  # [(layers,) P, Hkv, L, Dh] -> [(layers,) P, G, Hkv, 0, Dh]
+        *lead, kv_heads, _, dim = prompt_keys.shape
+        return jnp.zeros((*lead, samples, kv_heads, 0, dim), prompt_keys.dtype)
+
     state = _State(
         step=jnp.zeros((), jnp.int32),
         tokens=jnp.zeros((*shape, sampling.max_tokens), jnp.int32),
         mask=jnp.zeros((*shape, sampling.max_tokens), bool),
         logps=jnp.zeros((*shape, sampling.max_tokens), jnp.float32),
         alive=jnp.ones(shape, bool),
-        cache_key=empty,
-        cache_value=empty,
+        cache=jax.tree.map(empty, (prompt_cache.key, prompt_cache.value)),
     )
     logits = _logits(hidden, head)[:, None]
     token, logp = draw(key, jnp.broadcast_to(logits, (*shape, logits.shape[-1])), sampling)
@@ -114,11 +115,10 @@ def _record(state: _State, token, logp, sampling) -> _State:
 
 
 def _grow(state: _State, size: int) -> _State:
-    grow = [(0, 0)] * 6
-    grow[3] = (0, size - state.cache_key.shape[3])
-    return state._replace(
-        cache_key=jnp.pad(state.cache_key, grow), cache_value=jnp.pad(state.cache_value, grow)
-    )
+    def grow(a):
+        return jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, size - a.shape[-2]), (0, 0)])
+
+    return state._replace(cache=jax.tree.map(grow, state.cache))
 
 
 def _logits(hidden, head):

@@ -137,7 +137,8 @@ def copied_prompts():
 
 
 @families
-def test_decoding_step_by_step_gives_the_full_pass(family):
+@pytest.mark.parametrize("apart", [False, True])  # layers as a stack, and as CPU decodes them
+def test_decoding_step_by_step_gives_the_full_pass(family, apart):
     models = pair(family)
     model, params = models.model, models.params
     tokens, mask = responses()
@@ -146,18 +147,22 @@ def test_decoding_step_by_step_gives_the_full_pass(family):
         expected = np.stack(rows, 1)
     prompts = model.prepare(**PROMPTS)
     _, prompt_cache = jax.jit(model.prefill)(params, prompts)
-    layers, _, _, *heads = prompt_cache.key.shape
-    empty = jnp.zeros((layers, 3, G, T, *heads))
-    cache = KeyValues(empty, empty, jnp.zeros((3, G, T), bool))
+    if apart:
+        params, prompt_cache = model.for_decoding(params, prompt_cache)
+        assert isinstance(prompt_cache.key, tuple)
+    empty = jax.tree.map(
+        lambda a: jnp.zeros((*a.shape[:-3], G, a.shape[-3], T, a.shape[-1])),
+        (prompt_cache.key, prompt_cache.value),
+    )
+    cache = KeyValues(*empty, jnp.zeros((3, G, T), bool))
     decode = jax.jit(model.decode)
     for t in range(T):
         position = prompts.next_position + t
-        hidden, (key, value) = decode(params, tokens[..., t], position, (prompt_cache, cache))
-        cache = KeyValues(
-            cache.key.at[..., t, :, :].set(key),
-            cache.value.at[..., t, :, :].set(value),
-            cache.mask.at[..., t].set(True),
+        hidden, new = decode(params, tokens[..., t], position, (prompt_cache, cache))
+        key, value = jax.tree.map(
+            lambda old, x, t=t: old.at[..., t : t + 1, :].set(x), (cache.key, cache.value), new
         )
+        cache = KeyValues(key, value, cache.mask.at[..., t].set(True))
         found = hidden @ model.lm_head(params)
         assert worst(found, expected[:, :, t], mask[..., t]) <= 1e-4
 

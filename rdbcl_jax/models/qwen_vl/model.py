@@ -36,14 +36,18 @@ Params = dict[str, Any]
 
 
 class KeyValues(NamedTuple):
-    """Keys and values of every layer, [layers, *lead, S, Hkv, Dh], and which are real."""
+    """Keys and values of every layer, and which are real.
 
-    key: Array
-    value: Array
+    Heads before slots: as products read them, so that no step turns the whole cache over. A stack,
+    or a tuple of layers where the parameters are one (`QwenVL.for_decoding`).
+    """
+
+    key: Float[Array, "layers *lead Hkv S Dh"] | tuple[Array, ...]
+    value: Float[Array, "layers *lead Hkv S Dh"] | tuple[Array, ...]
     mask: Bool[Array, "*lead S"]
 
     def layer(self, key, value) -> Block:
-        return Block(key, value, self.mask)
+        return Block(jnp.swapaxes(key, -2, -3), jnp.swapaxes(value, -2, -3), self.mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +134,7 @@ class QwenVL:
 
         def body(x, layer, index):
             x, key_value = self._text_layer(layer, x, rope, prompts.mask)
-            return _add_level(x, deep, index), key_value
+            return _add_level(x, deep, index), _heads_first(key_value)
 
         x, (key, value) = self._scan_text(body, x, params)
         return self._final_norm(params, x), KeyValues(key, value, prompts.mask)
@@ -167,6 +171,28 @@ class QwenVL:
         first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
         return self._final_norm(params, jnp.concatenate([first, x], axis=2))
 
+    def for_decoding(self, params: Params, cache: KeyValues) -> tuple[Params, KeyValues]:
+        """Parameters and the prompts' cache as `decode` reads them fastest on this platform.
+
+        On CPU a layer of a stack is copied before it is used, so every token would copy the whole
+        model: there the layers are taken apart once. Elsewhere the copy is part of the product.
+        """
+        platform = (
+            jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+        )
+        if platform != "cpu":
+            return params, cache
+
+        def apart(stack):
+            return tuple(
+                jax.tree.map(lambda a, i=i: a[i], stack) for i in range(self.config.text.depth)
+            )
+
+        text = params["language_model"]
+        text = text | {"layers": apart(text["layers"])}
+        cache = KeyValues(apart(cache.key), apart(cache.value), cache.mask)
+        return params | {"language_model": text}, cache
+
     def decode(
         self,
         params: Params,
@@ -176,8 +202,8 @@ class QwenVL:
     ) -> tuple[Float[Array, "P G D"], tuple[Array, Array]]:
         """One token for every rollout, after everything in `caches`.
 
-        Returns hidden states and this token's (key, value) [layers, P, G, Hkv, Dh]; the caller
-        appends them to its cache, which is only read here.
+        Returns hidden states and this token's (key, value) [layers, P, G, Hkv, 1, Dh], a stack or
+        a tuple as the caches are; the caller appends them to its cache, which is only read here.
         """
         x = self._embed_tokens(params, tokens[..., None])
         rope = self._rope(_text_positions(position[:, None, None]))
@@ -185,14 +211,23 @@ class QwenVL:
         here = jnp.ones((*tokens.shape, 1), bool)
 
         def body(x, layer_and_caches):
-            layer, keys_values = layer_and_caches
+            layer, *keys_values = layer_and_caches
             blocks = tuple(c.layer(k, v) for c, (k, v) in zip(caches, keys_values, strict=True))
-            return self._text_layer(layer, x, rope, here, blocks)
+            x, key_value = self._text_layer(layer, x, rope, here, blocks)
+            return x, _heads_first(key_value)
 
-        per_layer = tuple((c.key, c.value) for c in caches)
         layers = params["language_model"]["layers"]
-        x, (key, value) = jax.lax.scan(body, x, (layers, per_layer))
-        return self._final_norm(params, x)[..., 0, :], (key[..., 0, :, :], value[..., 0, :, :])
+        if isinstance(layers, tuple):
+            news = []
+            for layer, *keys_values in zip(
+                layers, *(zip(c.key, c.value, strict=True) for c in caches), strict=True
+            ):
+                x, new = body(x, (layer, *keys_values))
+                news.append(new)
+            new = tuple(zip(*news, strict=True))
+        else:
+            x, new = jax.lax.scan(body, x, (layers, *((c.key, c.value) for c in caches)))
+        return self._final_norm(params, x)[..., 0, :], new
 
     def visual_tokens(self, params: Params, images: Images) -> Float[Array, "1+E P KN D"]:
         """Every visual token of a row, in slot order (window by window), level by level.
@@ -269,6 +304,10 @@ class QwenVL:
         placed = jnp.take_along_axis(levels, jnp.maximum(slots, 0)[None], axis=2)
         x = jnp.where(slots >= 0, placed[0], x)
         return x, jnp.where(slots >= 0, placed[1:], 0) if len(placed) > 1 else None
+
+
+def _heads_first(key_value):
+    return tuple(jnp.swapaxes(a, -2, -3) for a in key_value)
 
 
 def _add_level(x, deep, index):
