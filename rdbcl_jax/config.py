@@ -86,6 +86,9 @@ def default_config() -> ConfigDict:
                 "microbatches": 1,  # gradient accumulation: exact, whatever the number
                 "chunk_size": 1024,  # tokens whose logits exist at one time
                 "entropy": True,  # log the policy's entropy
+                # after each task, this many responses to each of its records are drawn, and the
+                # right ones kept in WORKDIR/rollouts/ for `rft_sft`
+                "collect": 0,
                 "checkpoint_every": 100,  # steps; also after every task. 0: only then
             },
             "evaluation": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import glob
 import io
 import itertools
@@ -33,13 +34,14 @@ from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.logs import RunLog, flatten, plain, read_json, read_steps
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
-from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import local_rows, make_mesh
 from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.learner import Learner, Stage, Step
 from rdbcl_jax.training.learner import Progress as HostProgress
 from rdbcl_jax.training.state import make_optimizer
+from rdbcl_jax.training.survey import collect
 from rdbcl_jax.training.update import Consolidation
 
 EXAMPLES_PER_TASK = 4
@@ -180,6 +182,7 @@ class _Run:
             if last:
                 self.log.write_examples(self._examples(k, last, policy, policies.previous))
             self._consolidate(k, policy)
+            self._collect(k, policy)
             policies.add(policy)
             stage = self._stage(min(k + 1, len(self.tasks) - 1), policies)
             state, progress = self.learner.init(policy), self.learner.progress(stage)
@@ -221,7 +224,7 @@ class _Run:
                 policy,
                 self.tasks[k].train[: own.sequences],
                 self.policy.sampling(self.config.rollout),
-                jax.random.fold_in(jax.random.key(self.config.seed), 2**31 - 3 - k),
+                jax.random.fold_in(jax.random.key(self.config.seed), 2**30 + k),
                 batch_size=min(count, own.sequences),
                 chunk_size=self.config.training.chunk_size,
             )
@@ -229,6 +232,26 @@ class _Run:
             found = jax.tree.map(lambda old, new: own.decay * old + new, self.fisher, found)
         self.fisher = found
         self.checkpoints.save_fisher(k + 1, found)
+
+    def _collect(self, k: int, policy) -> None:
+        """Right responses to the task just learned, for `rft_sft`."""
+        if not self.config.training.collect:
+            return
+        process, task = jax.process_index(), self.tasks[k]
+        part = f"-{process:05}-of-{jax.process_count():05}" if jax.process_count() > 1 else ""
+        with self._timed("collecting"):
+            self.progress.phase(f"collecting right responses to {task.name}")
+            collect(
+                self.workdir / "rollouts" / f"{task.name}{part}.parquet",
+                self.policy,
+                policy,
+                task.train,
+                functools.partial(score, config=self.rewards),
+                self.policy.sampling(self.config.rollout),
+                jax.random.fold_in(jax.random.key(self.config.seed), 2**30 + 2**20 + k),
+                batch_size=self.config.evaluation.batch_size,
+                samples=self.config.training.collect,
+            )
 
     def _repeat_first_row(self) -> None:
         """Nothing is learned: every row of the matrix is that of the base."""

@@ -4,6 +4,7 @@ rdbcl train --config=configs/quickstart.py --workdir=DIR [--config.FIELD=VALUE â
 rdbcl report DIR [DIR â€¦] [--out=DIR]
 rdbcl score --config=FILE --checkpoint=POLICY --reference=POLICY --records=SOURCE --ood=SOURCE
 rdbcl export WORKDIR[@K] --out=DIR
+rdbcl collect WORKDIR --out=DIR
 rdbcl gate --config=FILE --workdir=DIR
 rdbcl dynamics --config=FILE --checkpoint=POLICY --train=KIND:SOURCE --probe=KIND:SOURCE
 rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR [--ci] [--workers=N]
@@ -38,6 +39,9 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
   rdbcl export WORKDIR[@K] --out=DIR [--dtype=bfloat16]
       The policy after K tasks (default: the last finished one) as a Hugging Face directory:
       weights with adapters merged, config, tokenizer and processor files.
+  rdbcl collect WORKDIR --out=DIR [--samples=4] [--limit=0]
+      What the policy that had just learned a task answers rightly on its training records, for each
+      finished task: TASK.parquet, from which config.method=rft_sft learns.
   rdbcl gate --config=FILE --workdir=DIR|--checkpoint=DIR [--out=DIR]
       Checks on built-in tasks that answers hang on the reasoning: in the base model, made if there
       is none, and after the last task learned. Writes gate.md and gate.json; fails if a check does.
@@ -215,6 +219,26 @@ def _export(argv: list[str]) -> None:
     app.run(main, argv=argv)
 
 
+def _collect(argv: list[str]) -> None:
+    out = flags.DEFINE_string("out", None, "The directory that the files are written to.")
+    samples = flags.DEFINE_integer("samples", 4, "Responses to each record.", lower_bound=1)
+    limit = flags.DEFINE_integer("limit", 0, "Most records of each task; 0: all.", lower_bound=0)
+    flags.mark_flags_as_required(["out"])
+
+    def main(args):
+        _quiet()
+        from rdbcl_jax.collect import collect
+
+        if len(args) != 2:
+            sys.exit("rdbcl collect: give one workdir")
+        with _errors_in_one_line("collect"):
+            found = collect(args[1], out.value, samples=samples.value, limit=limit.value)
+            for task, (kept, tried) in found.items():
+                print(f"{pathlib.Path(out.value) / task}.parquet: {kept} of {tried} responses")
+
+    app.run(main, argv=argv)
+
+
 def _dynamics(argv: list[str]) -> None:
     config = config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
     checkpoint = flags.DEFINE_string("checkpoint", None, "The policy to train: DIR or WORKDIR@K.")
@@ -282,6 +306,7 @@ COMMANDS = {
     "report": _report,
     "score": _score,
     "export": _export,
+    "collect": _collect,
     "gate": _gate,
     "dynamics": _dynamics,
     "study": _study,

@@ -13,7 +13,7 @@ FLOORS = (
     ("models", "sharding", "checkpoint", "config"),
     ("rewards", "data", "rollout", "methods"),
     ("policy", "training", "evaluation", "reporting", "base"),
-    ("continual", "analysis", "export", "gate"),
+    ("continual", "analysis", "export", "gate", "collect"),
     ("study",),
     ("main",),
 )

@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from rdbcl_jax import continual
+from rdbcl_jax.collect import collect
 from rdbcl_jax.continual import Policies, train
 from rdbcl_jax.data import suite
 from rdbcl_jax.methods import make_method
@@ -152,6 +154,42 @@ def test_policies_average_only_where_asked():
     policies = Policies({"w": jnp.zeros(2)}, 0.5, averages=False)
     policies.add({"w": jnp.ones(2)})
     assert policies.of("ema") is policies.of("base") is not policies.of("previous")
+
+
+def short_is_right(records, texts, config=None):
+    scores = score_texts(records, texts)
+    right = np.array([len(text.split()) % 2 == 0 for text in texts], float)
+    return dataclasses.replace(scores, accuracy=right)
+
+
+def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, monkeypatch):
+    run_dir, out = tmp_path / "rft", tmp_path / "rollouts"
+    run_dir.mkdir()
+    config = tiny("grpo", **{"training.collect": 2, "kl.beta": 0.0})
+    with monkeypatch.context() as patch:  # the tiny model answers nothing rightly
+        patch.setattr(continual, "score", short_is_right)
+        run(config, run_dir, base)
+    tables = {p.stem: pq.read_table(p).to_pylist() for p in run_dir.glob("rollouts/*.parquet")}
+    assert tables.keys() == {"sum", "jigsaw"}
+    for task, rows in tables.items():
+        assert 0 < len(rows) < 128
+        assert all(row["task"] == task and row["record_id"].startswith(task) for row in rows)
+        assert all(len(row["completion"].split()) % 2 == 0 for row in rows)
+        kept = [(row["record_id"], row["completion"]) for row in rows]
+        assert len(set(kept)) == len(kept)
+    # the command, judged by the real verifiers: nothing to keep
+    found = collect(str(run_dir), out, samples=1, limit=16)
+    assert found == {"sum": (0, 16), "jigsaw": (0, 16)}
+    rft = tiny("rft_sft", **{"demonstrations.rollouts": str(out / "*.parquet")})
+    with pytest.raises(ValueError, match="no training record has a demonstration"):
+        run(rft, tmp_path, base)
+    rft.demonstrations.rollouts = str(run_dir / "rollouts" / "*.parquet")
+    assert train(rft, tmp_path)["status"] == "done"
+    learned = read_samples(tmp_path).to_pylist()
+    by_id = {}
+    for row in (row for rows in tables.values() for row in rows):
+        by_id.setdefault(row["record_id"], row["completion"])
+    assert all(row["completion"].strip() == by_id[row["record_id"]].strip() for row in learned)
 
 
 # ---------------------------------------------------------------------- single updates
