@@ -1,70 +1,29 @@
 """Does scaling the KL term by reasoning portability keep more than a constant β?
 
-The quickstart's six tasks. Baseline: GRPO whose constant β is chosen on validation. RDB-CL in its
-forms, each with a range of its own, chosen likewise. The curve goes on to anchors that are too
-tight, where relaxing some of them may help most.
+The `forks` testbed. Baseline: GRPO whose constant β is chosen on validation data; RDB-CL's range is
+chosen likewise. Its other forms and its controls have the range [0, 0.2], whose middle is the β of
+0.1. The curve goes on to anchors that are too tight, where relaxing some of them may help most.
 
-    rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR        hours on 4 cores
-    rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci   minutes: does it all run?
+    rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR           full: five seeds
+    rdbcl study --config=configs/studies/rdb_cl.py:orders --workdir=DIR    in two task orders
+    rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci      does it all run?
 """
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.study import Arm, Curve, study_config
+from rdbcl_jax.study import Arm, Curve, Setting, load_config, study_config
 
-BETAS = (0.0, 0.05, 0.1, 0.2, 0.5)
-TIGHT = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-def get_config(form: str = "full") -> ConfigDict:
-    run = _quickstart().get_config()
-    if form == "ci":
-        return _small(run)
-    return study_config(
-        run,
-        [
-            Arm("grpo", {"method": "grpo"}, grid=constant(BETAS)),
-            Arm("grpo, no KL", {"method": "grpo", "kl.beta": 0.0}),
-            *(
-                Arm(f"rdbcl {kind} {mapping}", rdbcl(kind, mapping), grid=scaled(BETAS[1:]))
-                for kind in ("ratio", "confidence")
-                for mapping in ("sigmoid", "clip", "minmax", "rank")
-            ),
-        ],
-        baseline="grpo",
-        tuning_seeds=(100, 101, 102, 103),
-        report_seeds=range(8),
-        curves=beta_curves(TIGHT, "rdbcl ratio sigmoid"),
-    )
+HERE = pathlib.Path(__file__).parent
+BETAS = (0.05, 0.1, 0.2)
+TIGHT = (0.0, 0.1, 0.5, 1.0, 2.0)
+FIXED = {"portability.beta_max": 0.2}  # from 0, so 0.1 on average
 
 
-def _small(run: ConfigDict) -> ConfigDict:
-    """Two tasks, a few steps, one seed to choose by: every part once, no number that means much."""
-    run.sequence = ("sum", "walk")
-    run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
-    run.base.steps, run.base.batch_size = 20, 32
-    run.training.steps = 2
-    run.rollout.samples = 4
-    run.data.train_count, run.data.validation_count, run.data.test_count = 64, 32, 64
-    run.evaluation.batch_size = 32
-    return study_config(
-        run,
-        [
-            Arm("grpo", {"method": "grpo"}, grid=constant((0.0, 0.1))),
-            Arm("rdbcl ratio sigmoid", rdbcl("ratio", "sigmoid"), grid=scaled((0.1,))),
-        ],
-        baseline="grpo",
-        tuning_seeds=(100,),
-        report_seeds=(0, 1),
-        curves=beta_curves((0.0, 0.1), "rdbcl ratio sigmoid"),
-    )
-
-
-def rdbcl(kind: str, mapping: str) -> dict:
-    return {"method": "rdbcl", "portability.kind": kind, "portability.mapping": mapping}
+def rdbcl(**options) -> dict:
+    fields = {f"portability.{name}": value for name, value in options.items()}
+    return {"method": "rdbcl", **FIXED, **fields}
 
 
 def constant(betas) -> list[dict]:
@@ -76,18 +35,80 @@ def scaled(betas) -> list[dict]:
     return [{"portability.beta_max": 2 * beta} for beta in betas]
 
 
-def beta_curves(betas, scaled_arm: str) -> list[Curve]:
+GRPO = Arm("grpo", {"method": "grpo"}, grid=constant(BETAS))
+NO_KL = Arm("grpo, no KL", {"method": "grpo", "kl.beta": 0.0})
+RDB_CL = Arm("rdbcl", rdbcl(), grid=scaled(BETAS))
+FORMS = (
+    Arm("rdbcl confidence", rdbcl(kind="confidence"), grid=scaled(BETAS)),
+    Arm("rdbcl static", rdbcl(kind="static")),
+    Arm("rdbcl clip", rdbcl(mapping="clip")),
+    Arm("rdbcl rank", rdbcl(mapping="rank")),
+)
+CONTROLS = (
+    Arm("control matched", rdbcl(control="matched")),
+    Arm("control shuffled", rdbcl(control="shuffled")),
+    Arm("control inverted", rdbcl(control="inverted")),
+    Arm("control answer level", rdbcl(level="answer")),
+    Arm("control accuracy", rdbcl(control="accuracy")),
+)
+OTHERS = (
+    Arm("rapo", {"method": "rapo"}),
+    Arm("replay", {"method": "replay"}),
+    Arm("ewc", {"method": "ewc"}),
+    Arm("lwf", {"method": "lwf"}),
+    Arm("sft", {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}),
+    Arm("joint", {"method": "joint"}),
+    Arm("zero_shot", {"method": "zero_shot"}),
+)
+
+
+def get_config(form: str = "full") -> ConfigDict:
+    run = load_config(HERE / "testbed.py")
+    run.kl.beta = None  # every arm says its own
+    if form == "ci":
+        return _small(run)
+    if form == "orders":
+        second = load_config(HERE / "testbed.py", "second").sequence
+        return study_config(
+            run,
+            [GRPO, NO_KL, RDB_CL],
+            baseline="grpo",
+            tuning_seeds=(100, 101),
+            report_seeds=range(5),
+            settings=(Setting("first"), Setting("second", {"sequence": second})),
+        )
+    return study_config(
+        run,
+        [GRPO, NO_KL, RDB_CL, *FORMS, *CONTROLS, *OTHERS],
+        baseline="grpo",
+        tuning_seeds=(100, 101),
+        report_seeds=range(5),
+        curves=beta_curves(TIGHT),
+    )
+
+
+def beta_curves(betas) -> list[Curve]:
     """Constant and scaled KL over the same β: of a range, its middle."""
     return [
-        Curve("beta", arm, dict(zip(betas, points, strict=True)))
-        for arm, points in (("grpo", constant(betas)), (scaled_arm, scaled(betas)))
+        Curve("beta", arm.name, dict(zip(betas, points(betas), strict=True)))
+        for arm, points in ((GRPO, constant), (RDB_CL, scaled))
     ]
 
 
-def _quickstart():
-    """The config one folder up; configs are files, not a package."""
-    file = pathlib.Path(__file__).parents[1] / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _small(run: ConfigDict) -> ConfigDict:
+    """Two tasks, a few steps, one seed to choose by: every part once, no number that means much."""
+    run.sequence = run.sequence[:2]
+    run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
+    run.base.steps, run.base.batch_size = 20, 32
+    run.training.steps = 2
+    run.rollout.samples = 4
+    run.data.train_count, run.data.validation_count, run.data.test_count = 64, 32, 64
+    run.evaluation.batch_size = 32
+    return study_config(
+        run,
+        [Arm("grpo", {"method": "grpo"}, grid=constant((0.0, 0.1))), RDB_CL, OTHERS[4]],
+        baseline="grpo",
+        tuning_seeds=(100,),
+        report_seeds=(0, 1),
+        curves=beta_curves((0.0, 0.1)),
+    )

@@ -135,7 +135,9 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
         verifier="exact",
         columns=columns,
     )
-    return dataclasses.replace(record, answer=_solve(record, verified(record))[1])
+    # what a teacher would write: SFT's and DyME's reference response
+    columns = {**columns, "response": make_trace(record)}
+    return dataclasses.replace(record, answer=_solve(record, verified(record))[1], columns=columns)
 
 
 def make_records(task: str, split: str, count: int, seed: int) -> list[Record]:

@@ -3,6 +3,6 @@
 `configs/studies/*.py` declare them with `study_config`, `Arm`, `Curve` and `Setting`.
 """
 
-from rdbcl_jax.study.declare import Arm, Curve, Setting, study_config
+from rdbcl_jax.study.declare import Arm, Curve, Setting, load_config, study_config
 
-__all__ = ["Arm", "Curve", "Setting", "study_config"]
+__all__ = ["Arm", "Curve", "Setting", "load_config", "study_config"]

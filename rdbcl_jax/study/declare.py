@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
+import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -58,6 +60,14 @@ class Setting:
 
     name: str
     overrides: Overrides = dataclasses.field(default_factory=dict)
+
+
+def load_config(file: str | pathlib.Path, *args: str) -> ConfigDict:
+    """`get_config(*args)` of a config file: configs are files, not a package."""
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*args)
 
 
 def study_config(
