@@ -1,0 +1,44 @@
+"""One rollout per prompt against groups of eight, at the same number of sequences (2512.18215).
+
+The `forks` testbed. GRPO has 8 prompts × 8 rollouts a step, MSSR 64 prompts × 1, so a step costs
+both 64 sequences, but MSSR reads eight times the prompts; `grpo, 64 prompts` has as many prompts
+(and eight times the sequences). Ablations: without entropy shaping, with the entropy of the whole
+vocabulary, without tracker, without the forgetting that adapts to KL.
+
+    rdbcl study --config=configs/studies/mssr.py --workdir=DIR [--ci]
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from rdbcl_jax.study import Arm, load_config, study_config
+
+SINGLE = {"method": "mssr", "rollout.prompts": 64, "rollout.samples": 1}
+
+
+def mssr(**options) -> dict:
+    return {**SINGLE, **{f"mssr.{name}": value for name, value in options.items()}}
+
+
+def get_config(form: str = "full") -> ConfigDict:
+    run = load_config(pathlib.Path(__file__).parent / "testbed.py")
+    run.kl.beta = None  # every method's own, but where an arm says otherwise
+    small = form == "ci"
+    if small:
+        run.sequence = run.sequence[:2]
+        run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
+        run.base.steps, run.base.batch_size, run.training.steps = 20, 32, 2
+        run.data.train_count, run.data.validation_count, run.data.test_count = 64, 32, 64
+        run.evaluation.batch_size = 32
+    arms = [
+        Arm("grpo", {"method": "grpo", "kl.beta": 0.01}),
+        Arm("mssr", mssr()),
+        Arm("mssr, no shaping", mssr(shaping="none")),
+        Arm("mssr, full entropy", mssr(shaping="full")),
+        Arm("mssr, no tracker", mssr(tracker=False)),
+        Arm("mssr, fixed forgetting", mssr(adaptive=False)),
+        Arm("grpo, 64 prompts", {"method": "grpo", "kl.beta": 0.01, "rollout.prompts": 64}),
+    ]
+    seeds = range(2 if small else 5)
+    return study_config(run, arms[:3] if small else arms, baseline="grpo", report_seeds=seeds)

@@ -1,0 +1,35 @@
+"""The studies that come with the project: every form is a valid study of runs that could start."""
+
+import pathlib
+
+import pytest
+
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.study import load_config
+from rdbcl_jax.study.declare import Study
+from rdbcl_jax.study.plan import make_plan
+
+FOLDER = pathlib.Path(__file__).parents[2] / "configs/studies"
+FORMS = [
+    (path.stem, form)
+    for path in sorted(FOLDER.glob("*.py"))
+    if path.stem != "testbed"
+    for form in ("full", "ci", *(("orders",) if path.stem == "rdb_cl" else ()))
+]
+
+
+@pytest.mark.parametrize("name,form", FORMS)
+def test_every_run_of_a_study_could_start(name, form):
+    study = Study(load_config(FOLDER / f"{name}.py", form))
+    runs = {}
+    scores = {}
+    while True:  # scores decide grids: the first point of each wins here
+        plan = make_plan(study, scores, pathlib.Path("/runs"))
+        if len(plan.runs) == len(runs):
+            break
+        runs = plan.runs
+        scores = {run: 0.5 for run in runs}
+    assert plan.undecided == 0 and len(runs) >= 2 * len(study.arms)
+    for run in runs.values():
+        make_method(run.config)
+        assert run.config.rollout.prompts * run.config.rollout.samples <= 512
