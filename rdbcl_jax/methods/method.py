@@ -64,8 +64,10 @@ class Method:
       reference: the frozen policy of the KL term; None: no KL term, and it is never run.
         "previous": from before the task. "base": from before the first. "ema": the moving
         average of the policies at the tasks' boundaries.
-      previous: the targets read the log-probs of the policy from before the task.
-      entropies: the targets read the entropies of the policy that sampled.
+      policy: the targets read the log-probs of the policy that sampled. (Under gradient
+        accumulation they cost a pass of their own.)
+      previous: the targets read the log-probs of the policy from before the task; implies `policy`.
+      entropies: the targets read its entropies; implies `policy`.
       demonstration: the reference response of a record.
       memorise: put the demonstration in the place of the first response of an all-wrong group.
       previous_responses: per prompt, how many responses of the policy from before the task join
@@ -86,6 +88,7 @@ class Method:
     loss: Callable[..., LossTerms] = policy_loss_terms
     responses: Literal["sampled", "given", "none"] = "sampled"
     reference: Reference | None = None
+    policy: bool = False
     previous: bool = False
     entropies: bool = False
     demonstration: Callable[[Record], str] | None = None

@@ -59,6 +59,7 @@ def mssr(config: ConfigDict) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen["reference"] if needs_kl else None,
+        policy=own.shaping != "none",
         entropies=full,
         survey="success" if own.tracker and own.survey else "",
         tracker=tracker(own) if own.tracker else None,

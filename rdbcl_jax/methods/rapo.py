@@ -30,5 +30,6 @@ def rapo(config: ConfigDict) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen["reference"] if beta else None,
+        policy=True,
         previous=True,
     )

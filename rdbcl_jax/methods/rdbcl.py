@@ -51,6 +51,7 @@ def rdbcl(config: ConfigDict) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen["reference"],
+        policy=not static,
         previous=not static,
         survey="confidence" if static else "",
     )

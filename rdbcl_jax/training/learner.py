@@ -325,7 +325,8 @@ class Learner:
 
     @property
     def _needs_old_logps(self) -> bool:
-        return self.config.training.updates_per_batch > 1 or self.config.training.microbatches > 1
+        training = self.config.training
+        return training.updates_per_batch > 1 or (training.microbatches > 1 and self.method.policy)
 
     def _update_from(self, state: TrainState, step: Step) -> tuple[TrainState, Step]:
         """All updates of a step; metrics are those of the last."""

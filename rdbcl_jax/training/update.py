@@ -157,9 +157,14 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
 
 def _accumulate(grad, method: Method, config, params, batch: TrainBatch):
     """Sums gradients over micro-batches; what looks at the whole batch is settled before."""
-    if batch.old_logps is None:
-        raise ValueError("several micro-batches need old_logps: targets are of the whole batch")
-    resolved = _with_references(batch, batch.old_logps)
+    resolved = batch
+    if method.policy:
+        if batch.old_logps is None:
+            raise ValueError(
+                f"{method.name} with several micro-batches needs old_logps: its targets read them, "
+                "and are of the whole batch"
+            )
+        resolved = _with_references(batch, batch.old_logps)
     targets = method.targets(resolved, batch.old_logps, batch.old_entropies)
 
     def split(a):  # strided, so that every device keeps its own rows

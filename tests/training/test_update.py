@@ -122,6 +122,16 @@ def test_accumulation_is_exact(loaded, sampled, aggregation, mapping):
     )
 
 
+def test_accumulation_needs_no_old_logps_where_targets_do_not(loaded, sampled):
+    batch = engine.train_batch(*sampled)
+    batch = dataclasses.replace(batch, reference_logps=batch.sampler_logps - 0.1)
+    chosen = method("grpo", **{"kl.beta": 0.1})
+    _, metrics, _ = run(*loaded, batch, chosen)
+    _, metrics_4, _ = run(*loaded, batch, chosen, microbatches=4)
+    for name in ("loss", "kl", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], metrics_4[name], rtol=1e-4)
+
+
 def test_accumulation_without_old_logps_is_refused(loaded, sampled):
     with pytest.raises(ValueError, match="old_logps"):
         run(*loaded, engine.train_batch(*sampled), microbatches=4)
