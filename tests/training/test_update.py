@@ -213,6 +213,16 @@ def test_sharded_update_equals_one_device(directory, loaded, sampled, shape):
     assert update._cache_size() == 1  # the new state lies where the old one did
 
 
+def test_the_update_takes_the_state_over(loaded, sampled):
+    policy, params = loaded
+    optimizer = make_optimizer(engine.small_config().optimizer, 10)
+    update = make_update(policy.model, optimizer, method("grpo"), UpdateConfig(chunk_size=64))
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    update(state, policy.frozen, engine.train_batch(*sampled))
+    kept = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and not leaf.is_deleted()]
+    assert not kept  # scalars that the optimizer never reads are not even passed
+
+
 @pytest.mark.parametrize(
     "schedule,last", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0), ("tail", 0.0)]
 )
