@@ -7,7 +7,7 @@ rdbcl export WORKDIR[@K] --out=DIR
 rdbcl collect WORKDIR --out=DIR
 rdbcl gate --config=FILE --workdir=DIR
 rdbcl dynamics --config=FILE --checkpoint=POLICY --train=KIND:SOURCE --probe=KIND:SOURCE
-rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR [--ci] [--workers=N]
+rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR [--ci] [--workers=N] [--gate]
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ USAGE = """rdbcl: continual RL with verifiable rewards for vision-language model
                  --train=KIND:SOURCE [...] --probe=KIND:SOURCE [...]
       Learning dynamics: how far a step on one set of texts moves the predictions on another, and
       the perplexity of each under the policy. KIND: answer, trace, own, or rollout (of a teacher).
-  rdbcl study --config=FILE --workdir=DIR [--ci] [--workers=N]
+  rdbcl study --config=FILE --workdir=DIR [--ci] [--workers=N] [--gate]
       A grid of methods, seeds and settings (configs/studies/): chooses hyper-parameters on
       validation data, runs what is left to run, several runs at a time, and writes study.md,
       study.json and pictures. --ci: the study's own small form. --workers=0: the report alone.
+      --gate: no run starts from a base that does not pass the gate; the first such ends the study.
   rdbcl COMMAND --help
       All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them.
 """
@@ -275,6 +276,7 @@ def _study(argv: list[str]) -> None:
     workers = flags.DEFINE_integer(
         "workers", None, "Processes; default: one per core, one in all with an accelerator."
     )
+    gate = flags.DEFINE_bool("gate", False, "Stop at the first base that does not pass the gate.")
     flags.mark_flags_as_required(["config", "workdir"])
 
     def main(_):
@@ -284,8 +286,12 @@ def _study(argv: list[str]) -> None:
         with _errors_in_one_line("study"):
             file, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
             name = pathlib.Path(file).stem
-            results = run_study(config.value, workdir.value, name=name, workers=workers.value)
+            results = run_study(
+                config.value, workdir.value, name=name, workers=workers.value, gate=gate.value
+            )
         print(pathlib.Path(workdir.value) / "study.md")
+        if results["stopped"]:
+            sys.exit(f"rdbcl study: {results['stopped']}")
         if results["failed"]:
             sys.exit(f"rdbcl study: {len(results['failed'])} failed, see study.md")
 

@@ -18,7 +18,7 @@ CURVE_METRICS = {
     "mft": "just trained (plasticity)",
     "forgetting_max": "forgetting (max)",
 }
-COSTS = {"step": "step of the run", "sequences": "sampled responses", "tokens": "tokens"}
+COSTS = {"step": "step of the run", "sampled": "sampled responses", "tokens": "tokens"}
 
 
 def draw(numbers: Mapping[str, Any]) -> dict[str, Figure]:
@@ -125,7 +125,8 @@ def learning(cells: Sequence[Mapping]) -> Figure:
         ax.set_xlabel(title)
         ax.yaxis.set_major_formatter(plots.PERCENT)
     axes[0].set_title("accuracy of sampled responses, %", fontsize=9, color=INK, loc="left")
-    _legend(figure, _colours(cells))
+    shown = [cell["arm"] for cell in cells if cell["learning"]]
+    _legend(figure, {arm: colour for arm, colour in _colours(cells).items() if arm in shown})
     return figure
 
 

@@ -28,7 +28,6 @@ COLUMNS = {  # of the first table: metric → title
     "forgetting_max": "forgetting (max)",
     "mft": "just trained",
 }
-COSTS = ("sequences", "tokens", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,15 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gate:
+    """What the gate found of a base: `checks` are those of gate.json."""
+
+    name: str
+    passed: bool
+    checks: Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
     """What a study has run, as far as it has come."""
 
@@ -72,6 +80,8 @@ class Record:
     curves: Sequence[tuple[str, float, Cell]]  # name, x
     tuning: Sequence[Tuning]
     failed: Mapping[str, str]  # run or base → error
+    gates: Sequence[Gate] = ()
+    stopped: str = ""  # why the study ended before its end
 
 
 def write_study_report(record: Record, out: Path) -> dict[str, Any]:
@@ -105,6 +115,8 @@ def summarise(record: Record) -> dict[str, Any]:
         "curves": [{"curve": name, "x": x, **_cell(cell)} for name, x, cell in record.curves],
         "tuning": [_tuning(tuning) for tuning in record.tuning],
         "failed": dict(record.failed),
+        "gates": [dataclasses.asdict(gate) for gate in record.gates],
+        "stopped": record.stopped,
     }
 
 
@@ -148,29 +160,46 @@ def strength(run: Run) -> dict[str, float]:
 
 
 def cost(run: Run) -> dict[str, float]:
-    """Sampled responses, tokens of prompts and responses, and seconds of learning (the sum of
-    step times: evaluation, checkpoints and the report are not in it, compilation is)."""
+    """Sampled responses; tokens of the prompts and responses that were learned from; and seconds of
+    learning (the sum of step times: evaluation, checkpoints and the report are not in it,
+    compilation is). All are 0 where nothing was learned."""
     tokens, seconds = run.series("num_tokens")[1], run.series("step_time")[1]
     return {
-        "sequences": float(sequences(run).sum()),
+        "sampled": float(sampled(run).sum()),
         "tokens": float(tokens[-1]) if len(tokens) else 0.0,
         "seconds": float(np.nansum(seconds)),
     }
 
 
-def sequences(run: Run) -> np.ndarray:
-    """Responses that were sampled in each step."""
+def sampled(run: Run) -> np.ndarray:
+    """Responses that the policy sampled in each step, those that DAPO drew and dropped with them.
+
+    0 where all responses were given: there the loss is their likelihood, logged as `nll`. MSSR's
+    survey of a task's prompts and LwF's responses of the previous policy are not counted.
+    """
     steps = np.array([row["step"] for row in run.steps], int)
     if run.samples is None or not len(steps):
         return np.zeros(len(steps))
-    sampled = np.asarray(run.samples["step"])
-    counts = np.bincount(sampled, minlength=steps.max() + 1)
-    return counts[steps].astype(float)
+    kept = np.bincount(np.asarray(run.samples["step"]), minlength=steps.max() + 1)[steps]
+    return kept * np.array(_batches(run.steps), float)
+
+
+def _batches(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Batches that were sampled in each step; `batches` counts them from a task's start."""
+    found, task, before = [], None, 0
+    for row in rows:
+        if row.get("task") != task:
+            task, before = row.get("task"), 0
+        after = row.get("batches", before + 1)
+        found.append(0 if "nll" in row else after - before)
+        before = after
+    return found
 
 
 def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
-    """Accuracy of the sampled responses by step, mean over seeds, and what it had cost by then."""
-    runs = [run for run in runs if len(run.series("accuracy")[0])]
+    """Accuracy of the sampled responses by step, mean over seeds, and what it had cost by then;
+    empty where none were sampled."""
+    runs = [run for run in runs if sampled(run).any() and len(run.series("accuracy")[0])]
     if not runs:
         return {}
     length = min(len(run.series("accuracy")[0]) for run in runs)
@@ -181,7 +210,7 @@ def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
     accuracy = mean(run.series("accuracy")[1] for run in runs)
     axes = {
         "step": np.arange(1.0, length + 1),
-        "sequences": mean(np.cumsum(sequences(run)) for run in runs),
+        "sampled": mean(np.cumsum(sampled(run)) for run in runs),
         "tokens": mean(run.series("num_tokens")[1] for run in runs),
     }
     curve = {name: thin(x, x)[1].tolist() for name, x in axes.items()}
@@ -221,6 +250,10 @@ def _tuning(tuning: Tuning) -> dict[str, Any]:
 def to_markdown(numbers: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     """study.md, from the content of study.json."""
     parts = [f"# {numbers['name']}", _intro(numbers)]
+    if numbers["stopped"]:
+        parts.append(f"**Stopped: {numbers['stopped']}**")
+    if numbers["gates"]:
+        parts += ["## Gate", _gates(numbers)]
     if numbers["failed"]:
         parts += ["## Failed", _failed(numbers)]
     for setting in numbers["settings"]:
@@ -245,8 +278,10 @@ def to_markdown(numbers: Mapping[str, Any], pictures: Sequence[str] = ()) -> str
 
 STRENGTH_NOTE = (
     "Means over steps, then mean ± sd over seeds: kl_coef is the realised β, kl_loss = kl_coef · kl"
-    " as it enters the loss (10⁻³ nats per token). Tokens are those of prompts and responses;"
-    " minutes are those of learning, compilation included, on this machine as it was shared."
+    " as it enters the loss, and kl itself (both 10⁻³ nats per token); a dash where there is no KL"
+    " term. Sampled are responses of the policy, also those drawn and dropped; tokens are those of"
+    " prompts and responses learned from; minutes are those of learning, compilation included, on"
+    " this machine as it was shared."
 )
 
 
@@ -270,6 +305,21 @@ def _intro(numbers: Mapping) -> str:
 def _failed(numbers: Mapping) -> str:
     lines = (f"- `{name}`: {error}" for name, error in numbers["failed"].items())
     return "These runs are in no number below.\n\n" + "\n".join(lines)
+
+
+def _gates(numbers: Mapping) -> str:
+    """Every base's verdict, and what it failed by; gate.md of its folder has all checks."""
+    rows = []
+    for gate in numbers["gates"]:
+        wrong = (
+            f"{c['task']} {c['name']} {percent(c['value'])}"
+            f" (asked: {percent(c['low'])} … {percent(c['high'])})"
+            for c in gate["checks"]
+            if not c["passed"]
+        )
+        verdict = "passed" if gate["passed"] else "FAILED"
+        rows.append([gate["name"], verdict, str(len(gate["checks"])), ", ".join(wrong)])
+    return markdown_table(["gate", "verdict", "checks", "failed by"], rows)
 
 
 def _results(cells: Sequence[Mapping], numbers: Mapping) -> str:
@@ -340,14 +390,14 @@ def _seed(seed: int, values: Mapping, gaps: Mapping, cell: Mapping) -> str:
 
 
 def _strengths(cells: Sequence[Mapping]) -> str:
-    header = ["arm", "kl_coef", "kl_loss", "kl", "sequences", "tokens", "minutes"]
+    header = ["arm", "kl_coef", "kl_loss", "kl", "sampled", "tokens", "minutes"]
     rows = []
     for cell in cells:
         strengths = [
             _number(cell["strength"].get(name, []), scale)
             for name, scale in (("kl_coef", 1.0), ("kl_loss", 1e3), ("kl", 1e3))
         ]
-        scales = {"sequences": 1.0, "tokens": 1.0, "seconds": 1 / 60}
+        scales = {"sampled": 1.0, "tokens": 1.0, "seconds": 1 / 60}
         costs = [_mean(cell["cost"].get(name, []), scale) for name, scale in scales.items()]
         rows.append([cell["arm"], *strengths, *costs])
     return markdown_table(header, rows)

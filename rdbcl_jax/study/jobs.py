@@ -1,4 +1,4 @@
-"""What workers do: make a base model, and train one run. Imports wait until a worker needs them."""
+"""What workers do: make a base model, gate it, and train one run. Imports wait for a job."""
 
 from __future__ import annotations
 
@@ -31,8 +31,31 @@ def base_name(config: ConfigDict) -> str:
         "chunk_size": config.training.chunk_size,
         "mesh": config.mesh.to_dict(),
     }
+    return f"bases/seed{config.base.seed}-{_digest(parts)}"
+
+
+def gate_name(config: ConfigDict) -> str:
+    """Folder of the gate that a run's base has to pass, the same for all runs that can share it.
+
+    It takes what the gate reads: other thresholds are another gate. Empty for a dry run.
+    """
+    if config.dry_run:
+        return ""
+    parts = {
+        "tasks": sorted(config.sequence),
+        "gate": config.gate.to_dict(),
+        "model": config.model.to_dict(),
+        "data": config.data.to_dict(),
+        "max_tokens": config.rollout.max_tokens,
+        "base": config.base.to_dict(),
+    }
+    base = base_name(config) or config.model.path
+    return f"gates/{pathlib.Path(base).name}-{_digest(parts)}"
+
+
+def _digest(parts: dict[str, Any]) -> str:
     text = json.dumps(plain(parts), sort_keys=True)
-    return f"bases/seed{config.base.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def make_base(config: ConfigDict, directory: pathlib.Path) -> None:
@@ -47,12 +70,18 @@ def make_base(config: ConfigDict, directory: pathlib.Path) -> None:
     base.make_base(config, directory, make_mesh(**config.mesh), on_step)
 
 
+def gate_base(config: ConfigDict, directory: pathlib.Path, base: pathlib.Path | None) -> None:
+    """Every check of the model that a run starts from, to gate.md and gate.json in `directory`."""
+    from rdbcl_jax import gate
+
+    gate.write(gate.run_gate(config, checkpoint=base or config.model.path), directory)
+
+
 def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | None) -> None:
     """One run, from the base model at `base`; goes on where an earlier call was cut short."""
     from rdbcl_jax.continual import train
 
-    asked = read_json(workdir / ASKED, None)
-    if asked is not None and asked != plain(config) and (workdir / "results.json").exists():
+    if (workdir / "results.json").exists() and not _asked_for(workdir, config):
         raise ValueError(
             f"{workdir} holds a run of another config, see its {ASKED}; the study was changed: "
             "use a new workdir, or remove this run's"
@@ -68,4 +97,10 @@ def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | No
 def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Whether this very run is over."""
     results: dict[str, Any] = read_json(workdir / "results.json", {})
-    return results.get("status") == "done" and read_json(workdir / ASKED, None) == plain(config)
+    return results.get("status") == "done" and _asked_for(workdir, config)
+
+
+def _asked_for(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether the workdir is that of this config; what a gate asks changes no run."""
+    asked, wanted = read_json(workdir / ASKED, {}), plain(config)
+    return {**asked, "gate": None} == {**wanted, "gate": None}

@@ -1,8 +1,11 @@
 """Running a study: bases first, then every run once, several at a time; then its report.
 
+With a gate no run starts from a base that has not passed, and the first that fails ends the study.
+
 WORKDIR/study.md, study.json, *.png    the report
 WORKDIR/runs/SETTING/ARM/POINT/seedN   one workdir per run, with its log.txt and config.json
 WORKDIR/bases/, cache/                 base models, one per seed; compiled programs
+WORKDIR/gates/                         what the gate found of each base, where it was asked for
 """
 
 from __future__ import annotations
@@ -18,18 +21,31 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rdbcl_jax.reporting.logs import read_json
-from rdbcl_jax.reporting.study_report import Cell, Record, Tuning, write_study_report
+from rdbcl_jax.reporting.study_report import Cell, Gate, Record, Tuning, write_study_report
 from rdbcl_jax.study.declare import Study, point_name
-from rdbcl_jax.study.jobs import base_name, finished, make_base, train_run
+from rdbcl_jax.study.jobs import (
+    base_name,
+    finished,
+    gate_base,
+    gate_name,
+    make_base,
+    train_run,
+)
 from rdbcl_jax.study.plan import Plan, Run, at_chosen, blocked, make_plan, ready, run_name
 from rdbcl_jax.study.progress import StudyProgress
 from rdbcl_jax.study.workers import Done, Job, Workers, default_workers
 
 LOG = "log.txt"
+BASE, GATE = ("base",), ("gate",)  # groups of the jobs that runs wait for
 
 
 def run_study(
-    config: ConfigDict, workdir: str | pathlib.Path, *, name: str, workers: int | None = None
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    name: str,
+    workers: int | None = None,
+    gate: bool = False,
 ) -> dict[str, Any]:
     """Runs a study, or what is left of it, and writes its report.
 
@@ -41,15 +57,17 @@ def run_study(
       name: for the report's title.
       workers: processes; None: one per core, or one where there is an accelerator; 0: runs
         nothing, and writes the report of what is there.
+      gate: every base must pass `rdbcl_jax.gate` before a run starts from it; the first that does
+        not ends the study, jobs that run then are cut short, and `stopped` says so.
     Returns:
-      What study.json holds; `failed` is {name of a run: error}.
+      What study.json holds; `failed` is {name of a run: error}, `stopped` why the study did.
     Raises:
       ValueError: a declaration that cannot be run, or a workdir where a study runs already.
     """
     study, workdir = Study(config), pathlib.Path(workdir).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
-        runner = _Runner(study, workdir, name)
+        runner = _Runner(study, workdir, name, gate)
         if workers != 0:
             runner.work(workers or default_workers())
         return write_study_report(runner.record(), workdir)
@@ -67,8 +85,9 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 class _Runner:
-    def __init__(self, study: Study, workdir: pathlib.Path, name: str):
-        self.study, self.workdir, self.name = study, workdir, name
+    def __init__(self, study: Study, workdir: pathlib.Path, name: str, gate: bool):
+        self.study, self.workdir, self.name, self.gate = study, workdir, name, gate
+        self.stopped = ""  # which base did not pass
         self.runs = workdir / "runs"
         self.scores: dict[str, float] = {}  # of runs that are over; NaN: failed
         self.errors: dict[str, str] = {}  # of runs and bases
@@ -113,6 +132,8 @@ class _Runner:
                 if lost:
                     continue
                 for worker in pool.idle:
+                    if self.stopped:
+                        return
                     job = self._next(plan, pool, worker.group)
                     if job:
                         worker.start(job)
@@ -127,27 +148,60 @@ class _Runner:
                     progress.finished(done.job.name, done.seconds, done.error, *over)
 
     def _next(self, plan: Plan, pool: Workers, group: tuple[str, ...] | None) -> Job | None:
-        """Bases first; then preferably a run whose programs this worker has compiled, else one
-        whose programs no other worker is compiling."""
+        """Bases and gates first; then preferably a run whose programs this worker has compiled,
+        else one whose programs no other worker is compiling."""
         busy = {job.name for job in pool.running}
         others = {job.group for job in pool.running}
         jobs = [job for run in ready(plan, self.scores, busy) if (job := self._job(run, busy))]
         return min(
             jobs,
-            key=lambda job: (job.group != ("base",), job.group != group, job.group in others),
+            key=lambda job: (
+                job.group not in (BASE, GATE),
+                job.group != group,
+                job.group in others,
+            ),
             default=None,
         )
 
     def _job(self, run: Run, busy: set[str]) -> Job | None:
-        """The run, or its base if that is not there yet; None while a worker makes the base."""
+        """The run, or what it waits for: its base or that one's gate; None while that is made."""
         workdir, name = self.runs / run.name, base_name(run.config)
-        base = self.workdir / name
-        if name and not base.exists():
-            log = base.with_name(f"{base.name}.{LOG}")
-            job = Job(name, ("base",), make_base, run.config, base, log)
-            return None if name in busy else job
-        work = functools.partial(train_run, base=base if name else None)
-        return Job(run.name, run.group, work, run.config, workdir, workdir / LOG)
+        base = self.workdir / name if name else None
+        job = Job(
+            run.name,
+            run.group,
+            functools.partial(train_run, base=base),
+            run.config,
+            workdir,
+            workdir / LOG,
+        )
+        if base and not base.exists():
+            job = self._preparation(name, BASE, make_base, run.config)
+        elif self.gate and (gate := gate_name(run.config)):
+            passed = self._passed(gate)
+            if passed is None:
+                job = self._preparation(
+                    gate, GATE, functools.partial(gate_base, base=base), run.config
+                )
+            elif not passed:
+                self.stopped = self.stopped or self._refused(gate)
+                return None
+        return None if job.name in busy else job
+
+    def _preparation(self, name: str, group: tuple[str], work, config: ConfigDict) -> Job:
+        path = self.workdir / name
+        return Job(name, group, work, config, path, path.with_name(f"{path.name}.{LOG}"))
+
+    def _passed(self, gate: str) -> bool | None:
+        """None: not known yet."""
+        return read_json(self.workdir / gate / "gate.json", {}).get("passed")
+
+    def _refused(self, gate: str) -> str:
+        return (
+            f"{gate} failed: the base's answers do not hang on its reasoning as config.run.gate "
+            f"asks, see {self.workdir / gate / 'gate.md'}; change the base, the tasks or what is "
+            "asked, or leave out --gate"
+        )
 
     def _without_base(self, plan: Plan) -> dict[str, str]:
         bases = {
@@ -162,15 +216,17 @@ class _Runner:
         }
 
     def _settle(self, done: Done) -> None:
-        name = done.job.name
+        name, group = done.job.name, done.job.group
         if done.error:
             log = done.job.log.relative_to(self.workdir)
             error = f"{done.error} (see {log})"
-            if done.job.group == ("base",):
+            if group == BASE:
                 self.errors[name] = error
+            elif group == GATE:
+                self.stopped = f"{name} could not be run: {error}"
             else:
                 self._fail(name, error)
-        elif done.job.group != ("base",):
+        elif group not in (BASE, GATE):
             self._score(name)
 
     # ------------------------------------------------------------------ what the report is about
@@ -196,7 +252,15 @@ class _Runner:
             curves=curves,
             tuning=[self._tuning(plan, *place) for place in places if _tuned(study, place[1])],
             failed=self.errors,
+            gates=self._gates(),
+            stopped=self.stopped,
         )
+
+    def _gates(self) -> list[Gate]:
+        """All that were ever asked for in this workdir."""
+        files = sorted(self.workdir.glob("gates/*/gate.json"))
+        found = {str(file.parent.relative_to(self.workdir)): read_json(file, {}) for file in files}
+        return [Gate(name, gate["passed"], gate["models"]["base"]) for name, gate in found.items()]
 
     def _cell(self, plan: Plan, setting: str, arm: str, point: Mapping[str, Any]) -> Cell:
         full = at_chosen(self.study.arms[arm], point, plan.points.get((setting, arm)))

@@ -140,16 +140,22 @@ def _serve(connection: Connection) -> None:
     for noisy in ("absl", "orbax", "grain", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     while True:
-        job = connection.recv()
+        connection.send(_do(connection.recv()))
+
+
+def _do(job: Job) -> str:
+    """Returns what went wrong: nothing that a job does or meets ends the worker."""
+    try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        error = ""
         with _output(job.log):
             try:
                 job.work(job.config, job.workdir)
-            except Exception as problem:
+            except Exception:
                 traceback.print_exc()
-                error = f"{type(problem).__name__}: {problem}"
-        connection.send(error)
+                raise
+    except Exception as problem:
+        return f"{type(problem).__name__}: {problem}"
+    return ""
 
 
 def _die_with_parent() -> None:
