@@ -106,7 +106,10 @@ def _small(run: ConfigDict) -> ConfigDict:
     run.evaluation.batch_size = 32
     return study_config(
         run,
-        [Arm("grpo", {"method": "grpo"}, grid=constant((0.0, 0.1))), RDB_CL, OTHERS[4]],
+        [
+            Arm("grpo", {"method": "grpo"}, grid=constant((0.0, 0.1))),
+            Arm("rdbcl", rdbcl(), grid=scaled((0.1,))),
+        ],
         baseline="grpo",
         tuning_seeds=(100,),
         report_seeds=(0, 1),

@@ -61,7 +61,6 @@ def test_a_study_is_gated_killed_and_continued_and_outlives_a_failing_run(tmp_pa
     lost.write_text("in the way")
 
     code, output = finish(start(tmp_path, "--gate"))
-    print(output)
     assert code and "1 failed, see study.md" in output, output
     assert f"6 runs, {len(before)} there already" in output
     after = finished(tmp_path)
