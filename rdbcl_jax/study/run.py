@@ -197,10 +197,12 @@ class _Runner:
         return read_json(self.workdir / gate / "gate.json", {}).get("passed")
 
     def _refused(self, gate: str) -> str:
+        checks = read_json(self.workdir / gate / "gate.json", {})["models"]["base"]
+        failed = [check for check in checks if not check["passed"]]
         return (
-            f"{gate} failed: the base's answers do not hang on its reasoning as config.run.gate "
-            f"asks, see {self.workdir / gate / 'gate.md'}; change the base, the tasks or what is "
-            "asked, or leave out --gate"
+            f"{gate}: {len(failed)} of {len(checks)} checks failed, see "
+            f"{self.workdir / gate / 'gate.md'}; change the base, the tasks or what "
+            "config.run.gate asks, or leave out --gate"
         )
 
     def _without_base(self, plan: Plan) -> dict[str, str]:

@@ -41,7 +41,8 @@ def finished(workdir):
 @pytest.mark.slow
 def test_a_study_is_gated_killed_and_continued_and_outlives_a_failing_run(tmp_path):
     code, output = finish(start(tmp_path, "--gate", "--config.run.gate.follow_state=0.9"))
-    assert code and "failed: the base's answers do not hang on its reasoning" in output
+    # to go on from an overwritten state, for two tasks: an untaught base cannot
+    assert code and "4 of 12 checks failed" in output and "leave out --gate" in output
     assert not (tmp_path / "runs").exists()
     assert "Stopped: gates/" in (tmp_path / "study.md").read_text()
     (base,) = (tmp_path / "bases").glob("*/model.safetensors")
