@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
-from rdbcl_jax.models.qwen_vl.model import KeyValues, Params, QwenVL
+from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rollout.sampling import Sampling, draw
 
 _FIRST_CACHE = 64  # tokens; doubled until the longest response fits
@@ -49,21 +49,14 @@ def sample(
     def body(state: _State) -> _State:
         at = state.step - 1  # slot of the newest token, not yet in the cache
         newest = jax.lax.dynamic_index_in_dim(state.tokens, at, 2, keepdims=False)
-        slots = jax.tree.leaves(state.cache)[0].shape[-2]
-        cached = jnp.broadcast_to(jnp.arange(slots) < at, (*newest.shape, slots))
-        caches = (prompt_cache, KeyValues(*state.cache, cached))
-        hidden, new = model.decode(params, newest, prompts.next_position + at, caches)
-        cache = jax.tree.map(
-            lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, at, old.ndim - 2),
-            state.cache,
-            new,
-        )
+        position = prompts.next_position + at
+        hidden, cache = model.decode(params, newest, position, prompt_cache, state.cache, at)
         token, logp = draw(keys[state.step], _logits(hidden, head), sampling)
         return _record(state, token, logp, sampling)._replace(cache=cache)
 
     for size in cache_schedule(sampling.max_tokens):
         state = _grow(state, size)
-        # the newest token's own keys are not cached, so `size` slots serve size + 1 tokens
+        # the last token's keys are never needed, so `size` slots serve size + 1 tokens
         end = min(size + 1, sampling.max_tokens)
         state = jax.lax.while_loop(lambda s, end=end: (s.step < end) & s.alive.any(), body, state)
     return Rollouts(state.tokens, state.mask, state.logps, ~state.alive)

@@ -198,36 +198,55 @@ class QwenVL:
         params: Params,
         tokens: Int[Array, "P G"],
         position: Int[Array, "P"],
-        caches: tuple[KeyValues, ...],
-    ) -> tuple[Float[Array, "P G D"], tuple[Array, Array]]:
-        """One token for every rollout, after everything in `caches`.
+        prompt: KeyValues,
+        cache: tuple[Any, Any],
+        at: Int[Array, ""],
+    ) -> tuple[Float[Array, "P G D"], tuple[Any, Any]]:
+        """One token for every rollout, after its prompt and the first `at` slots of its cache.
 
-        Returns hidden states and this token's (key, value) [layers, P, G, Hkv, 1, Dh], a stack or
-        a tuple as the caches are; the caller appends them to its cache, which is only read here.
+        `cache` holds the responses' keys and values, [layers, P, G, Hkv, S, Dh] each, a stack or a
+        tuple as the prompt's are. Returns hidden states and the cache with this token in slot `at`.
+        (It is written before it is read: the other way round the whole cache would be copied.)
         """
         x = self._embed_tokens(params, tokens[..., None])
         rope = self._rope(_text_positions(position[:, None, None]))
         rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
-        here = jnp.ones((*tokens.shape, 1), bool)
+        slots = jax.tree.leaves(cache)[0].shape[-2]
+        visible = jnp.broadcast_to(jnp.arange(slots) <= at, (*tokens.shape, slots))
 
-        def body(x, layer_and_caches):
-            layer, *keys_values = layer_and_caches
-            blocks = tuple(c.layer(k, v) for c, (k, v) in zip(caches, keys_values, strict=True))
-            x, key_value = self._text_layer(layer, x, rope, here, blocks)
-            return x, _heads_first(key_value)
+        def run(x, layer, prompt_key_value, write):
+            """`write` puts the token's keys and values in the cache: (new cache, this layer's)."""
+
+            def place(key, value):
+                cache, own = write(_heads_first((key, value)))
+                return cache, KeyValues(*own, visible).layer(*own)
+
+            context = (prompt.layer(*prompt_key_value),)
+            return self._text_layer(layer, x, rope, None, context, place)
 
         layers = params["language_model"]["layers"]
         if isinstance(layers, tuple):
-            news = []
-            for layer, *keys_values in zip(
-                layers, *(zip(c.key, c.value, strict=True) for c in caches), strict=True
-            ):
-                x, new = body(x, (layer, *keys_values))
-                news.append(new)
-            new = tuple(zip(*news, strict=True))
-        else:
-            x, new = jax.lax.scan(body, x, (layers, *((c.key, c.value) for c in caches)))
-        return self._final_norm(params, x)[..., 0, :], new
+            pairs = functools.partial(zip, strict=True)
+            new_cache = []
+            for layer, ours, own in pairs(layers, pairs(prompt.key, prompt.value), pairs(*cache)):
+                x, own = run(x, layer, ours, lambda new, own=own: (_write(own, new, at),) * 2)
+                new_cache.append(own)
+            return self._final_norm(params, x)[..., 0, :], tuple(pairs(*new_cache))
+
+        def body(carry, xs):
+            x, cache = carry
+            layer, ours, index = xs
+
+            def write(new):
+                updated = _write(cache, jax.tree.map(lambda a: a[None], new), at, index)
+                return updated, jax.tree.map(lambda a: a[index], updated)
+
+            return run(x, layer, ours, write), None
+
+        indices = jnp.arange(self.config.text.depth)
+        xs = (layers, (prompt.key, prompt.value), indices)
+        (x, cache), _ = jax.lax.scan(body, (x, cache), xs)
+        return self._final_norm(params, x)[..., 0, :], cache
 
     def visual_tokens(self, params: Params, images: Images) -> Float[Array, "1+E P KN D"]:
         """Every visual token of a row, in slot order (window by window), level by level.
@@ -279,8 +298,8 @@ class QwenVL:
         body = self._rematerialised(body)
         return jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, (layers, indices))
 
-    def _text_layer(self, layer, x, rope, mask, context=()):
-        return nnx.merge(_graphs(self)["layers"], layer)(x, rope, mask, context)
+    def _text_layer(self, layer, x, rope, mask, context=(), place=None):
+        return nnx.merge(_graphs(self)["layers"], layer)(x, rope, mask, context, place)
 
     def _final_norm(self, params, x):
         return nnx.merge(_graphs(self)["norm"], params["language_model"]["norm"])(x)
@@ -308,6 +327,16 @@ class QwenVL:
 
 def _heads_first(key_value):
     return tuple(jnp.swapaxes(a, -2, -3) for a in key_value)
+
+
+def _write(cache, new, at, *layer):
+    """Keys and values of one token, [(1,) *lead, Hkv, 1, Dh], into slot `at` (of a layer's)."""
+
+    def put(old, token):
+        start = [*layer, *[0] * (old.ndim - len(layer) - 2), at, 0]
+        return jax.lax.dynamic_update_slice(old, token, start)
+
+    return jax.tree.map(put, cache, new)
 
 
 def _add_level(x, deep, index):

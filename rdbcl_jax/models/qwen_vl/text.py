@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -28,7 +29,7 @@ class Attention(nnx.Module):
             self.q_norm = nnx.RMSNorm(config.head_dim, **norm)
             self.k_norm = nnx.RMSNorm(config.head_dim, **norm)
 
-    def __call__(self, x, rope, mask, context):
+    def __call__(self, x, rope, mask, context, place):
         def heads(projected):
             return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
 
@@ -37,8 +38,12 @@ class Attention(nnx.Module):
         if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, rope), rotate(key, rope)
-        out = self.attend(query, (*context, Block(key, value, mask, causal=True)))
-        return self.o_proj(out.reshape(*x.shape[:-1], -1)), (key, value)
+        if place is None:
+            kept, own = (key, value), Block(key, value, mask, causal=True)
+        else:
+            kept, own = place(key, value)
+        out = self.attend(query, (*context, own))
+        return self.o_proj(out.reshape(*x.shape[:-1], -1)), kept
 
 
 class TextLayer(nnx.Module):
@@ -55,14 +60,17 @@ class TextLayer(nnx.Module):
         rope: tuple[Array, Array],
         mask: Bool[Array, "*lead T"],
         context: tuple[Block, ...] = (),
+        place: Callable[[Array, Array], tuple[Any, Block]] | None = None,
     ):
         """Causal attention among the T tokens of `x`, after everything in `context`.
 
         Returns the new `x` and the (key, value) [*lead, T, Hkv, Dh] that later tokens will need.
+        In decoding, `place` puts these into a cache: it returns the cache, which is returned then,
+        and the block of it that `x` attends to.
         """
-        attended, key_value = self.self_attn(self.input_layernorm(x), rope, mask, context)
+        attended, kept = self.self_attn(self.input_layernorm(x), rope, mask, context, place)
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x)), key_value
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
 
 
 def mrope_axes(config: TextConfig) -> tuple[int, ...]:
