@@ -5,6 +5,7 @@ chosen likewise. Its other forms and its controls have the range [0, 0.2], whose
 0.1. The curve goes on to anchors that are too tight, where relaxing some of them may help most.
 
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR           full: five seeds
+    rdbcl study --config=configs/studies/rdb_cl.py:core --workdir=DIR      the question alone
     rdbcl study --config=configs/studies/rdb_cl.py:orders --workdir=DIR    in two task orders
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci      does it all run?
 """
@@ -67,6 +68,14 @@ def get_config(form: str = "full") -> ConfigDict:
     run.kl.beta = None  # every arm says its own
     if form == "ci":
         return _small(run)
+    if form == "core":
+        return study_config(
+            run,
+            [GRPO, NO_KL, RDB_CL, *CONTROLS[1:3]],
+            baseline="grpo",
+            tuning_seeds=(100, 101),
+            report_seeds=range(3),
+        )
     if form == "orders":
         second = load_config(HERE / "testbed.py", "second").sequence
         return study_config(
