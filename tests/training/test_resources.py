@@ -1,24 +1,31 @@
-"""What a run must not do twice: hold the base weights, compile for a shape."""
+"""What a run must not do: hold the base weights twice, compile for a shape twice, hold logits."""
 
 import dataclasses
 import gc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
+from rdbcl_jax.batches import PromptBatch, TrainBatch
 from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tiny import write_tiny_model
 from rdbcl_jax.methods import make_method
-from rdbcl_jax.models import save_pretrained
+from rdbcl_jax.models import save_pretrained, trainable
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.training.learner import Learner, Stage
+from rdbcl_jax.training.state import TrainState
+from rdbcl_jax.training.update import UpdateConfig, make_update, score
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -115,3 +122,112 @@ def test_pictures_of_any_size_compile_once_per_shape_of_the_config(tmp_path, dev
         assert np.isfinite(hidden).all()
     assert len(grids) > 20 and 1 < len(shapes) <= 4
     assert prefill._cache_size() == len(shapes)
+
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def test_nothing_compiles_after_the_second_step(tmp_path):
+    """Twenty steps on pictures of many sizes, prompts of many lengths, with and without a picture;
+    every second one is scored by a reference that is another policy."""
+    config = engine.small_config()
+    config.model.path = str(engine.write_random_model(tmp_path))
+    config.data.prompt_lengths, config.data.patch_slots = (80,), (256,)
+    config.training.steps = 20
+    policy, base = load_policy(config, engine.one_device())
+    rng, records = np.random.default_rng(0), []
+    for i in range(160):
+        size = tuple(rng.integers(5, 90, 2).tolist())
+        images = (Image.new("RGB", size),) if i % 5 else ()
+        prompt = " ".join(["sum", *"3" * int(rng.integers(1, 9))])
+        records.append(Record(str(i), "sum", prompt, images, "1", "exact", {}))
+    rewards = RewardConfig(**config.rewards.to_dict())
+    learner = Learner(config, policy, base, make_method(config), rewards)
+    stage, steps, compiled = Stage(records, base, base), [], []
+
+    def listen(event, duration, **kwargs):
+        if event == COMPILED:
+            compiled.append(len(steps))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        learner.learn(
+            stage,
+            learner.init(base),
+            learner.progress(stage),
+            start=0,
+            first_step=0,
+            report=lambda index, metrics, samples: steps.append(metrics),
+            save=lambda done, state, progress: None,
+        )
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(steps) == 20 and len({step["num_tokens"] for step in steps}) > 10
+    # the first step samples and updates, the second scores a reference, and reports the first
+    assert compiled and max(compiled) <= 1, compiled
+
+
+def test_no_program_holds_the_logits_of_a_batch(tmp_path):
+    """The vocabulary of Qwen2.5 on a narrow model: sampler, score and update, by the compiler's
+    own account. The sampler holds the logits of one token of each rollout."""
+    write_tiny_model(tmp_path, engine.SIZE)
+    config = read_config(tmp_path)
+    text = dataclasses.replace(config.text, vocab_size=151_936)
+    model = QwenVL(dataclasses.replace(config, text=text))
+    prompts_, group, length, chunk = 4, 4, 64, 16
+    rows, vocabulary = prompts_ * group, text.vocab_size
+    logits = 4 * rows * length * vocabulary  # 622 MB
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    whole = model.abstract_params()
+    shape, tokens = (prompts_, group, length), (prompts_, 8)
+    prompts = PromptBatch(
+        tokens=array(jnp.int32, *tokens),
+        mask=array(bool, *tokens),
+        positions=array(jnp.int32, *tokens, 3),
+        next_position=array(jnp.int32, prompts_),
+        image_slots=array(jnp.int32, *tokens),
+        images=None,
+        record_ids=array(jnp.int32, prompts_),
+    )
+    responses = array(jnp.int32, *shape), array(bool, *shape)
+    per_token, per_sample = array(jnp.float32, *shape), array(jnp.float32, *shape[:2])
+    batch = TrainBatch(
+        prompts=prompts,
+        tokens=responses[0],
+        mask=responses[1],
+        reasoning_mask=responses[1],
+        answer_mask=responses[1],
+        rewards=per_sample,
+        accuracies=per_sample,
+        given=array(bool, *shape[:2]),
+        prompt_values=array(jnp.float32, prompts_),
+        step=array(jnp.int32),
+        sampler_logps=per_token,
+        reference_logps=per_token,
+        previous_logps=per_token,
+    )
+    optimizer = optax.apply_if_finite(optax.sgd(1.0), 10)
+    method = make_method(engine.small_config())
+    update = make_update(model, optimizer, method, UpdateConfig(chunk_size=chunk))
+    params, frozen = trainable.split(whole, trainable.ALL)
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sampling = Sampling(max_tokens=length, stop_ids=(1,))
+    lowered = {
+        "sample": sample.lower(model, whole, prompts, key, samples=group, sampling=sampling),
+        "score": score.lower(model, params, prompts, *responses, temperature=1.0, chunk_size=chunk),
+        "update": update.lower(state, frozen, batch),
+    }
+    used = {
+        name: program.compile().memory_analysis().temp_size_in_bytes
+        for name, program in lowered.items()
+    }
+    head = 4 * text.width * vocabulary
+    assert used["sample"] < 5 * 4 * rows * vocabulary + 2 * head, used
+    assert used["score"] < 3 * 4 * chunk * vocabulary + 2 * head, used
+    # gradients of the embedding and of the head, which is the same array
+    assert used["update"] < 3 * 4 * chunk * vocabulary + 6 * head, used
+    assert max(used.values()) < logits / 3, used
