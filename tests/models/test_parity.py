@@ -9,7 +9,6 @@ from oracle import FAMILIES, checkpoint, pair, processed, torch_logits, torch_mo
 
 from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.models.layers import inverse_frequencies
-from rdbcl_jax.models.qwen_vl.model import KeyValues
 
 MANY_ROWS = processed(
     ([3, (6, 10), 4, (4, 4), 5], "right"),  # two images, text between them
@@ -150,19 +149,14 @@ def test_decoding_step_by_step_gives_the_full_pass(family, apart):
     if apart:
         params, prompt_cache = model.for_decoding(params, prompt_cache)
         assert isinstance(prompt_cache.key, tuple)
-    empty = jax.tree.map(
+    cache = jax.tree.map(
         lambda a: jnp.zeros((*a.shape[:-3], G, a.shape[-3], T, a.shape[-1])),
         (prompt_cache.key, prompt_cache.value),
     )
-    cache = KeyValues(*empty, jnp.zeros((3, G, T), bool))
     decode = jax.jit(model.decode)
     for t in range(T):
         position = prompts.next_position + t
-        hidden, new = decode(params, tokens[..., t], position, (prompt_cache, cache))
-        key, value = jax.tree.map(
-            lambda old, x, t=t: old.at[..., t : t + 1, :].set(x), (cache.key, cache.value), new
-        )
-        cache = KeyValues(key, value, cache.mask.at[..., t].set(True))
+        hidden, cache = decode(params, tokens[..., t], position, prompt_cache, cache, t)
         found = hidden @ model.lm_head(params)
         assert worst(found, expected[:, :, t], mask[..., t]) <= 1e-4
 
