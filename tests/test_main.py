@@ -40,7 +40,7 @@ def test_help_and_unknown_command():
 BAD_SETTINGS = pytest.mark.parametrize(
     "flag,message",
     [
-        ("--config.method=grop", "config.method is 'grop', expected one of ['grpo'"),
+        ("--config.method=grop", "config.method is 'grop', expected one of ['cispo'"),
         ("--config.sequence=('sum','soduko')", "task 'soduko' is in config.sequence"),
         ("--config.rollout.temperature=0.0", "temperature > 0"),
         ("--config.optimizer.schedule=cosinus", "schedule is 'cosinus'"),
