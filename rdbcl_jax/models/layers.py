@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 
@@ -31,6 +32,9 @@ def rotate(x: Float[Array, "*batch H Dh"], cos_sin) -> Float[Array, "*batch H Dh
     cos, sin = (c[..., None, :] for c in cos_sin)
     x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
+
+
+PRODUCT = "matrix product"  # the name under which rematerialisation may keep results
 
 
 @jax.custom_vjp
@@ -75,7 +79,8 @@ class Linear(nnx.Linear):
         def weight(param):
             return jnp.asarray(param[...], self.dtype)
 
-        out = product(x, weight(self.kernel))
+        # named, since a checkpoint policy does not see into a custom rule
+        out = checkpoint_name(product(x, weight(self.kernel)), PRODUCT)
         if self.bias is not None:
             out += weight(self.bias)
         if self.lora_scale is not None:

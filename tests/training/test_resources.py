@@ -231,3 +231,32 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
     # gradients of the embedding and of the head, which is the same array
     assert used["update"] < 3 * 4 * chunk * vocabulary + 6 * head, used
     assert max(used.values()) < logits / 3, used
+
+
+def test_rematerialisation_trades_products_for_memory(tmp_path):
+    """Products that the compiled gradient runs: all once, the attention's again, all again."""
+    config = read_config(write_tiny_model(tmp_path, engine.SIZE))
+    length, group = 64, 2
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((2, *shape), dtype)
+
+    prompts = PromptBatch(
+        tokens=array(jnp.int32, length),
+        mask=array(bool, length),
+        positions=array(jnp.int32, length, 3),
+        next_position=array(jnp.int32),
+        image_slots=array(jnp.int32, length),
+        images=None,
+        record_ids=array(jnp.int32),
+    )
+    responses = array(jnp.int32, group, length), array(bool, group, length)
+    products, memory = [], []
+    for remat in ("none", "dots", "full"):
+        model = QwenVL(config, remat=remat)
+        grad = jax.grad(lambda *args, model=model: model.response_hidden(*args).sum())
+        compiled = jax.jit(grad).lower(model.abstract_params(), prompts, *responses).compile()
+        products.append(compiled.as_text().count(" dot("))
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert products[0] < products[1] < products[2], products
+    assert memory[0] > memory[1] > memory[2], memory

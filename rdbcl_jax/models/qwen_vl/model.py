@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import Images, PromptBatch
 from rdbcl_jax.models.attention import Block, attend
-from rdbcl_jax.models.layers import inverse_frequencies, rotary
+from rdbcl_jax.models.layers import PRODUCT, inverse_frequencies, rotary
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
@@ -289,7 +289,7 @@ class QwenVL:
     def _rematerialised(self, layer):
         if self.remat == "none":
             return layer
-        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+        policies = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
         return jax.checkpoint(layer, policy=policies[self.remat])
 
     def _scan_text(self, body, carry, params):
