@@ -17,25 +17,13 @@ import dataclasses
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rdbcl_jax.methods.grpo import constant, group_baseline, loss, options
-from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.methods.grpo import options, policy_gradient
+from rdbcl_jax.methods.method import Method
 
 
 def _grpo(config: ConfigDict, **fields) -> Method:
     """GRPO without a KL term unless `config.kl.beta` asks for one: the classic is the anchor."""
-    chosen = options(config, beta=0.0)
-    advantages, beta = group_baseline(chosen["advantage_scale"]), chosen["beta"]
-
-    def targets(batch, policy_logps, entropies):
-        return Targets(advantages(batch.rewards), constant(beta, batch))
-
-    method = Method(
-        name=config.method,
-        targets=targets,
-        loss=loss(config, chosen),
-        reference=chosen["reference"] if beta else None,
-    )
-    return dataclasses.replace(method, **fields)
+    return policy_gradient(config, options(config, beta=0.0), **fields)
 
 
 def joint(config: ConfigDict) -> Method:

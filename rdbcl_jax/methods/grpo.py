@@ -65,6 +65,11 @@ def options(config: ConfigDict, **own: Any) -> dict[str, Any]:
 def grpo(config: ConfigDict) -> Method:
     """Group-normalised advantages, clipped surrogate, β · KL with the same β for every sample."""
     chosen = options(config, **VARIANTS[config.method])
+    return policy_gradient(config, chosen, resample=chosen["resample"])
+
+
+def policy_gradient(config: ConfigDict, chosen: dict[str, Any], **fields: Any) -> Method:
+    """Advantages of the group and one constant β; `fields`: what else a method asks for."""
     advantages, beta = group_baseline(chosen["advantage_scale"]), chosen["beta"]
 
     def targets(batch, policy_logps, entropies):
@@ -75,7 +80,7 @@ def grpo(config: ConfigDict) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen["reference"] if beta else None,
-        resample=chosen["resample"],
+        **fields,
     )
 
 
