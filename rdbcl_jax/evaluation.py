@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,13 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rdbcl_jax.core.continual_metrics import continual_metrics
-from rdbcl_jax.data.pipeline import Shard, eval_batches
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.rollout.sampler import sample
-from rdbcl_jax.sharding import all_hosts_sum, local_rows, put_batch
+from rdbcl_jax.sharding import all_hosts_sum
+from rdbcl_jax.training.survey import respond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,34 +43,19 @@ def evaluate(
     """Greedy responses to every record of every task. Tasks share batches: one shape, no waste."""
     owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])
     records = [record for task in tasks for record in task]
-    shard = Shard(jax.process_index(), jax.process_count())
-    sampling = policy.sampling(config.rollout, greedy=True)
     totals = np.zeros((3, len(tasks)))
-
-    def judge(prompts, valid, rollouts):
-        mine = [records[i] for i in prompts.record_ids]
-        tokens, mask = (local_rows(a)[:, 0] for a in (rollouts.tokens, rollouts.mask))
-        scores = score(mine, policy.texts(tokens, mask), rewards)
-        for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(mine)))):
-            np.add.at(totals[row], owners[prompts.record_ids[valid]], value[valid])
-
-    waiting = None  # scored while the device decodes the next batch
-    for prompts, valid in eval_batches(
-        records, policy.encoder.encode, config.evaluation.batch_size, shard
+    for judged, valid in respond(
+        policy,
+        params,
+        records,
+        functools.partial(score, config=rewards),
+        policy.sampling(config.rollout, greedy=True),
+        jax.random.key(0),  # greedy: never drawn from
+        batch_size=config.evaluation.batch_size,
     ):
-        rollouts = sample(
-            policy.model,
-            policy.whole(params),
-            put_batch(prompts, policy.mesh),
-            jax.random.key(0),  # greedy: never drawn from
-            samples=1,
-            sampling=sampling,
-        )
-        if waiting:
-            judge(*waiting)
-        waiting = prompts, valid, rollouts
-    if waiting:
-        judge(*waiting)
+        scores, ids = judged.scores, judged.responses.host_prompts.record_ids[valid]
+        for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(valid)))):
+            np.add.at(totals[row], owners[ids], value[valid])
     correct, parsed, count = all_hosts_sum(totals)
     return Evaluation(
         accuracy=(correct / count).tolist(),
