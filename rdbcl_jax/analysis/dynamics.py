@@ -30,7 +30,6 @@ from rdbcl_jax.core.masked import masked_sum_and_count, select
 from rdbcl_jax.data.pipeline import eval_batches
 from rdbcl_jax.data.prompts import SupervisedBatch
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.tasks import SUITES
 from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rewards.scoring import score as score_texts
@@ -74,7 +73,7 @@ def make_texts(
     | kind | responses |
     |---|---|
     | `answer` | the gold answer alone, without reasoning |
-    | `trace` | a written solution: the record's column `response`, or a built-in task's procedure |
+    | `trace` | a written solution: the record's column `response`, which built-in tasks have |
     | `own` | the first of G samples of the policy itself, right or wrong |
     | `rollout` | the first right one of G samples of the teacher, a policy after RL |
 
@@ -107,9 +106,6 @@ def make_texts(
 def _written(record: Record) -> str:
     if RESPONSE in record.columns:
         return record.columns[RESPONSE]
-    built_in = [module for module in SUITES.values() if record.task in module.TASKS]
-    if built_in and "start" in record.columns:  # not the user's own task of that name
-        return built_in[0].make_trace(record)
     raise ValueError(
         f"record {record.id!r} has no written solution; give its file a column {RESPONSE!r}"
     )
