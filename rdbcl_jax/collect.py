@@ -7,10 +7,10 @@ import pathlib
 
 import jax
 
-from rdbcl_jax.analysis.snapshots import load_snapshots, place
+from rdbcl_jax.analysis.snapshots import load_snapshots
 from rdbcl_jax.data.tasks import load_sequence
-from rdbcl_jax.export import run_config
 from rdbcl_jax.rewards.scoring import RewardConfig, score
+from rdbcl_jax.runs import place, run_config
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.survey import collect as collect_responses
 

@@ -134,7 +134,9 @@ def method_options() -> dict:
 
 def model() -> dict:
     return {
-        "path": "",  # a Hugging Face checkpoint directory; empty: make the tiny base of `base`
+        # a Hugging Face checkpoint directory, or a run's policy after K of its tasks, WORKDIR@K;
+        # empty: make the tiny base of `base`
+        "path": "",
         "dtype": "bfloat16",  # of activations and matrix products
         "param_dtype": "float32",  # of parameters, gradients and optimizer state
         "remat": "full",  # what the backward pass recomputes: "none", "full", or "dots" for less

@@ -36,6 +36,7 @@ from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling
+from rdbcl_jax.runs import directory_of, is_there
 from rdbcl_jax.sharding import local_rows, make_mesh
 from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.learner import Learner, Stage, Step
@@ -367,7 +368,7 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
     make_optimizer(config.optimizer, training.steps)
     attention.resolve(config.model.attention, mesh)
     if config.model.path:
-        read_config(config.model.path)
+        read_config(directory_of(config.model.path))
     else:
         make_optimizer(config.base.optimizer, config.base.steps)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -415,7 +416,7 @@ def dry(config: ConfigDict) -> ConfigDict:
     records, so that a recipe can be tried where neither has been fetched.
     """
     config = config.copy_and_resolve_references()
-    if not pathlib.Path(config.model.path or "/").exists():
+    if not is_there(config.model.path):
         config.model.path = ""
     for name, built_in in zip(config.sequence, itertools.cycle(suite.TASKS)):
         if any(not _exists(config.tasks.get(name, {}).get(split)) for split in SPLITS):

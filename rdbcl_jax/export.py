@@ -7,10 +7,9 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rdbcl_jax.analysis.snapshots import load_snapshots, place
-from rdbcl_jax.config import default_config
+from rdbcl_jax.analysis.snapshots import load_snapshots
 from rdbcl_jax.models import lora, save_pretrained
-from rdbcl_jax.reporting.logs import read_json
+from rdbcl_jax.runs import directory_of, place, run_config
 from rdbcl_jax.sharding import make_mesh
 
 
@@ -35,23 +34,10 @@ def export(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds files; expected a directory that is new or empty")
     config = config or run_config(name)
-    base, _, _ = place(config, name)
+    start, _, _ = place(config, name)
     (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
     model, params = lora.merge(snapshot.policy.model, snapshot.params)
     if dtype:
         params = jax.tree.map(lambda a: a.astype(dtype), params)
-    save_pretrained(out, model, params, like=base)
+    save_pretrained(out, model, params, like=directory_of(start))
     return out
-
-
-def run_config(name: str) -> ConfigDict:
-    """The config of the run `WORKDIR` or `WORKDIR@K`, as its results.json has it."""
-    folder, at, _ = name.rpartition("@")
-    file = pathlib.Path(folder if at else name) / "results.json"
-    saved = read_json(file, {}).get("config")
-    if saved is None:
-        raise FileNotFoundError(f"{file} is not there; expected a run's workdir, or give --config")
-    config = default_config()
-    with config.unlocked():
-        config.update(saved)
-    return config

@@ -11,12 +11,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
+from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.models import from_pretrained, lora, trainable
 from rdbcl_jax.models.qwen_vl.images import image_processor
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.rollout.spans import SpanFinder
+from rdbcl_jax.runs import directory_of, is_directory, place, run_config
 from rdbcl_jax.sharding import param_shardings
 
 
@@ -75,19 +77,27 @@ class Policy:
 
 
 def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:
-    """Reads the checkpoint directory `config.model.path` onto the mesh.
+    """Reads the model that `config.model.path` names onto the mesh.
 
     Returns the policy and the parameters that learn.
+
+    Raises:
+      FileNotFoundError: no such checkpoint directory, run or task of it.
+      ValueError: tensors that do not fit the model.
     """
     options = config.model
-    model, params = from_pretrained(
-        options.path,
-        dtype=options.dtype,
-        param_dtype=options.param_dtype,
-        mesh=mesh,
-        remat=options.remat,
-        attention=options.attention,
-    )
+    directory = directory_of(options.path)
+    if is_directory(options.path):
+        model, params = from_pretrained(
+            directory,
+            dtype=options.dtype,
+            param_dtype=options.param_dtype,
+            mesh=mesh,
+            remat=options.remat,
+            attention=options.attention,
+        )
+    else:
+        model, params = _learned(options, mesh)
     learning = trainable.WITHOUT_VISION if options.freeze_vision else trainable.ALL
     if options.lora.rank:
         adapters = lora.LoRA(**options.lora)
@@ -96,11 +106,11 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         params = jax.tree.map(jax.device_put, params, shardings)
         learning = trainable.ADAPTERS
     params, frozen = trainable.split(params, learning)
-    tokenizer = AutoTokenizer.from_pretrained(options.path)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
     encoder = PromptEncoder(
         tokenizer,
         image_processor(
-            options.path,
+            directory,
             min_pixels=options.min_pixels or None,
             max_pixels=options.max_pixels or None,
         ),
@@ -112,3 +122,23 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         template=config.data.template,
     )
     return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), params
+
+
+def _learned(options: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[QwenVL, Params]:
+    """The model and all parameters of a run's policy `WORKDIR@K`, its adapters merged: what
+    `rdbcl export` writes, without the way over files."""
+    config = run_config(options.path)
+    config.model.path, workdir, task = place(config, options.path)
+    for name in ("dtype", "param_dtype", "remat", "attention"):  # how it runs, not what it is
+        config.model[name] = options[name]
+    policy, params = load_policy(config, mesh)
+    if task:
+        like = jax.tree.map(_abstract, params)
+        del params  # before its successor is read
+        params = Checkpoints(workdir).restore_task(task, like)
+    model, params = lora.merge(policy.model, policy.whole(params))
+    return model, jax.tree.map(jax.device_put, params, param_shardings(params, mesh))
+
+
+def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)

@@ -1,7 +1,9 @@
-"""Exported policies, read by transformers and by us: the logits of the policy that was trained."""
+"""A run's policy, exported and started from: read by transformers and by us, it is the one that was
+trained."""
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,19 +14,26 @@ import torch
 import transformers
 
 from rdbcl_jax.checkpoint import Checkpoints
-from rdbcl_jax.continual import train
-from rdbcl_jax.export import export, run_config
-from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.continual import check, train
+from rdbcl_jax.data.tiny import TinySize, write_tiny_model
+from rdbcl_jax.export import export
+from rdbcl_jax.models import from_pretrained, save_pretrained
+from rdbcl_jax.models.lora import merge
+from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
+from rdbcl_jax.runs import directory_of, is_directory, run_config
 from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.study.jobs import gate_name
 from tests import engine
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def short_config():
+def short_config(path=""):
     config = engine.small_config()
+    config.model.path = str(path)
     config.sequence, config.training.steps, config.base.steps = ("sum",), 1, 2
     config.optimizer.learning_rate = 3e-2
     return config
@@ -40,10 +49,9 @@ def full(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora(full, tmp_path_factory):
-    """Adapters of a checkpoint that lies elsewhere."""
+    """Adapters of what another run has learned, from a checkpoint that lies there."""
     workdir = tmp_path_factory.mktemp("lora")
-    config = short_config()
-    config.model.path = str(full / "base")
+    config = short_config(f"{full}@1")
     config.model.lora.rank, config.model.lora.alpha = 4, 64.0
     train(config, workdir)
     return workdir
@@ -111,6 +119,95 @@ def test_logits_are_those_of_the_trained_policy(request, tmp_path, run, task):
 def test_every_file_of_the_base_is_there(full, tmp_path):
     path = export(str(full), tmp_path / "out")
     assert {p.name for p in path.iterdir()} == {p.name for p in (full / "base").iterdir()}
+
+
+# ---------------------------------------------------------------------- to start from
+
+
+def start(path, **model):
+    """What a run with this `model.path` starts from: its policy, all that it learns."""
+    config = short_config(path)
+    config.model.update(model)
+    return load_policy(config, make_mesh())
+
+
+def equal(a, b):
+    leaves = zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    return all((np.asarray(x) == np.asarray(y)).all() for x, y in leaves)
+
+
+def test_a_start_is_the_policy_that_the_run_has_learned(full, lora):
+    _, base = from_pretrained(full / "base", dtype="float32")
+    _, found = start(f"{full}@1")
+    assert equal(start(f"{full}@0")[1], base)
+    assert equal(found, Checkpoints(full).restore_task(1, base))
+    assert not equal(found, base)
+    assert equal(start(full)[1], found)  # without a number: after the last task
+    assert equal(start(f"{lora}@0")[1], found)  # a run that started from it
+
+
+def test_a_start_from_adapters_has_them_merged(full, lora, tmp_path):
+    policy, found = start(f"{lora}@1")
+    assert policy.model.lora is None
+    assert not equal(found, start(f"{full}@1")[1])
+    own, learned = trained(lora, 1)
+    assert equal(found, merge(own.model, learned)[1])
+    _, exported = from_pretrained(export(f"{lora}@1", tmp_path / "out"), dtype="float32")
+    assert equal(found, exported)
+
+
+def test_how_a_start_is_held_is_the_new_config_s_affair(full):
+    _, whole = start(f"{full}@1")
+    policy, half = start(f"{full}@1", param_dtype="bfloat16", dtype="bfloat16", remat="full")
+    assert policy.model.dtype == "bfloat16" and policy.model.remat == "full"
+    assert equal(half, jax.tree.map(lambda p: p.astype("bfloat16"), whole))
+    policy, adapters = start(f"{full}@1", lora={"rank": 2})
+    assert policy.model.lora.rank == 2
+    assert equal(merge(policy.model, policy.whole(adapters))[1], whole)  # they begin at 0
+
+
+def test_a_run_goes_on_where_the_other_ended(full, lora):
+    ended, began = (
+        json.loads((workdir / "results.json").read_text())["splits"] for workdir in (full, lora)
+    )
+    for split in ("validation", "test"):
+        assert ended[split]["accuracy"][1] == began[split]["accuracy"][0]
+        assert ended[split]["parse_rate"][1] == began[split]["parse_rate"][0]
+    assert not (lora / "base").exists() and directory_of(lora) == full / "base"
+    # in a study only models that no run of it has trained are gated
+    assert gate_name(short_config(full / "base")) and not gate_name(short_config(f"{full}@1"))
+
+
+def test_a_start_that_is_not_there(full, tmp_path):
+    for path, message in (
+        (f"{full}@2", r"found tasks \[0, 1\] in .*, 0: base"),
+        (f"{full}@", r"found tasks \[0, 1\]"),
+        (f"{tmp_path}/nothing@1", r"nothing@1: neither a checkpoint directory .* nor a run"),
+        (tmp_path, "expected DIR, WORKDIR or WORKDIR@TASKS"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            check(short_config(path), make_mesh())  # before anything is made or compiled
+        with pytest.raises(FileNotFoundError, match=message):
+            start(path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")  # as in a workdir of a study
+    assert not is_directory(tmp_path) and is_directory(full / "base")
+
+
+def test_a_start_whose_base_was_exchanged(full, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(full, run)
+    shutil.rmtree(run / "base")
+    with pytest.raises(FileNotFoundError, match=r"the run's base model is not at .*/run/base"):
+        start(f"{run}@1")
+    write_tiny_model(run / "base", TinySize(depth=1, vision_depth=1, width=32, mlp_width=48))
+    model = QwenVL(read_config(run / "base"))
+    save_pretrained(run / "base", model, model.init(jax.random.key(0)), like=run / "base")
+    with pytest.raises(ValueError, match="was saved with another model or optimizer"):
+        start(f"{run}@1")
+
+
+# ---------------------------------------------------------------------- the command
 
 
 def test_command_and_dtype(lora, tmp_path):

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy, load_policy
+from rdbcl_jax.runs import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def load_snapshots(
       ValueError: a workdir of another model; tokenizers that differ.
     """
     places = [place(config, name) for name in names]  # all found before any is read
-    loaded: dict[pathlib.Path, tuple[Policy, Params]] = {}
+    loaded: dict[str, tuple[Policy, Params]] = {}
     snapshots = []
     for name, (path, workdir, task) in zip(names, places, strict=True):
         if path not in loaded:
@@ -60,34 +61,10 @@ def load_snapshots(
     return snapshots
 
 
-def place(config: ConfigDict, name: str) -> tuple[pathlib.Path, pathlib.Path | None, int]:
-    """(checkpoint directory, workdir, number of tasks); no workdir for a plain directory."""
-    path = pathlib.Path(name)
-    if (path / "config.json").exists():
-        return path, None, 0
-    folder, at, number = name.rpartition("@")
-    workdir = pathlib.Path(folder if at else name)
-    saved = {int(p.name[5:]) for p in workdir.glob("checkpoints/task_*") if p.name[5:].isdigit()}
-    base = pathlib.Path(config.model.path or workdir / "base")
-    if not saved and not (workdir / "base").exists():
-        raise FileNotFoundError(
-            f"{name}: neither a checkpoint directory (no config.json) nor a run's workdir (no "
-            "checkpoints/task_… and no base/); expected DIR, WORKDIR or WORKDIR@TASKS"
-        )
-    if not (base / "config.json").exists():
-        raise FileNotFoundError(f"{name}: the run's base model is not at {base}; set model.path")
-    task = int(number) if number.isdigit() else -1
-    if not at:
-        task = max(saved, default=0)
-    if task not in saved | {0}:
-        raise FileNotFoundError(f"{name}: found tasks {sorted(saved | {0})} in {workdir}, 0: base")
-    return base, workdir, task
-
-
-def _at(config: ConfigDict, path: pathlib.Path, workdir: pathlib.Path | None) -> ConfigDict:
+def _at(config: ConfigDict, path: str, workdir: pathlib.Path | None) -> ConfigDict:
     """The config with the model at `path`; one that is no run's has no adapters."""
     config = config.copy_and_resolve_references()
-    config.model.path = str(path)
+    config.model.path = path
     if workdir is None:
         config.model.lora.rank, config.model.freeze_vision = 0, False
     return config

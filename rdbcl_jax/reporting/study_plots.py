@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,10 @@ CURVE_METRICS = {
     "last": "Last",
     "mft": "just trained (plasticity)",
     "forgetting_max": "forgetting (max)",
+}
+LEARNING = {
+    "accuracy": "accuracy of sampled responses, %",
+    "entropy": "entropy of the policy, nats per token",
 }
 COSTS = {"step": "step of the run", "sampled": "sampled responses", "tokens": "tokens"}
 
@@ -114,26 +119,34 @@ def tasks(cells: Sequence[Mapping]) -> Figure:
 
 
 def learning(cells: Sequence[Mapping]) -> Figure:
-    """Accuracy of the sampled responses, mean over seeds, against three measures of cost."""
-    figure, axes = _panels(len(COSTS), (9.6, 2.7), sharey=True)
-    for ax, (axis, title) in zip(axes, COSTS.items(), strict=True):
-        for cell, colour in zip(cells, _colours(cells).values(), strict=True):
-            if cell["learning"]:
-                y = np.array(cell["learning"]["accuracy"], float)
+    """What the policy sampled while it learned, means over seeds, against measures of cost: a row
+    for the responses' accuracy, one for the policy's entropy where that was logged."""
+    colours = _colours(cells)  # of all, so that an arm looks the same in every picture
+    cells = [cell for cell in cells if cell["learning"]]
+    rows = [name for name in LEARNING if any(name in cell["learning"] for cell in cells)]
+    size = (9.6, 0.6 + 2.1 * len(rows))
+    figure, axes = _panels(len(COSTS), size, rows=len(rows), sharey="row")
+    places = itertools.product(rows, COSTS.items())
+    for ax, (name, (cost, title)) in zip(axes, places, strict=True):
+        for cell in cells:
+            if name in cell["learning"]:
+                y = np.array(cell["learning"][name], float)
                 smooth = plots.moving_average(y, max(1, len(y) // 60))
-                ax.plot(cell["learning"][axis], smooth, color=colour, lw=1.4)
-        ax.set_xlabel(title)
-        ax.yaxis.set_major_formatter(plots.PERCENT)
-    axes[0].set_title("accuracy of sampled responses, %", fontsize=9, color=INK, loc="left")
-    shown = [cell["arm"] for cell in cells if cell["learning"]]
-    _legend(figure, {arm: colour for arm, colour in _colours(cells).items() if arm in shown})
+                ax.plot(cell["learning"][cost], smooth, color=colours[cell["arm"]], lw=1.4)
+        if name == "accuracy":
+            ax.yaxis.set_major_formatter(plots.PERCENT)
+        if name == rows[-1]:
+            ax.set_xlabel(title)
+        if cost == next(iter(COSTS)):
+            ax.set_title(LEARNING[name], fontsize=9, color=INK, loc="left")
+    _legend(figure, {cell["arm"]: colours[cell["arm"]] for cell in cells})
     return figure
 
 
 # ------------------------------------------------------------------------------ pieces
 
 
-def _panels(columns: int, size: tuple[float, float], *, rows: int = 1, sharey: bool = False):
+def _panels(columns: int, size: tuple[float, float], *, rows: int = 1, sharey=False):
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
     for ax in axes:

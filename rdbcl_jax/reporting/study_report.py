@@ -197,24 +197,24 @@ def _batches(rows: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
-    """Accuracy of the sampled responses by step, mean over seeds, and what it had cost by then;
-    empty where none were sampled."""
+    """Accuracy of the sampled responses and entropy of the policy (where it was logged) by step,
+    means over seeds, and what each step had cost; empty where no responses were sampled."""
     runs = [run for run in runs if sampled(run).any() and len(run.series("accuracy")[0])]
     if not runs:
         return {}
     length = min(len(run.series("accuracy")[0]) for run in runs)
+    logged = [k for k in ("accuracy", "entropy") if all(len(r.series(k)[0]) for r in runs)]
 
     def mean(values: Iterable[np.ndarray]) -> np.ndarray:
         return np.mean([v[:length] for v in values], axis=0)
 
-    accuracy = mean(run.series("accuracy")[1] for run in runs)
     axes = {
         "step": np.arange(1.0, length + 1),
         "sampled": mean(np.cumsum(sampled(run)) for run in runs),
         "tokens": mean(run.series("num_tokens")[1] for run in runs),
     }
-    curve = {name: thin(x, x)[1].tolist() for name, x in axes.items()}
-    return {**curve, "accuracy": thin(axes["step"], accuracy)[1].tolist()}
+    curves = {name: mean(run.series(name)[1] for run in runs) for name in logged}
+    return {name: thin(x, x)[1].tolist() for name, x in {**axes, **curves}.items()}
 
 
 def difference(cell: Mapping, base: Mapping, metric: str) -> dict[str, Any]:

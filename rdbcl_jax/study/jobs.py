@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rdbcl_jax.reporting.logs import plain, read_json, write_json
+from rdbcl_jax.runs import is_directory
 
 ASKED = "config.json"  # in a run's workdir: the config that it was asked for
 
@@ -37,9 +38,10 @@ def base_name(config: ConfigDict) -> str:
 def gate_name(config: ConfigDict) -> str:
     """Folder of the gate that a run's base has to pass, the same for all runs that can share it.
 
-    It takes what the gate reads: other thresholds are another gate. Empty for a dry run.
+    It takes what the gate reads: other thresholds are another gate. Empty for a dry run, and where
+    a run starts from another's policy: that one's base is gated.
     """
-    if config.dry_run:
+    if config.dry_run or (config.model.path and not is_directory(config.model.path)):
         return ""
     parts = {
         "tasks": sorted(config.sequence),

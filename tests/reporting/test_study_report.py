@@ -43,8 +43,9 @@ def supervised(row):
 
 
 def redrawn(row):
-    """DAPO: three batches for every step."""
-    return {**without_kl(row), "batches": 3 * (row["task_step"] + 1)}
+    """DAPO: three batches for every step; and no entropy, as with `training.entropy` off."""
+    row = {k: v for k, v in without_kl(row).items() if k != "entropy"}
+    return {**row, "batches": 3 * (row["task_step"] + 1)}
 
 
 def one_per_prompt(row):
@@ -124,6 +125,11 @@ def test_tables_and_pictures_of_all_of_them(runs, tmp_path):
     assert {p.stem for p in tmp_path.glob("*.png")} == {"arms", "tasks", "learning", "curve-beta"}
     learned = {cell["arm"] for cell in numbers["arms"] if cell["learning"]}
     assert learned == {"rdbcl", "grpo, no KL", "dapo", "mssr"}
+    curves = {cell["arm"]: cell["learning"] for cell in numbers["arms"]}
+    assert {arm for arm in learned if "entropy" in curves[arm]} == learned - {"dapo"}
+    entropies = [read_run(path).series("entropy")[1] for path in runs["mssr"].values()]
+    np.testing.assert_allclose(curves["mssr"]["entropy"], np.mean(entropies, 0))
+    np.testing.assert_array_equal(curves["mssr"]["sampled"], 4 * np.arange(1, 13))
     text = (tmp_path / "study.md").read_text()
     assert line(text, "sft", "### Strength")[1:5] == ["–", "–", "–", "0.0"]
     assert line(text, "zero-shot", "### Strength")[1:] == ["–", "–", "–", "0.0", "0.0", "0.0"]
