@@ -93,6 +93,11 @@ def default_config() -> ConfigDict:
             },
             "evaluation": {
                 "batch_size": 64,
+                # tasks that are evaluated and never learned, beside those of `sequence`
+                "tasks": (),
+                # while a task is learned, validation accuracy on all tasks every so many steps;
+                # 0: only before and after each task
+                "every": 0,
             },
             "base": base(),
             "gate": gate(),

@@ -24,7 +24,7 @@ from rdbcl_jax.base import make_base
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import load_images
-from rdbcl_jax.data.tasks import BUILT_IN, SPLITS, load_sequence
+from rdbcl_jax.data.tasks import BUILT_IN, SPLITS, load_held, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import attention
@@ -84,7 +84,7 @@ class _Run:
         self.rewards = RewardConfig(**self.config.rewards.to_dict())
         self.mesh = make_mesh(**self.config.mesh)
         check(self.config, self.mesh)
-        self.tasks = load_sequence(self.config)
+        self.tasks, self.held = load_sequence(self.config), load_held(self.config)
         workdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(workdir)
         self.timing: dict[str, float] = {}
@@ -102,7 +102,9 @@ class _Run:
         process = jax.process_index()
         folder = self.workdir / f"processes/{process}" if process else self.workdir
         with (
-            Progress(names, self.steps, enabled=process == 0) as self.progress,
+            Progress(
+                names, self.steps, held=[task.name for task in self.held], enabled=process == 0
+            ) as self.progress,
             RunLog(folder, resume_step=done) as self.log,
         ):
             self._load()
@@ -263,6 +265,13 @@ class _Run:
         task, first_step = self.tasks[k], k * self.steps
         self.progress.start_task(k, step=start)
 
+        def probe(params) -> dict[str, float]:
+            tasks = [*self.tasks, *self.held]
+            records = [task.validation for task in tasks]
+            found = evaluate(self.policy, params, records, self.rewards, self.config)
+            pairs = zip(tasks, found.accuracy, strict=True)
+            return {f"eval/{task.name}/accuracy": value for task, value in pairs}
+
         def report(index: int, metrics: dict, samples: dict) -> None:
             self.tokens += metrics["num_tokens"]
             place = {"step": first_step + index, "task": task.name}
@@ -284,18 +293,19 @@ class _Run:
                 first_step=first_step,
                 report=report,
                 save=save,
+                probe=probe,
             )
 
     def _evaluate(self, row: int, policy) -> None:
         """Row `row` of both matrices, unless it is there from before a resume."""
         if len(self.rows.get("test", [])) > row:
             return
-        self.progress.phase(f"evaluating all {len(self.tasks)} tasks")
-        splits = ("validation", "test")
-        records = [getattr(task, split) for split in splits for task in self.tasks]
+        tasks, splits = [*self.tasks, *self.held], ("validation", "test")
+        self.progress.phase(f"evaluating all {len(tasks)} tasks")
+        records = [getattr(task, split) for split in splits for task in tasks]
         with self._timed("evaluation"):
             found = evaluate(self.policy, policy, records, self.rewards, self.config)
-        count = len(self.tasks)
+        count = len(tasks)
         for i, split in enumerate(splits):
             self.rows.setdefault(split, []).append(found.part(i * count, (i + 1) * count))
         self._write_results("running")
@@ -310,7 +320,8 @@ class _Run:
             "seed": self.config.seed,
             "status": status,
             "tasks": [task.name for task in self.tasks],
-            "splits": {split: split_results(rows) for split, rows in self.rows.items()},
+            "held": [task.name for task in self.held],
+            "splits": {s: split_results(rows, len(self.tasks)) for s, rows in self.rows.items()},
             "config": self.config.to_dict(),
             "versions": _versions(),
             "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
@@ -418,7 +429,8 @@ def dry(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if not is_there(config.model.path):
         config.model.path = ""
-    for name, built_in in zip(config.sequence, itertools.cycle(suite.TASKS)):
+    names = (*config.sequence, *config.evaluation.tasks)
+    for name, built_in in zip(names, itertools.cycle(suite.TASKS)):
         if any(not _exists(config.tasks.get(name, {}).get(split)) for split in SPLITS):
             with config.unlocked():
                 config.tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)

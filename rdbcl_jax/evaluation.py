@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rdbcl_jax.core.continual_metrics import continual_metrics
+from rdbcl_jax.core.continual_metrics import continual_metrics, held_metrics
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy
@@ -64,13 +64,21 @@ def evaluate(
     )
 
 
-def split_results(rows: Sequence[Evaluation]) -> dict:
-    """One split's part of results.json: matrices with row 0 = base model, and every metric."""
+def split_results(rows: Sequence[Evaluation], learned: int) -> dict:
+    """One split's part of results.json: matrices with row 0 = base model, and every metric.
+
+    The first `learned` columns are the tasks of the sequence, in its order; any others are held.
+    """
     accuracy = [row.accuracy for row in rows]
-    complete = len(accuracy) == len(accuracy[0]) + 1
+    metrics = {}
+    if len(accuracy) == learned + 1:
+        matrix = np.asarray(accuracy)
+        metrics = continual_metrics(matrix[:, :learned])
+        if matrix.shape[1] > learned:
+            metrics |= held_metrics(matrix[:, learned:])
     return {
         "accuracy": accuracy,
         "parse_rate": [row.parse_rate for row in rows],
         "count": rows[0].count,
-        "metrics": continual_metrics(np.asarray(accuracy)) if complete else {},
+        "metrics": metrics,
     }

@@ -1,8 +1,9 @@
 """Continual-learning metrics of an accuracy matrix.
 
 Row i of the matrix holds the accuracy on every task after training through task i; row 0 is the
-base model. Public toolkits disagree on definitions, by several points, so every variant is
-computed and carries its own name.
+base model. Tasks that are evaluated and never learned have columns too, and metrics of their own:
+the others are of learned tasks alone. Public toolkits disagree on definitions, by several points,
+so every variant is computed and carries its own name.
 """
 
 from __future__ import annotations
@@ -66,3 +67,22 @@ def continual_metrics(matrix: Float[Array, "T+1 T"]) -> dict[str, Float[Array, "
         "transfer": divide(*masked_sum_and_count(a, column > row)),
         "fwt_zeroshot": zero_shot.sum() / max(tasks - 1, 1),
     }
+
+
+def held_metrics(matrix: Float[Array, "T+1 H"]) -> dict[str, Float[Array, ""]]:
+    """What became of H ≥ 1 tasks that were not learned while T others were; in the matrix's units.
+
+    With h[i, j] the accuracy on task j after training through task i, i = 0 the base model:
+    `held_last` is mean_j h[T, j], and `held_change` mean_j (h[T, j] − h[0, j]), negative where what
+    the base model could do was forgotten.
+
+    Raises:
+        ValueError: the matrix is not [T + 1, H] with T ≥ 1 and H ≥ 1.
+    """
+    matrix = to_float(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] < 2 or matrix.shape[1] < 1:
+        raise ValueError(
+            "the accuracy matrix of held tasks is [T + 1, H] (row 0 the base model, then one row "
+            f"per learned task), T ≥ 1 and H ≥ 1; got {list(matrix.shape)}"
+        )
+    return {"held_last": matrix[-1].mean(), "held_change": (matrix[-1] - matrix[0]).mean()}

@@ -6,6 +6,7 @@ Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UC
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -62,6 +63,13 @@ def picture(pixels: np.ndarray) -> Image.Image:
 
 
 def mosaic(tiles: np.ndarray) -> np.ndarray:
-    """[4, h, w] -> [2 · h, 2 · w], row by row."""
-    h, w = tiles.shape[1:]
-    return tiles.reshape(2, 2, h, w).swapaxes(1, 2).reshape(2 * h, 2 * w)
+    """[n², h, w] -> [n · h, n · w], row by row."""
+    count, h, w = tiles.shape
+    n = math.isqrt(count)
+    return tiles.reshape(n, n, h, w).swapaxes(1, 2).reshape(n * h, n * w)
+
+
+def pieces(picture: np.ndarray, n: int) -> np.ndarray:
+    """[n · h, n · w] -> [n², h, w]: `mosaic` undone."""
+    h, w = (side // n for side in picture.shape)
+    return picture.reshape(n, h, n, w).swapaxes(1, 2).reshape(n * n, h, w)

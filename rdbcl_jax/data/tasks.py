@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.data import forks, suite
+from rdbcl_jax.data import forks, puzzles, suite
 from rdbcl_jax.data.records import Record, load_records
 
 SPLITS = ("train", "validation", "test")
 BUILT_IN = "digits:"
-SUITES = {"digits": suite, "forks": forks}  # modules with the same functions
+SUITES = {"digits": suite, "forks": forks, "puzzles": puzzles}  # modules with the same functions
 
 
 def suite_of(task: str):
@@ -25,7 +26,7 @@ def suite_of(task: str):
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """One task of the sequence."""
+    """One task; `train` is empty where it is only evaluated."""
 
     name: str
     train: list[Record]
@@ -37,7 +38,7 @@ def load_sequence(config: ConfigDict) -> list[TaskData]:
     """Every task of `config.sequence`, in order.
 
     A task that `config.tasks` does not describe is the built-in one of that name. A split's source
-    is a file, a pattern, `tfds:name/split`, `digits:TASK` or `forks:TASK`.
+    is a file, a pattern, `tfds:name/split`, or `SUITE:TASK` for a built-in one.
 
     Raises:
       ValueError: an empty sequence, a task named twice, a task without a source for a split.
@@ -45,7 +46,27 @@ def load_sequence(config: ConfigDict) -> list[TaskData]:
     names = tuple(config.sequence)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"config.sequence is {names}, expected different task names, at least one")
-    return [TaskData(name, **{s: _load(config, name, s) for s in SPLITS}) for name in names]
+    return [_load_task(config, name, SPLITS) for name in names]
+
+
+def load_held(config: ConfigDict) -> list[TaskData]:
+    """Every task of `config.evaluation.tasks`: its validation and test records.
+
+    Raises:
+      ValueError: a task named twice, or in the sequence too; one without a source for a split.
+    """
+    names = tuple(config.evaluation.tasks)
+    learned = set(names) & set(config.sequence)
+    if learned or len(set(names)) < len(names):
+        raise ValueError(
+            f"config.evaluation.tasks is {names}, expected different task names, none of them in "
+            f"config.sequence (there: {sorted(learned)}): its tasks are evaluated anyway"
+        )
+    return [_load_task(config, name, ("validation", "test")) for name in names]
+
+
+def _load_task(config: ConfigDict, name: str, splits: Sequence[str]) -> TaskData:
+    return TaskData(name, **{s: _load(config, name, s) if s in splits else [] for s in SPLITS})
 
 
 def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
@@ -53,8 +74,9 @@ def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
         try:
             suite_of(name)
         except ValueError as error:
+            field = "sequence" if name in config.sequence else "evaluation.tasks"
             raise ValueError(
-                f"task {name!r} is in config.sequence, but not in config.tasks, and {error}; give "
+                f"task {name!r} is in config.{field}, but not in config.tasks, and {error}; give "
                 f"its sources in config.tasks.{name}"
             ) from None
         return _built_in(name, config, split)
@@ -68,8 +90,8 @@ def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
 def read_source(
     source: str, config: ConfigDict, *, split: str, task: str, verifier: str | None = None
 ) -> list[Record]:
-    """The records of a file, a pattern, `tfds:name/split`, `digits:TASK` or `forks:TASK`; the
-    last two have splits of their own, of `config.data`'s sizes."""
+    """The records of a file, a pattern, `tfds:name/split`, or `SUITE:TASK` with one of `SUITES`,
+    which has splits of its own, of `config.data`'s sizes."""
     suite_name, _, built_in = source.partition(":")
     if suite_name in SUITES:
         return _built_in(built_in, config, split)

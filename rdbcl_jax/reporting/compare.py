@@ -19,10 +19,9 @@ import numpy as np
 from rdbcl_jax.reporting import page, plots
 from rdbcl_jax.reporting.logs import Run, flatten, read_run
 from rdbcl_jax.reporting.page import DASH, escape, percent
-from rdbcl_jax.reporting.report import DEFINITIONS
+from rdbcl_jax.reporting.report import DEFINITIONS, SIGNED
 
 NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir)$")
-SIGNED = {"bwt", "bwt_over_t", "fwt_zeroshot"}
 PAIRED_NOTE = (
     "Mean ± sd of the differences between runs of the same seed, in points. The standard error of"
     " such a mean is sd / √n: with few seeds, a difference of one sd says little."

@@ -194,10 +194,17 @@ class Run:
         seen = dict.fromkeys(row["task"] for row in self.steps if row.get("task"))
         return list(self.results.get("tasks") or seen)
 
-    def matrix(self, split: str = "test", what: str = "accuracy") -> np.ndarray:
-        """[T + 1, T] floats, row 0 = base model; NaN where the run has not come yet."""
+    @property
+    def held(self) -> list[str]:
+        """Names of the tasks that are evaluated and not learned."""
+        return list(self.results.get("held") or [])
+
+    def matrix(self, split: str = "test", what: str = "accuracy", *, held=False) -> np.ndarray:
+        """[T + 1, T] floats, row 0 = base model; NaN where the run has not come yet. `held` adds
+        the columns of the tasks that are not learned."""
         rows = self.results.get("splits", {}).get(split, {}).get(what) or []
-        return full_matrix(rows, len(self.tasks))
+        tasks = len(self.tasks)
+        return full_matrix(rows, tasks, tasks + len(self.held) if held else tasks)
 
     @property
     def tasks_done(self) -> int:
@@ -227,11 +234,11 @@ class Run:
         return [key for key in found if key not in INDEX_KEYS]
 
 
-def full_matrix(rows: list, tasks: int) -> np.ndarray:
-    """[tasks + 1, tasks] with NaN for absent rows and null cells."""
-    matrix = np.full((tasks + 1, tasks), np.nan)
+def full_matrix(rows: list, tasks: int, columns: int) -> np.ndarray:
+    """[tasks + 1, columns] with NaN for absent rows and null cells."""
+    matrix = np.full((tasks + 1, columns), np.nan)
     for i, row in enumerate(rows[: tasks + 1]):
-        cells = [math.nan if cell is None else cell for cell in (row or [])[:tasks]]
+        cells = [math.nan if cell is None else cell for cell in (row or [])[:columns]]
         matrix[i, : len(cells)] = cells
     return matrix
 

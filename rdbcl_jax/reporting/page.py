@@ -86,25 +86,33 @@ def heat_map(
     tasks: Sequence[str],
     *,
     caption: str,
+    held: Sequence[str] = (),
     hue: str = "accuracy",
     counts: Sequence[int] = (),
 ) -> str:
-    """The accuracy matrix as a table: a shade per cell, a frame where a task was just trained."""
+    """The accuracy matrix as a table: a shade per cell, a frame where a task was just trained.
+
+    `held` tasks, which are not learned, have the last columns; a row's mean leaves them out.
+    """
+    columns = [*tasks, *held]
     names = ["base", *(f"after {task}" for task in tasks)]
     labels = ["base", *(f'<i class="after">after </i>{escape(task)}' for task in tasks)]
     head = "".join(f'<th scope="col">{escape(task)}</th>' for task in tasks)
+    after = "".join(f'<th scope="col"><i>{escape(task)}</i></th>' for task in held)
     lines = []
     for i, row in enumerate(matrix):
-        cells = "".join(
-            _heat_cell(value, i, j, f"{names[i]}, on {tasks[j]}", counts)
+        cells = [
+            _heat_cell(value, i, j, f"{names[i]}, on {columns[j]}", counts)
             for j, value in enumerate(row)
-        )
-        mean = percent(row.mean()) if len(row) else DASH
+        ]
+        own, others = "".join(cells[: len(tasks)]), "".join(cells[len(tasks) :])
+        mean = percent(row[: len(tasks)].mean()) if tasks else DASH
         head_cell = f'<th scope="row"><span>{labels[i]}</span></th>'
-        lines.append(f'<tr>{head_cell}{cells}<td class="mean">{mean}</td></tr>')
+        lines.append(f'<tr>{head_cell}{own}<td class="mean">{mean}</td>{others}</tr>')
     return (
         f'<figure class="heat {hue}"><figcaption>{caption}</figcaption>'
-        f'<div class="scroll"><table><thead><tr><td></td>{head}<th scope="col">mean</th></tr>'
+        f'<div class="scroll"><table><thead><tr><td></td>{head}'
+        f'<th scope="col">mean</th>{after}</tr>'
         f"</thead>\n<tbody>\n{chr(10).join(lines)}\n</tbody></table></div></figure>"
     )
 

@@ -53,18 +53,20 @@ def never_fails(method: Callable) -> Callable:
 
 
 class Progress:
-    """Where the run is. `steps` is one number for all tasks, or one per task."""
+    """Where the run is. `steps` is one number for all tasks, or one per task; `held` are tasks that
+    are evaluated after them and not learned."""
 
     def __init__(
         self,
         tasks: Sequence[str],
         steps: int | Sequence[int],
         *,
+        held: Sequence[str] = (),
         enabled: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.tasks = list(tasks)
+        self.tasks, self.held = list(tasks), list(held)
         self.steps = [steps] * len(self.tasks) if isinstance(steps, int) else list(steps)
         self.enabled = enabled
         self._stream = stream or sys.stdout
@@ -230,13 +232,14 @@ class Progress:
 
     def _print_row(self, name: str, accuracies: list[float], trained: int) -> None:
         """One row of the matrix; on a terminal the rows form a table, trained tasks in bold."""
-        cells = list(zip(self.tasks, accuracies, strict=True))
+        columns = [*self.tasks, *self.held]
+        cells = list(zip(columns, accuracies, strict=True))
         if self._live is None:
             self._say(f"accuracy {name}: " + ", ".join(f"{t} {a:.1%}" for t, a in cells))
             return
         width = max(len(f"after {task}") for task in self.tasks) + 1
         if not self._header_shown:
-            header = "accuracy, %".ljust(width) + "".join(f"  {t:>5}" for t in self.tasks)
+            header = "accuracy, %".ljust(width) + "".join(f"  {t:>5}" for t in columns)
             self._live.console.print(Text(header, style="dim"))
             self._header_shown = True
         row = Text(name.ljust(width), style="dim")

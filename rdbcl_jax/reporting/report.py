@@ -33,7 +33,10 @@ DEFINITIONS = {
     "transfer": "Mean accuracy on tasks still to come, after each task (upper triangle).",
     "fwt_zeroshot": "Forward transfer: accuracy on a task just before its training, minus the"
     " base model's.",
+    "held_last": "Mean accuracy over the tasks that were not learned, after the last one that was.",
+    "held_change": "The same minus the base model's: negative where they were forgotten.",
 }
+SIGNED = {"bwt", "bwt_over_t", "fwt_zeroshot", "held_change"}  # differences: shown with a sign
 
 PANELS = {  # of the section on the run's health: key → title, note
     "kl": ("KL to the previous policy", "nats per token; starts at 0 with every task"),
@@ -130,8 +133,18 @@ def _tiles(run: Run) -> str:
         page.tile("Avg", percent(metrics.get("avg_seen")), "over tasks seen so far"),
         page.tile("BWT", percent(metrics.get("bwt"), signed=True), "backward transfer, points"),
         page.tile("Forgetting", percent(metrics.get("forgetting_max")), "from the best, points"),
+        *_held_tile(run, metrics),
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _held_tile(run: Run, metrics: dict[str, Any]) -> list[str]:
+    if not run.held:
+        return []
+    change = metrics.get("held_change")
+    note = f"{len(run.held)} tasks not learned"
+    note += "" if change is None else f" {_change(change)}"
+    return [page.tile("Held", percent(metrics.get("held_last")), note)]
 
 
 def _change(points: float) -> str:
@@ -180,14 +193,16 @@ def _matrices(run: Run, split: str) -> str:
     """Accuracy and parse rate, side by side unless the tasks are too many."""
     data = run.results.get("splits", {}).get(split, {})
     counts = data.get("count") or ()
-    counts = [counts] * len(run.tasks) if isinstance(counts, int) else counts
-    caption = "Accuracy, %<small>framed: just trained</small>"
-    maps = [page.heat_map(run.matrix(split), run.tasks, caption=caption, counts=counts)]
+    columns = len(run.tasks) + len(run.held)
+    counts = [counts] * columns if isinstance(counts, int) else counts
+    words = "framed: just trained" + ("; slanted: not learned" if run.held else "")
+    caption, same = f"Accuracy, %<small>{words}</small>", {"held": run.held, "counts": counts}
+    maps = [page.heat_map(run.matrix(split, held=True), run.tasks, caption=caption, **same)]
     if data.get("parse_rate"):
         caption = "Parse rate, %<small>losing the format is not losing the knowledge</small>"
-        parse = run.matrix(split, "parse_rate")
-        maps.append(page.heat_map(parse, run.tasks, caption=caption, hue="parse", counts=counts))
-    return page.grid(maps, wide=True) if len(run.tasks) <= 7 else "\n".join(maps)
+        parse = run.matrix(split, "parse_rate", held=True)
+        maps.append(page.heat_map(parse, run.tasks, caption=caption, hue="parse", **same))
+    return page.grid(maps, wide=True) if columns <= 7 else "\n".join(maps)
 
 
 def _metrics(run: Run) -> str:
@@ -201,7 +216,7 @@ def _metrics(run: Run) -> str:
     rows = (
         [
             f"<code>{escape(name)}</code>",
-            *(percent(v.get(name), signed="bwt" in name or "fwt" in name) for v in values.values()),
+            *(percent(v.get(name), signed=name in SIGNED) for v in values.values()),
             escape(DEFINITIONS.get(name, "")),
         ]
         for name in names

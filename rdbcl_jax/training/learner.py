@@ -76,10 +76,12 @@ class Step:
     batch: TrainBatch
     batches: int  # drawn so far
     device: tuple[dict, dict]  # metrics and per-sample values of the update
+    probed: dict[str, float] = dataclasses.field(default_factory=dict)  # of the policy after it
 
 
 Report = Callable[[int, dict[str, float], dict[str, Any]], None]  # step, metrics, sample columns
 Save = Callable[[int, TrainState, Progress], None]
+Probe = Callable[[Params], dict[str, float]]
 
 
 class Learner:
@@ -130,6 +132,7 @@ class Learner:
         first_step: int,
         report: Report,
         save: Save,
+        probe: Probe,
     ) -> tuple[TrainState, Step | None]:
         """Steps `start` … `training.steps` of a task.
 
@@ -138,6 +141,8 @@ class Learner:
           report: called with the metrics of every step, one step late.
           save: called every `training.checkpoint_every` steps with the number of steps done, but
             for the last; all steps before it have been reported by then.
+          probe: metrics of a policy, which join those of the step that made it; called every
+            `evaluation.every` steps, but for the last.
         Returns:
           The state, and the last step (None if nothing was left to do).
         """
@@ -156,15 +161,27 @@ class Learner:
             batch = self._batch(judged, references, first_step + index)
             drawn = int(self._progress.batches)
             state, step = self._update_from(state, Step(index, judged, batch, drawn, ({}, {})))
+            done = index + 1
+            if self._due(self.config.evaluation.every, done):
+                step = self._probed(step, probe, state.params)
             unreported = step
-            every, done = training.checkpoint_every, index + 1
-            if every and done % every == 0 and done < training.steps:
+            if self._due(training.checkpoint_every, done):
                 self._report(unreported, report)
                 unreported = None
                 save(done, state, self._progress)
         if unreported:
             self._report(unreported, report)
         return state, step
+
+    def _due(self, every: int, done: int) -> bool:
+        """What happens every so many steps of a task (0: never); its end has a place of its own."""
+        return every > 0 and done % every == 0 and done < self.config.training.steps
+
+    def _probed(self, step: Step, probe: Probe, params: Params) -> Step:
+        began = time.perf_counter()
+        found = probe(params)
+        self._reported += time.perf_counter() - began  # no part of the step's time
+        return dataclasses.replace(step, probed=found)
 
     # ------------------------------------------------------------------ the start of a task
 
@@ -383,6 +400,7 @@ class Learner:
             "learning_rate": float(self._rate(step.index + 1)),
             "step_time": now - before,
             **{name: float(value) for name, value in metrics.items()},
+            **step.probed,
         }
         report(step.index, row, self._columns(step, samples, lengths))
 

@@ -76,6 +76,7 @@ def most_bytes_while_learning(path, rank):
         first_step=0,
         report=report,
         save=lambda done, state, progress: None,
+        probe=lambda params: {},
     )
     assert len(held) == 2
     return max(held) / nbytes(policy.whole(base))
@@ -159,6 +160,7 @@ def test_nothing_compiles_after_the_second_step(tmp_path):
             first_step=0,
             report=lambda index, metrics, samples: steps.append(metrics),
             save=lambda done, state, progress: None,
+            probe=lambda params: {},
         )
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
