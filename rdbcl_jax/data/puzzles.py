@@ -11,9 +11,10 @@ task asks of its answers: to ignore the cue is to be wrong.
 `jigsaw2x2` and `jigsaw3x3` are the novel task of arXiv 2506.23508: a digit, enlarged, in shuffled
 pieces; answer[new position] = original position, from 1, row by row. A trace names a route too, and
 lists along it the original position of every piece shown. Here any route leads to the answer. The
-base model was taught what such a response looks like, and nothing about the picture: the positions
-in its demonstrations are drawn at random. The *teacher*, whose traces supervised fine-tuning can
-learn from, reads every puzzle `back`, whatever the cue: right, and not how the base would do it.
+base model was taught to see where pieces belong, but not how positions are numbered: in its
+demonstrations they are counted on from any of them, so that one response of n² is right. The
+*teacher*, whose traces supervised fine-tuning can learn from, reads every puzzle `back`, whatever
+the cue: right, and not how the base would do it.
 """
 
 from __future__ import annotations
@@ -207,8 +208,8 @@ class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
     Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn. The route follows
-    its cue with probability `follow`, else it is another. In a jigsaw the positions are a random
-    order of the pieces, whatever the picture shows.
+    its cue with probability `follow`, else it is another. In a jigsaw the positions are counted on
+    from a random one, the first after the last.
     """
 
     def __init__(
@@ -226,7 +227,8 @@ class Demonstrations:
         if rng.random() >= self.follow:
             others = [route for route in OPTIONS["route"] if route != procedure.route]
             procedure = Procedure(others[rng.integers(len(others))])
-        guess = {}
-        if TASKS[record.task].side:
-            guess = dict(enumerate((1 + rng.permutation(TASKS[record.task].side ** 2)).tolist()))
-        return record, make_trace(record, procedure, guess)
+        changes = {}
+        if pieces := TASKS[record.task].side ** 2:
+            first, (places, _) = int(rng.integers(pieces)), _solve(record, procedure)
+            changes = {k: 1 + (place - 1 + first) % pieces for k, place in enumerate(places)}
+        return record, make_trace(record, procedure, changes)

@@ -86,7 +86,7 @@ def test_every_route_leads_to_a_jigsaws_answer_and_the_teacher_takes_one(task, s
         assert record.columns["response"] == puzzles.make_trace(record, puzzles.Procedure("back"))
 
 
-def test_demonstrations_teach_the_digit_tasks_and_only_the_form_of_a_jigsaw():
+def test_demonstrations_solve_the_digit_tasks_and_number_a_jigsaws_positions_at_random():
     source = puzzles.Demonstrations(3000, seed=0, follow=0.9)
     right = {task: [] for task in puzzles.TASKS}
     kept = []
@@ -97,14 +97,16 @@ def test_demonstrations_teach_the_digit_tasks_and_only_the_form_of_a_jigsaw():
             side = JIGSAWS[record.task]
             places = dict(zip(order(route, side), written, strict=True))
             assert answer == " ".join(str(places[cell]) for cell in range(side * side))
-            pairs = zip(answer.split(), record.answer.split(), strict=True)
-            right[record.task].append(np.mean([a == b for a, b in pairs]))
+            gold = [int(word) for word in record.answer.split()]
+            off = {(int(a) - b) % side**2 for a, b in zip(answer.split(), gold, strict=True)}
+            assert len(off) == 1  # all counted on from the same one
+            right[record.task].append(answer == record.answer)
         elif kept[-1]:
             right[record.task].append(answer == record.answer)
     assert np.mean(kept) == pytest.approx(0.9, abs=0.02)
     assert all(np.mean(right[task]) == 1 for task in DIGITS)
-    for task, side in JIGSAWS.items():  # pieces in their place by chance alone
-        assert np.mean(right[task]) == pytest.approx(1 / side**2, abs=0.03)
+    for task, side in JIGSAWS.items():
+        assert np.mean(right[task]) == pytest.approx(1 / side**2, abs=0.05)
 
 
 @pytest.mark.parametrize("task", puzzles.TASKS)
@@ -116,7 +118,7 @@ def test_mistakes_change_the_answer_and_all_words_are_known(task):
             changes, length = puzzles.mistake(record, procedure, last, rng)
             text = puzzles.make_trace(record, procedure, changes)
             assert text.split()[:length] != puzzles.make_trace(record).split()[:length]
-            if task != "twice" or last:  # twice a state that is off by 5 is the same
+            if last or task in ("total", "zigzag", *JIGSAWS):  # others may come out the same
                 assert parse(text).answer != record.answer
         tags = {"<think>", "</think>", "<answer>", "</answer>"}
         known = set(puzzles.words())
