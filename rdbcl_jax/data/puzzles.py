@@ -11,8 +11,8 @@ task asks of its answers: to ignore the cue is to be wrong.
 `jigsaw2x2` and `jigsaw3x3` are the novel task of arXiv 2506.23508: a digit, enlarged, in shuffled
 pieces; answer[new position] = original position, from 1, row by row. A trace names a route too, and
 lists along it the original position of every piece shown. Here any route leads to the answer. The
-base model was taught to see where pieces belong, but not how positions are numbered: in its
-demonstrations they are counted on from any of them, so that one response of n² is right. The
+base model was taught to see where pieces belong, but not how an answer numbers positions: in its
+demonstrations they are counted on from any of them, so that one answer of n² is right. The
 *teacher*, whose traces supervised fine-tuning can learn from, reads every puzzle `back`, whatever
 the cue: right, and not how the base would do it.
 """
@@ -170,15 +170,21 @@ def _solve(record: Record, procedure: Procedure, changes: dict[int, int] | None 
 
 
 def make_trace(
-    record: Record, procedure: Procedure | None = None, changes: dict[int, int] | None = None
+    record: Record,
+    procedure: Procedure | None = None,
+    changes: dict[int, int] | None = None,
+    shift: int = 0,
 ) -> str:
     """The response that carries out a procedure (default: the cue's) on a record.
 
     `changes` overwrites the state (the position, in a jigsaw) of a step; what follows from it is
-    changed with it.
+    changed with it. `shift` counts the positions of a jigsaw's answer on by so many, the first
+    after the last: 0 is right.
     """
     procedure = procedure or verified(record)
     written, answer = _solve(record, procedure, changes)
+    if shift:
+        answer = " ".join(str(1 + (int(p) - 1 + shift) % len(written)) for p in answer.split())
     trace = " ".join((procedure.route, *map(str, written)))
     return f"<think> {trace} </think> <answer> {answer} </answer>"
 
@@ -208,12 +214,16 @@ class Demonstrations:
     """Random-access source of (record, response) for the base model's SFT.
 
     Item i is a fresh draw, a pure function of (seed, i), with the tasks in turn. The route follows
-    its cue with probability `follow`, else it is another. In a jigsaw the positions are counted on
-    from a random one, the first after the last.
+    its cue with probability `follow`, else it is another. A jigsaw's answer counts positions on by
+    a random number. The larger jigsaw, which takes longest to learn to see, comes twice.
     """
 
     def __init__(
-        self, count: int, seed: int, follow: float = 0.8, tasks: Sequence[str] = tuple(TASKS)
+        self,
+        count: int,
+        seed: int,
+        follow: float = 0.8,
+        tasks: Sequence[str] = (*TASKS, "jigsaw3x3"),
     ):
         self.count, self.seed, self.follow, self.tasks = count, seed, follow, tuple(tasks)
 
@@ -227,8 +237,6 @@ class Demonstrations:
         if rng.random() >= self.follow:
             others = [route for route in OPTIONS["route"] if route != procedure.route]
             procedure = Procedure(others[rng.integers(len(others))])
-        changes = {}
-        if pieces := TASKS[record.task].side ** 2:
-            first, (places, _) = int(rng.integers(pieces)), _solve(record, procedure)
-            changes = {k: 1 + (place - 1 + first) % pieces for k, place in enumerate(places)}
-        return record, make_trace(record, procedure, changes)
+        pieces = TASKS[record.task].side ** 2
+        shift = int(rng.integers(pieces)) if pieces else 0
+        return record, make_trace(record, procedure, shift=shift)

@@ -23,6 +23,10 @@ LEARNING = {
     "accuracy": "accuracy of sampled responses, %",
     "entropy": "entropy of the policy, nats per token",
 }
+PATH_COSTS = {
+    "step": "steps",
+    "learned": "response tokens learned from (dotted: generated)",
+}
 COSTS = {"step": "step of the run", "sampled": "sampled responses", "tokens": "tokens"}
 
 
@@ -37,6 +41,8 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Figure]:
             found[f"tasks{suffix}"] = tasks(cells)
         if any(cell["learning"] for cell in cells):
             found[f"learning{suffix}"] = learning(cells)
+        if any(cell["tradeoff"] for cell in cells):
+            found[f"tradeoff{suffix}"] = tradeoff([c for c in cells if c["tradeoff"]])
         points = [c for c in numbers["curves"] if c["setting"] == setting and c["seeds"]]
         for name in dict.fromkeys(c["curve"] for c in points):
             found[f"curve-{_slug(name)}{suffix}"] = curve([c for c in points if c["curve"] == name])
@@ -143,6 +149,46 @@ def learning(cells: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def tradeoff(cells: Sequence[Mapping]) -> Figure:
+    """Old tasks against new ones along training, and both against its cost; means over seeds, a
+    pale dot for each seed's end, the base model as a ring."""
+    figure = Figure(figsize=(10.2, 4.6), layout="constrained")
+    axes = figure.subplot_mosaic(
+        [["both", "new step", "new learned"], ["both", "old step", "old learned"]],
+        width_ratios=(1.5, 1, 1),
+    )
+    for ax in axes.values():
+        plots.style(ax)
+        ax.yaxis.set_major_formatter(plots.PERCENT)
+    for cell, colour in zip(cells, _colours(cells).values(), strict=True):
+        path = {name: np.array(values, float) for name, values in cell["tradeoff"]["path"].items()}
+        new, old = path["new"].mean(axis=0), path["old"].mean(axis=0)
+        ax = axes["both"]
+        ax.plot(path["new"][:, -1], path["old"][:, -1], "o", color=colour, ms=4, mew=0, alpha=0.4)
+        ax.plot(new, old, "-", color=colour, lw=1.6, marker="o", ms=2.5)
+        ax.plot(new[-1], old[-1], "D", color=colour, ms=7, mec="white", mew=1, zorder=5)
+        ax.plot(new[0], old[0], "o", mec=INK, mfc="none", ms=8, zorder=6)
+        for name, y in (("new", new), ("old", old)):
+            for axis in PATH_COSTS:
+                axes[f"{name} {axis}"].plot(path[axis], y, color=colour, lw=1.6)
+            if path["generated"][-1] > 0:
+                axes[f"{name} learned"].plot(path["generated"], y, ":", color=colour, lw=1.6)
+    both = axes["both"]
+    both.grid(axis="x", color=plots.GRID, lw=0.7)
+    both.xaxis.set_major_formatter(plots.PERCENT)
+    both.xaxis.get_major_locator().set_params(integer=False)
+    both.set_xlabel("accuracy on the new tasks, % (ring: before, diamond: after)")
+    both.set_title("accuracy on the old tasks, %", fontsize=9, color=INK, loc="left")
+    for axis, title in PATH_COSTS.items():
+        axes[f"old {axis}"].set_xlabel(title)
+        for name in ("new", "old"):
+            ax = axes[f"{name} {axis}"]
+            _costs_axis(ax, [np.array(c["tradeoff"]["path"][axis], float) for c in cells])
+            ax.set_title(f"{name} tasks, %", fontsize=9, color=INK, loc="left")
+    _legend(figure, _colours(cells))
+    return figure
+
+
 # ------------------------------------------------------------------------------ pieces
 
 
@@ -152,6 +198,13 @@ def _panels(columns: int, size: tuple[float, float], *, rows: int = 1, sharey=Fa
     for ax in axes:
         plots.style(ax)
     return figure, axes
+
+
+def _costs_axis(ax: Axes, costs: Sequence[np.ndarray]) -> None:
+    """Logarithmic from the first evaluation on, linear before: methods differ by factors."""
+    first = min((c[c > 0].min() for c in costs if (c > 0).any()), default=1.0)
+    ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+    ax.minorticks_off()
 
 
 def _label(cell: Mapping) -> str:

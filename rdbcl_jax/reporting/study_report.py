@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from rdbcl_jax.reporting import study_plots
+from rdbcl_jax.reporting import study_plots, tradeoff
 from rdbcl_jax.reporting.choice import Choice, paired_bootstrap
 from rdbcl_jax.reporting.compare import markdown_table, spread
 from rdbcl_jax.reporting.logs import Run, plain, read_run, write_json
 from rdbcl_jax.reporting.page import DASH, percent
 from rdbcl_jax.reporting.plots import thin
+from rdbcl_jax.reporting.report import SIGNED
 
 COLUMNS = {  # of the first table: metric → title
     "last": "Last",
@@ -135,6 +136,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "strength": _columns(strength(run) for run in runs.values()),
         "cost": _columns(cost(run) for run in runs.values()),
         "learning": _learning(list(runs.values())),
+        "tradeoff": tradeoff.summary(list(runs.values()), [sampled(r) for r in runs.values()]),
     }
 
 
@@ -262,6 +264,7 @@ def to_markdown(numbers: Mapping[str, Any], pictures: Sequence[str] = ()) -> str
         parts += [
             f"## Results{several}",
             _results(cells, numbers),
+            *_tradeoff(cells, several),
             f"### By seed{several}",
             _by_seed(cells, numbers),
             f"### Strength of the KL term and cost{several}",
@@ -322,9 +325,17 @@ def _gates(numbers: Mapping) -> str:
     return markdown_table(["gate", "verdict", "checks", "failed by"], rows)
 
 
+def _tradeoff(cells: Sequence[Mapping], several: str) -> list[str]:
+    if not any(cell["tradeoff"] for cell in cells):
+        return []
+    return [f"### New tasks and old ones{several}", tradeoff.NOTE, tradeoff.table(cells)]
+
+
 def _results(cells: Sequence[Mapping], numbers: Mapping) -> str:
     metric = numbers["metric"]
     shown = COLUMNS if metric in COLUMNS else {metric: metric, **COLUMNS}
+    if all(len(cell["tasks"]) < 2 for cell in cells):  # the others are Last again, or 0
+        shown = {name: text for name, text in shown.items() if name in ("last", metric)}
     title = shown[metric]
     header = ["arm", "chosen", "n", *shown.values(), f"{title} − {numbers['baseline']} [95 %]"]
     rows = []
@@ -332,7 +343,7 @@ def _results(cells: Sequence[Mapping], numbers: Mapping) -> str:
         n = f"{len(cell['seeds'])}"
         if cell["failed"]:
             n += f" ({len(cell['failed'])} failed)"
-        means = (_spread(cell["metrics"].get(name, []), signed=name == "bwt") for name in shown)
+        means = (_spread(cell["metrics"].get(name, []), signed=name in SIGNED) for name in shown)
         rows.append([cell["arm"], _chosen(cell, numbers), n, *means, _interval(cell["difference"])])
     return markdown_table(header, rows)
 
