@@ -31,5 +31,6 @@ def test_every_run_of_a_study_could_start(name, form):
         scores = {run: 0.5 for run in runs}
     assert plan.undecided == 0 and len(runs) >= 2 * len(study.arms)
     for run in runs.values():
-        make_method(run.config)
+        if not run.needs:  # what another run leaves is not there yet
+            make_method(run.config)
         assert run.config.rollout.prompts * run.config.rollout.samples <= 512
