@@ -45,14 +45,14 @@ def get_config(form: str = "full") -> ConfigDict:
     settings = [Setting(size, {"sequence": (size,)}) for size in SIZES]
     if form == "ci":
         run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
-        run.base.steps, run.base.batch_size = 20, 32
+        run.base.steps, run.base.batch_size = 150, 32  # until some rollouts are right by chance
         run.training.steps, run.evaluation.every = 4, 2
         run.evaluation.batch_size = 32
         run.data.train_count, run.data.validation_count, run.data.test_count = 64, 32, 32
         settings = settings[:1]
     return study_config(
         run,
-        arms(rl_steps=4, collect=4) if form == "ci" else arms(rl_steps=400, collect=2),
+        arms(rl_steps=4, collect=8) if form == "ci" else arms(rl_steps=400, collect=2),
         baseline="rft",
         report_seeds=range(2 if form == "ci" else 5),
         settings=settings,
