@@ -6,18 +6,21 @@ It stands in for an instruct model where none can be had: same modules, same fil
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import SUITES
 from rdbcl_jax.data.tiny import TinySize, write_tiny_model
 from rdbcl_jax.models import save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
+from rdbcl_jax.rewards.parsing import TAGS
 from rdbcl_jax.training.supervised import fine_tune
 
 WEIGHTS = "model.safetensors"
@@ -49,6 +52,8 @@ def make_base(
     demonstrations = suite.Demonstrations(
         config.base.steps * config.base.batch_size, config.base.seed, follow=config.base.follow
     )
+    if config.base.formatted < 1:
+        demonstrations = Careless(demonstrations, config.base.formatted, config.base.seed)
     params = fine_tune(
         policy,
         params,
@@ -64,6 +69,23 @@ def make_base(
         draft.rename(directory)  # in one move: what is there is complete
     multihost_utils.sync_global_devices("base model")
     return directory
+
+
+class Careless:
+    """Demonstrations of which only a share keeps to the response format: the others have the same
+    words without its tags, as a model answers that does not yet follow an instruction. Which ones
+    is a pure function of (seed, index)."""
+
+    def __init__(self, demonstrations: Sequence[tuple[Record, str]], formatted: float, seed: int):
+        self.demonstrations, self.formatted, self.seed = demonstrations, formatted, seed
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def __getitem__(self, index: int) -> tuple[Record, str]:
+        record, text = self.demonstrations[index]
+        keeps = np.random.default_rng([self.seed, index, 2]).random() < self.formatted
+        return record, text if keeps else " ".join(w for w in text.split() if w not in TAGS)
 
 
 def _at(config: ConfigDict, path: pathlib.Path) -> ConfigDict:

@@ -1,9 +1,18 @@
 """A model too weak to follow the format: memorise, explore, or switch between both (2506.23061).
 
-The `forks` testbed with a base of 200 steps instead of 600, which seldom finishes a right trace.
-SFT and GRPO alone, DyME, and DyME without either half. (SFT and then GRPO is not here yet: an arm
-that starts from another arm's policy.)
-No KL term anywhere, as in the paper.
+The first task of the `forks` testbed, and a base that is taught for 400 steps instead of 600, with
+the tags of the response format in 40 % of its demonstrations. On validation data of seed 100 it
+keeps to the format in 32 % of its greedy and 40 % of its sampled responses, and 11 % of both are
+right. (Fewer steps alone do not make such a model: the format is learned within 40 of them, before
+any skill.) Half of the first groups are all wrong. Frozen there, before any test data was looked
+at.
+
+Every arm takes 160 steps of 64 sequences. `sft then grpo` has SFT for the first half and GRPO for
+the second: it starts from the policy of `sft, half the steps`, an arm that is there for this alone.
+SFT and DyME's memorising learn from the records' own traces, which are right: a teacher that knows
+it all. `dyme, no memorise` is GRPO, to the bit, since without a KL term a group that is all right
+teaches GRPO nothing either. No KL term anywhere, as in the paper; its reward for thinking is left
+out, for want of hints.
 
     rdbcl study --config=configs/studies/dyme.py --workdir=DIR [--ci]
 """
@@ -15,13 +24,14 @@ from ml_collections import ConfigDict
 from rdbcl_jax.study import Arm, load_config, study_config
 
 SFT = {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}
+SFT_FIRST = "sft, half the steps"
 
 
 def get_config(form: str = "full") -> ConfigDict:
     run = load_config(pathlib.Path(__file__).parent / "testbed.py")
     run.sequence = run.sequence[:1]
     run.kl.beta = 0.0
-    run.base.steps = 200
+    run.base.steps, run.base.formatted = 400, 0.4
     run.training.steps = 160
     small = form == "ci"
     if small:
@@ -29,12 +39,16 @@ def get_config(form: str = "full") -> ConfigDict:
         run.base.steps, run.base.batch_size, run.training.steps = 20, 32, 2
         run.data.train_count, run.data.validation_count, run.data.test_count = 64, 32, 64
         run.evaluation.batch_size = 32
+    run.evaluation.every = run.training.steps // 8
+    half = {"training.steps": run.training.steps // 2}
     arms = [
         Arm("grpo", {"method": "grpo"}),
-        Arm("sft", SFT),
+        Arm(SFT_FIRST, {**SFT, **half}),
+        Arm("sft then grpo", {"method": "grpo", "model.path": f"{{arm:{SFT_FIRST}}}@1", **half}),
         Arm("dyme", {"method": "dyme"}),
+        Arm("sft", SFT),
         Arm("dyme, no memorise", {"method": "dyme", "dyme.memorise": False}),
         Arm("dyme, no explore", {"method": "dyme", "dyme.explore": False}),
     ]
     seeds = range(2 if small else 5)
-    return study_config(run, arms[:3] if small else arms, baseline="grpo", report_seeds=seeds)
+    return study_config(run, arms[:4] if small else arms, baseline="grpo", report_seeds=seeds)

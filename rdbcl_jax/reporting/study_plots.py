@@ -19,9 +19,10 @@ CURVE_METRICS = {
     "mft": "just trained (plasticity)",
     "forgetting_max": "forgetting (max)",
 }
-LEARNING = {
-    "accuracy": "accuracy of sampled responses, %",
-    "entropy": "entropy of the policy, nats per token",
+LEARNING = {  # name → (part of a cell, key), title
+    "validation": (("progress", "accuracy"), "accuracy on validation records, mean over tasks, %"),
+    "sampled": (("learning", "accuracy"), "accuracy of sampled responses, %"),
+    "entropy": (("learning", "entropy"), "entropy of the policy, nats per token"),
 }
 PATH_COSTS = {
     "step": "steps",
@@ -39,7 +40,7 @@ def draw(numbers: Mapping[str, Any]) -> dict[str, Figure]:
         if cells:
             found[f"arms{suffix}"] = arms(cells, numbers)
             found[f"tasks{suffix}"] = tasks(cells)
-        if any(cell["learning"] for cell in cells):
+        if any(cell["progress"] for cell in cells):
             found[f"learning{suffix}"] = learning(cells)
         if any(cell["tradeoff"] for cell in cells):
             found[f"tradeoff{suffix}"] = tradeoff([c for c in cells if c["tradeoff"]])
@@ -125,28 +126,41 @@ def tasks(cells: Sequence[Mapping]) -> Figure:
 
 
 def learning(cells: Sequence[Mapping]) -> Figure:
-    """What the policy sampled while it learned, means over seeds, against measures of cost: a row
-    for the responses' accuracy, one for the policy's entropy where that was logged."""
+    """What was measured while the policy learned, means over seeds, against measures of cost: a
+    row of panels for each of `LEARNING` that there is. Arms that sample nothing have no curve over
+    sampled responses."""
     colours = _colours(cells)  # of all, so that an arm looks the same in every picture
-    cells = [cell for cell in cells if cell["learning"]]
-    rows = [name for name in LEARNING if any(name in cell["learning"] for cell in cells)]
+    curves = {name: _curves(cells, *where) for name, (where, _) in LEARNING.items()}
+    rows = [name for name, found in curves.items() if found]
     size = (9.6, 0.6 + 2.1 * len(rows))
     figure, axes = _panels(len(COSTS), size, rows=len(rows), sharey="row")
     places = itertools.product(rows, COSTS.items())
     for ax, (name, (cost, title)) in zip(axes, places, strict=True):
-        for cell in cells:
-            if name in cell["learning"]:
-                y = np.array(cell["learning"][name], float)
-                smooth = plots.moving_average(y, max(1, len(y) // 60))
-                ax.plot(cell["learning"][cost], smooth, color=colours[cell["arm"]], lw=1.4)
-        if name == "accuracy":
+        (_, key), label = LEARNING[name]
+        for arm, found in curves[name].items():
+            if any(found[cost]):
+                _draw_curve(ax, found[cost], found[key], name == "validation", colours[arm])
+        if key == "accuracy":
             ax.yaxis.set_major_formatter(plots.PERCENT)
         if name == rows[-1]:
             ax.set_xlabel(title)
         if cost == next(iter(COSTS)):
-            ax.set_title(LEARNING[name], fontsize=9, color=INK, loc="left")
-    _legend(figure, {cell["arm"]: colours[cell["arm"]] for cell in cells})
+            ax.set_title(label, fontsize=9, color=INK, loc="left")
+    shown = {arm for found in curves.values() for arm in found}
+    _legend(figure, {arm: colour for arm, colour in colours.items() if arm in shown})
     return figure
+
+
+def _curves(cells: Sequence[Mapping], part: str, key: str) -> dict[str, Mapping]:
+    return {cell["arm"]: cell[part] for cell in cells if key in cell[part]}
+
+
+def _draw_curve(ax: Axes, x, y, points: bool, colour: str) -> None:
+    y = np.array(y, float)
+    if points:
+        ax.plot(x, y, "-o", color=colour, ms=3, lw=1.4, mew=0)
+    else:
+        ax.plot(x, plots.moving_average(y, max(1, len(y) // 60)), color=colour, lw=1.4)
 
 
 def tradeoff(cells: Sequence[Mapping]) -> Figure:

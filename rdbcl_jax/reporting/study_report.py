@@ -136,6 +136,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "strength": _columns(strength(run) for run in runs.values()),
         "cost": _columns(cost(run) for run in runs.values()),
         "learning": _learning(list(runs.values())),
+        "progress": _progress(list(runs.values())),
         "tradeoff": tradeoff.summary(list(runs.values()), [sampled(r) for r in runs.values()]),
     }
 
@@ -204,19 +205,49 @@ def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
     runs = [run for run in runs if sampled(run).any() and len(run.series("accuracy")[0])]
     if not runs:
         return {}
-    length = min(len(run.series("accuracy")[0]) for run in runs)
+    length = min(len(run.steps) for run in runs)
     logged = [k for k in ("accuracy", "entropy") if all(len(r.series(k)[0]) for r in runs)]
 
-    def mean(values: Iterable[np.ndarray]) -> np.ndarray:
-        return np.mean([v[:length] for v in values], axis=0)
+    columns = [{**_costs(r), **{name: r.series(name)[1] for name in logged}} for r in runs]
+    means = {k: np.mean([column[k][:length] for column in columns], axis=0) for k in columns[0]}
+    return {name: thin(x, x)[1].tolist() for name, x in means.items()}
 
-    axes = {
-        "step": np.arange(1.0, length + 1),
-        "sampled": mean(np.cumsum(sampled(run)) for run in runs),
-        "tokens": mean(run.series("num_tokens")[1] for run in runs),
+
+def _costs(run: Run) -> dict[str, np.ndarray]:
+    """Steps, sampled responses and tokens by the end of every step."""
+    return {
+        "step": np.arange(1.0, len(run.steps) + 1),
+        "sampled": np.cumsum(sampled(run)),
+        "tokens": run.series("num_tokens")[1],
     }
-    curves = {name: mean(run.series(name)[1] for run in runs) for name in logged}
-    return {name: thin(x, x)[1].tolist() for name, x in {**axes, **curves}.items()}
+
+
+def _progress(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Accuracy on validation records, mean over the tasks of the sequence and over seeds, wherever
+    it was measured: before and after every task, and every `evaluation.every` steps."""
+    runs = [run for run in runs if run.steps]
+    if not runs:
+        return {}
+    found = [_measured(run) for run in runs]
+    done = sorted(set.intersection(*(set(accuracies) for accuracies in found)))
+    costs = [
+        {name: np.concatenate([[0.0], x])[done] for name, x in _costs(run).items()} for run in runs
+    ]
+    means = {name: np.mean([cost[name] for cost in costs], axis=0) for name in costs[0]}
+    accuracy = np.mean([[accuracies[step] for step in done] for accuracies in found], axis=0)
+    return {**{name: x.tolist() for name, x in means.items()}, "accuracy": accuracy.tolist()}
+
+
+def _measured(run: Run) -> dict[int, float]:
+    """Steps behind the policy → its mean accuracy on the tasks' validation records."""
+    matrix, keys = run.matrix("validation"), [f"eval/{task}/accuracy" for task in run.tasks]
+    found = {0: float(matrix[0].mean())}
+    for done, row in enumerate(run.steps, start=1):
+        if done == len(run.steps) or run.steps[done]["task"] != row["task"]:
+            found[done] = float(matrix[run.tasks.index(row["task"]) + 1].mean())
+        elif all(row.get(key) is not None for key in keys):
+            found[done] = float(np.mean([row[key] for key in keys]))
+    return {done: accuracy for done, accuracy in found.items() if math.isfinite(accuracy)}
 
 
 def difference(cell: Mapping, base: Mapping, metric: str) -> dict[str, Any]:

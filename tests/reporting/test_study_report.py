@@ -138,6 +138,33 @@ def test_tables_and_pictures_of_all_of_them(runs, tmp_path):
     assert "NaN" not in (tmp_path / "study.json").read_text()
 
 
+def test_accuracy_wherever_it_was_measured(runs, tmp_path):
+    """Before and after each task, and at the steps that have it for every task of the run."""
+
+    def probed(row):
+        found = {f"eval/{task}/accuracy": 0.25 * (1 + i) for i, task in enumerate(TASKS)}
+        row = {**row, **(found if row["task_step"] == 2 else {})}
+        return {**row, "eval/sum/accuracy": 0.9} if row["task_step"] == 3 else row  # not of all
+
+    found = {}
+    for arm in ("sft", "mssr", "zero-shot"):
+        shutil.copytree(runs[arm][0].parent, tmp_path / arm)
+        found[arm] = {seed: tmp_path / arm / str(seed) for seed in runs[arm]}
+    for seed in (0, 1):
+        rewritten(found["sft"][seed], probed)
+    write_study_report(record(found, baseline="sft"), tmp_path)
+    curves = {c["arm"]: c["progress"] for c in read_json(tmp_path / "study.json", {})["arms"]}
+    assert curves["sft"]["step"] == [0, 3, 6, 9, 12] and curves["mssr"]["step"] == [0, 6, 12]
+    matrices = [read_run(path).matrix("validation") for path in found["sft"].values()]
+    ends = np.mean(matrices, axis=(0, 2))
+    wanted = [ends[0], 0.375, ends[1], 0.375, ends[2]]
+    np.testing.assert_allclose(curves["sft"]["accuracy"], wanted)
+    assert curves["sft"]["sampled"] == [0] * 5 and curves["mssr"]["sampled"] == [0, 24, 48]
+    tokens = np.mean([read_run(p).series("num_tokens")[1] for p in found["sft"].values()], axis=0)
+    np.testing.assert_allclose(curves["sft"]["tokens"], [0, *tokens[[2, 5, 8, 11]]])
+    assert curves["zero-shot"] == {}
+
+
 def test_failed_and_missing_runs_are_marked(runs, tmp_path):
     cells = record(runs).arms
     one = dataclasses.replace(cells[0], runs={0: cells[0].runs[0]}, failed={1: "boom"})
