@@ -206,6 +206,19 @@ class Run:
         tasks = len(self.tasks)
         return full_matrix(rows, tasks, tasks + len(self.held) if held else tasks)
 
+    def measured(self) -> dict[int, np.ndarray]:
+        """Steps behind the policy → its accuracy on validation records of every task, the held ones
+        last: before and after each task, and wherever `evaluation.every` asked for it."""
+        names, matrix = [*self.tasks, *self.held], self.matrix("validation", held=True)
+        keys = [f"eval/{name}/accuracy" for name in names]
+        found = {0: matrix[0]}
+        for done, row in enumerate(self.steps, start=1):
+            if done == len(self.steps) or self.steps[done]["task"] != row["task"]:
+                found[done] = matrix[self.tasks.index(row["task"]) + 1]
+            elif all(row.get(key) is not None for key in keys):
+                found[done] = np.array([row[key] for key in keys], float)
+        return {done: accuracy for done, accuracy in found.items() if np.isfinite(accuracy).all()}
+
     @property
     def tasks_done(self) -> int:
         """How many tasks were trained and evaluated."""

@@ -228,26 +228,15 @@ def _progress(runs: Sequence[Run]) -> dict[str, list[float]]:
     runs = [run for run in runs if run.steps]
     if not runs:
         return {}
-    found = [_measured(run) for run in runs]
+    found = [run.measured() for run in runs]
     done = sorted(set.intersection(*(set(accuracies) for accuracies in found)))
     costs = [
         {name: np.concatenate([[0.0], x])[done] for name, x in _costs(run).items()} for run in runs
     ]
     means = {name: np.mean([cost[name] for cost in costs], axis=0) for name in costs[0]}
-    accuracy = np.mean([[accuracies[step] for step in done] for accuracies in found], axis=0)
+    learned = slice(len(runs[0].tasks))  # held tasks come after them
+    accuracy = np.mean([[a[step][learned].mean() for step in done] for a in found], axis=0)
     return {**{name: x.tolist() for name, x in means.items()}, "accuracy": accuracy.tolist()}
-
-
-def _measured(run: Run) -> dict[int, float]:
-    """Steps behind the policy → its mean accuracy on the tasks' validation records."""
-    matrix, keys = run.matrix("validation"), [f"eval/{task}/accuracy" for task in run.tasks]
-    found = {0: float(matrix[0].mean())}
-    for done, row in enumerate(run.steps, start=1):
-        if done == len(run.steps) or run.steps[done]["task"] != row["task"]:
-            found[done] = float(matrix[run.tasks.index(row["task"]) + 1].mean())
-        elif all(row.get(key) is not None for key in keys):
-            found[done] = float(np.mean([row[key] for key in keys]))
-    return {done: accuracy for done, accuracy in found.items() if math.isfinite(accuracy)}
 
 
 def difference(cell: Mapping, base: Mapping, metric: str) -> dict[str, Any]:

@@ -55,17 +55,10 @@ def ends(run: Run, split: str = "test") -> dict[str, float]:
     }
 
 
-def path(run: Run, sampled: np.ndarray, split: str = "validation") -> dict[str, np.ndarray]:
-    """Points of a finished run in order: `step` (steps done), `learned` and `generated` (response
-    tokens so far), `new` and `old` (mean accuracies)."""
-    matrix, count = run.matrix(split, held=True), len(run.tasks)
-    names = [*run.tasks, *run.held]
-    points = {0: matrix[0]}
-    for done, row in enumerate(run.steps, start=1):
-        if all(f"eval/{name}/accuracy" in row for name in names):
-            points[done] = np.array([row[f"eval/{name}/accuracy"] for name in names], float)
-    each = len(run.steps) // count
-    points |= {(k + 1) * each: matrix[k + 1] for k in range(count)}
+def path(run: Run, sampled: np.ndarray) -> dict[str, np.ndarray]:
+    """Points of a run in order: `step` (steps done), `learned` and `generated` (response tokens so
+    far), `new` and `old` (mean accuracies on validation records)."""
+    points, count = run.measured(), len(run.tasks)
     steps = sorted(points)
     learned, generated = (np.concatenate([[0.0], np.cumsum(t)]) for t in tokens(run, sampled))
     return {
