@@ -8,11 +8,11 @@ alone do not make such a model: the format is learned within 40 of them, before 
 and frozen there, where GRPO ends at 64 and 46 %.
 
 Every arm takes 160 steps of 64 sequences. `sft then grpo` has SFT for the first half and GRPO for
-the second: it starts from the policy of `sft, half the steps`, an arm that is there for this alone.
-SFT and DyME's memorising learn from the records' own traces, which are right: a teacher that knows
-it all. `dyme, no memorise` is GRPO, to the bit, since without a KL term a group that is all right
-teaches GRPO nothing either. No KL term anywhere, as in the paper; its reward for thinking is left
-out, for want of hints.
+the second: it starts from the policy of `sft, half the steps`, an arm that is there for this alone,
+and its curves begin there. SFT and DyME's memorising learn from the records' own traces, which are
+right: a teacher that knows it all. `dyme, no memorise` is GRPO, to the bit, since without a KL term
+a group that is all right teaches GRPO nothing either. No KL term anywhere, as in the paper; its
+reward for thinking is left out, for want of hints.
 
     rdbcl study --config=configs/studies/dyme.py --workdir=DIR [--ci]
 """

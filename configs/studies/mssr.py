@@ -2,10 +2,10 @@
 
 The `forks` testbed. GRPO has 8 prompts × 8 rollouts a step, MSSR 64 prompts × 1, so a step costs
 both 64 sequences, but MSSR reads eight times the prompts. `grpo, 64 prompts` reads as many in a
-step, 64 × 8 sequences, and takes an eighth of the steps: the same number of sequences in all.
-Ablations: without entropy shaping, with the entropy of the whole vocabulary, without tracker,
-without the forgetting that adapts to KL. `learning.png` has accuracy, on validation records and of
-the sampled responses, and entropy against steps and sampled responses.
+step, 64 × 8 sequences, and takes an eighth of the steps, at the same learning rate: as many
+sequences in all. Ablations: without entropy shaping, with the entropy of the whole vocabulary,
+without tracker, without the forgetting that adapts to KL. `learning.png` has accuracy, on
+validation records and of the sampled responses, and entropy against steps and sampled responses.
 
 A task has 512 prompts here, so that MSSR meets each of them ten times and its tracker has something
 to remember (of 4096 it would meet most once). The KL at which the tracker forgets fastest is 0.2
@@ -43,7 +43,12 @@ def get_config(form: str = "full") -> ConfigDict:
         run.evaluation.batch_size = 32
     steps = run.training.steps
     run.evaluation.every = steps // 4
-    many = {"training.steps": max(1, steps // 8), "evaluation.every": max(1, steps // 32)}
+    many = {
+        "rollout.prompts": 64,
+        "training.steps": max(1, steps // 8),
+        "optimizer.warmup_steps": run.optimizer.warmup_steps // 8,
+        "evaluation.every": max(1, steps // 32),
+    }
     arms = [
         Arm("grpo", GROUPS),
         Arm("mssr", mssr()),
@@ -51,7 +56,7 @@ def get_config(form: str = "full") -> ConfigDict:
         Arm("mssr, full entropy", mssr(shaping="full")),
         Arm("mssr, no tracker", mssr(tracker=False)),
         Arm("mssr, fixed forgetting", mssr(adaptive=False)),
-        Arm("grpo, 64 prompts", {**GROUPS, "rollout.prompts": 64, **many}),
+        Arm("grpo, 64 prompts", {**GROUPS, **many}),
     ]
     seeds = range(2 if small else 5)
     return study_config(run, arms[:3] if small else arms, baseline="grpo", report_seeds=seeds)
