@@ -24,10 +24,7 @@ LEARNING = {  # name → (part of a cell, key), title
     "sampled": (("learning", "accuracy"), "accuracy of sampled responses, %"),
     "entropy": (("learning", "entropy"), "entropy of the policy, nats per token"),
 }
-PATH_COSTS = {
-    "step": "steps",
-    "learned": "response tokens learned from (dotted: generated)",
-}
+PATH_COSTS = {"step": "steps", "learned": "response tokens (dotted: generated)"}
 COSTS = {"step": "step of the run", "sampled": "sampled responses", "tokens": "tokens"}
 
 
@@ -174,6 +171,7 @@ def tradeoff(cells: Sequence[Mapping]) -> Figure:
     for ax in axes.values():
         plots.style(ax)
         ax.yaxis.set_major_formatter(plots.PERCENT)
+        ax.set_ylim(-0.03, 1.03)
     for cell, colour in zip(cells, _colours(cells).values(), strict=True):
         path = {name: np.array(values, float) for name, values in cell["tradeoff"]["path"].items()}
         new, old = path["new"].mean(axis=0), path["old"].mean(axis=0)
@@ -188,6 +186,7 @@ def tradeoff(cells: Sequence[Mapping]) -> Figure:
             if path["generated"][-1] > 0:
                 axes[f"{name} learned"].plot(path["generated"], y, ":", color=colour, lw=1.6)
     both = axes["both"]
+    both.set_xlim(-0.03, 1.03)
     both.grid(axis="x", color=plots.GRID, lw=0.7)
     both.xaxis.set_major_formatter(plots.PERCENT)
     both.xaxis.get_major_locator().set_params(integer=False)
@@ -218,7 +217,17 @@ def _costs_axis(ax: Axes, costs: Sequence[np.ndarray]) -> None:
     """Logarithmic from the first evaluation on, linear before: methods differ by factors."""
     first = min((c[c > 0].min() for c in costs if (c > 0).any()), default=1.0)
     ax.set_xscale("symlog", linthresh=first, linscale=0.4)
+    last = max(c.max() for c in costs)
+    shown = [m * 10.0**p for p in range(12) for m in (1, 3) if first <= m * 10.0**p <= last]
+    ax.set_xticks([0.0, *shown], ["0", *map(_amount, shown)])
     ax.minorticks_off()
+
+
+def _amount(value: float) -> str:
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"
 
 
 def _label(cell: Mapping) -> str:

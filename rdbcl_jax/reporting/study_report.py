@@ -29,6 +29,7 @@ COLUMNS = {  # of the first table: metric → title
     "forgetting_max": "forgetting (max)",
     "mft": "just trained",
 }
+TITLES = {**COLUMNS, "held_last": "old tasks, after", "held_change": "old tasks, change"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +310,7 @@ STRENGTH_NOTE = (
 
 
 def _intro(numbers: Mapping) -> str:
-    metric, seeds = COLUMNS.get(numbers["metric"], numbers["metric"]), numbers["report_seeds"]
+    metric, seeds = TITLES.get(numbers["metric"], numbers["metric"]), numbers["report_seeds"]
     text = f"Accuracy on the test split, %; mean ± sd over {len(seeds)} seeds"
     text += f" ({', '.join(map(str, seeds))})."
     if numbers["tuning"]:
@@ -353,7 +354,7 @@ def _tradeoff(cells: Sequence[Mapping], several: str) -> list[str]:
 
 def _results(cells: Sequence[Mapping], numbers: Mapping) -> str:
     metric = numbers["metric"]
-    shown = COLUMNS if metric in COLUMNS else {metric: metric, **COLUMNS}
+    shown = COLUMNS if metric in COLUMNS else {metric: TITLES.get(metric, metric), **COLUMNS}
     if all(len(cell["tasks"]) < 2 for cell in cells):  # the others are Last again, or 0
         shown = {name: text for name, text in shown.items() if name in ("last", metric)}
     title = shown[metric]
