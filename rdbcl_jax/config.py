@@ -178,7 +178,7 @@ def data() -> dict:
 def base() -> dict:
     """The tiny base model and its supervised fine-tuning; only where `model.path` is empty."""
     return {
-        "suite": "digits",  # whose tasks it is taught: "digits" or "forks"
+        "suite": "digits",  # whose tasks it is taught: "digits", "forks", "puzzles"
         "seed": 0,
         "steps": 600,
         "batch_size": 64,

@@ -5,7 +5,9 @@ in one setting and of 3 × 3 in the other, with the paper's reward (share of pie
 format). RFT is GRPO, with its usual KL term and without. SFT learns from answers alone, from a
 teacher's reasoning, or from right rollouts of the policy that RFT has trained. The learning rate is
 the same for all. Old tasks are never learned; they are evaluated along the way. The table's metric
-is accuracy on them at the end, and `tradeoff*.png` is the picture.
+is accuracy on them at the end, and `tradeoff*.png` is the picture. Steps, the learning rate and the
+teacher were settled on validation data of seed 100. There the base solves 96 % of the old tasks and
+none to 1 % of the jigsaws.
 
     rdbcl study --config=configs/studies/rft_vs_sft.py --workdir=DIR [--ci]
 """
@@ -16,7 +18,7 @@ from rdbcl_jax.config import default_config
 from rdbcl_jax.study import Arm, Setting, study_config
 
 OLD = ("total", "zigzag", "twice", "apart")
-SIZES = {"jigsaw2x2": 400, "jigsaw3x3": 800}  # steps of RFT; those of SFT are as large, and fewer
+SIZES = {"jigsaw2x2": 400, "jigsaw3x3": 800}  # steps of RFT
 ROLLOUTS = "{arm:rft}/rollouts/*.parquet"
 
 
@@ -92,5 +94,5 @@ def _run() -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.training.checkpoint_every = 0
     config.evaluation.batch_size = 128
-    config.evaluation.every = 40
+    config.evaluation.every = 50
     return config
