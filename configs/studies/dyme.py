@@ -3,9 +3,9 @@
 The first task of the `forks` testbed, and a base that is taught for 400 steps instead of 600, with
 the tags of the response format in 40 % of its demonstrations. On validation data of seeds 100 and
 101 it keeps to the format in 40 and 38 % of its sampled responses (32 and 17 % of its greedy ones),
-and 11 and 7 % are right; 44 % of the groups of DyME's first 20 steps are all wrong. (Fewer steps
-alone do not make such a model: the format is learned within 40 of them, before any skill.) Chosen
-and frozen there, where GRPO ends at 64 and 46 %.
+and 11 and 7 % are right; of the groups of DyME's first 20 steps 44 % are all wrong (seed 100).
+Fewer steps alone do not make such a model: the format is learned within 40 of them, before any
+skill. Chosen and frozen there, where GRPO ends at 64 and 46 %.
 
 Every arm takes 160 steps of 64 sequences. `sft then grpo` has SFT for the first half and GRPO for
 the second: it starts from the policy of `sft, half the steps`, an arm that is there for this alone,
