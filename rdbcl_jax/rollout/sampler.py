@@ -1,7 +1,8 @@
 """Sampling G responses to each prompt in one jitted call.
 
 The prompt and its images run once; its keys are read by all G rollouts. Responses keep keys of
-their own in a cache that grows by a schedule, and the loop ends as soon as every rollout has.
+their own in a cache that grows by a schedule. When half of every group has ended, the other half
+goes on alone, and so on by halves; the loop ends with the last rollout.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
+from rdbcl_jax.models.qwen_vl.cache import Cache, empty_cache, grow, pad_rows, take_rows
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rollout.sampling import Sampling, draw
 
@@ -21,12 +23,15 @@ _FIRST_CACHE = 64  # tokens; doubled until the longest response fits
 
 
 class _State(NamedTuple):
+    """W of the G rollouts of each prompt: all of them, or those that go on."""
+
     step: Int[Array, ""]  # tokens drawn so far
-    tokens: Int[Array, "P G T"]
-    mask: Bool[Array, "P G T"]
-    logps: Float[Array, "P G T"]
-    alive: Bool[Array, "P G"]
-    cache: tuple  # keys and values, a stack [layers, P, G, Hkv, S, Dh] or a tuple of layers each
+    rows: Int[Array, "P W"]  # which of the G rollouts each is
+    tokens: Int[Array, "P W T"]
+    mask: Bool[Array, "P W T"]
+    logps: Float[Array, "P W T"]
+    alive: Bool[Array, "P W"]
+    cache: Cache
 
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "sampling"))
@@ -40,25 +45,33 @@ def sample(
     sampling: Sampling,
 ) -> Rollouts:
     """`samples` responses to each prompt. The same key gives the same responses."""
+    shape = (len(prompts.tokens), samples)
     keys = jax.random.split(key, sampling.max_tokens)
     hidden, prompt_cache = model.prefill(params, prompts)
     head = model.lm_head(params)
     params, prompt_cache = model.for_decoding(params, prompt_cache)
-    state = _first_token(head, hidden[:, -1], prompt_cache, keys[0], samples, sampling)
+
+    def add_token(state: _State, hidden) -> _State:
+        """Every rollout has random numbers of its own, whichever others go on beside it."""
+        uniforms = jax.random.uniform(keys[state.step], (*shape, 2))
+        own = jnp.take_along_axis(uniforms, state.rows[..., None], 1)
+        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        return _record(state, *draw(own, logits, sampling), sampling.stop_ids)
 
     def body(state: _State) -> _State:
         at = state.step - 1  # slot of the newest token, not yet in the cache
         newest = jax.lax.dynamic_index_in_dim(state.tokens, at, 2, keepdims=False)
         position = prompts.next_position + at
         hidden, cache = model.decode(params, newest, position, prompt_cache, state.cache, at)
-        token, logp = draw(keys[state.step], _logits(hidden, head), sampling)
-        return _record(state, token, logp, sampling)._replace(cache=cache)
+        return add_token(state._replace(cache=cache), hidden)
 
+    first = jnp.broadcast_to(hidden[:, -1:], (*shape, hidden.shape[-1]))
+    state = add_token(_start(shape, empty_cache(prompt_cache, samples), sampling.max_tokens), first)
     for size in cache_schedule(sampling.max_tokens):
-        state = _grow(state, size)
         # the last token's keys are never needed, so `size` slots serve size + 1 tokens
         end = min(size + 1, sampling.max_tokens)
-        state = jax.lax.while_loop(lambda s, end=end: (s.step < end) & s.alive.any(), body, state)
+        state = _extend(body, state._replace(cache=grow(state.cache, size)), end)
+    state = _take(state._replace(cache=()), jnp.argsort(state.rows, axis=1))
     return Rollouts(state.tokens, state.mask, state.logps, ~state.alive)
 
 
@@ -72,32 +85,23 @@ def cache_schedule(max_tokens: int) -> tuple[int, ...]:
     return (*sizes, max_tokens - 1) if max_tokens > 1 else ()
 
 
-def _first_token(head, hidden, prompt_cache, key, samples, sampling) -> _State:
-    """The first token of every rollout comes from the prompt's last hidden state."""
-    shape = (len(hidden), samples)
-
-    def empty(prompt_keys):  # [(layers,) P, Hkv, L, Dh] -> [(layers,) P, G, Hkv, 0, Dh]
-        *lead, kv_heads, _, dim = prompt_keys.shape
-        return jnp.zeros((*lead, samples, kv_heads, 0, dim), prompt_keys.dtype)
-
-    state = _State(
+def _start(shape, cache, max_tokens) -> _State:
+    return _State(
         step=jnp.zeros((), jnp.int32),
-        tokens=jnp.zeros((*shape, sampling.max_tokens), jnp.int32),
-        mask=jnp.zeros((*shape, sampling.max_tokens), bool),
-        logps=jnp.zeros((*shape, sampling.max_tokens), jnp.float32),
+        rows=jnp.broadcast_to(jnp.arange(shape[1]), shape),
+        tokens=jnp.zeros((*shape, max_tokens), jnp.int32),
+        mask=jnp.zeros((*shape, max_tokens), bool),
+        logps=jnp.zeros((*shape, max_tokens), jnp.float32),
         alive=jnp.ones(shape, bool),
-        cache=jax.tree.map(empty, (prompt_cache.key, prompt_cache.value)),
+        cache=cache,
     )
-    logits = _logits(hidden, head)[:, None]
-    token, logp = draw(key, jnp.broadcast_to(logits, (*shape, logits.shape[-1])), sampling)
-    return _record(state, token, logp, sampling)
 
 
-def _record(state: _State, token, logp, sampling) -> _State:
+def _record(state: _State, token, logp, stop_ids) -> _State:
     def put(array, value):
         return jax.lax.dynamic_update_index_in_dim(array, value, state.step, 2)
 
-    stops = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
+    stops = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     return state._replace(
         step=state.step + 1,
         tokens=put(state.tokens, jnp.where(state.alive, token, 0)),
@@ -107,12 +111,38 @@ def _record(state: _State, token, logp, sampling) -> _State:
     )
 
 
-def _grow(state: _State, size: int) -> _State:
-    def grow(a):
-        return jnp.pad(a, [(0, 0)] * (a.ndim - 2) + [(0, size - a.shape[-2]), (0, 0)])
+def _extend(body, state: _State, end: int) -> _State:
+    """Draws up to token `end`, and once half of every group has ended, the rest in half the rows.
 
-    return state._replace(cache=jax.tree.map(grow, state.cache))
+    Halves of groups and not of the batch, so that no prompt leaves its device.
+    """
+    width = state.rows.shape[1]
+    half = width // 2
+
+    def goes_on(s):
+        return (s.step < end) & (s.alive.sum(1).max() > half)
+
+    state = jax.lax.while_loop(goes_on, body, state)
+    if half == 0:
+        return state
+
+    def in_half(state):
+        order = jnp.argsort(~state.alive, axis=1)  # stable: those that go on come first
+        rest = _extend(body, _take(state, order[:, :half]), end)
+        ended = _take(state._replace(cache=()), order[:, half:])
+        joined = {
+            name: jnp.concatenate([getattr(rest, name), getattr(ended, name)], 1)
+            for name in ("rows", "tokens", "mask", "logps", "alive")
+        }
+        return state._replace(step=rest.step, cache=pad_rows(rest.cache, width), **joined)
+
+    return jax.lax.cond((state.step < end) & state.alive.any(), in_half, lambda s: s, state)
 
 
-def _logits(hidden, head):
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+def _take(state: _State, rows) -> _State:
+    """Some rollouts of each prompt."""
+
+    def take(a):
+        return jnp.take_along_axis(a, rows.reshape(*rows.shape, *[1] * (a.ndim - 2)), 1)
+
+    return _State(state.step, *map(take, state[1:-1]), take_rows(state.cache, rows))

@@ -46,19 +46,18 @@ class Sampling:
 
 
 def draw(
-    key: Array, logits: Float[Array, "*B V"], sampling: Sampling
+    uniforms: Float[Array, "*B 2"], logits: Float[Array, "*B V"], sampling: Sampling
 ) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
     """A token per row, and its log-prob at the sampling temperature.
+
+    `uniforms` in [0, 1) decide: a row's token depends on its own numbers only.
 
     The log-prob is that of the full softmax, before top-k, top-p and forbidden ids: the same
     quantity that the trainer computes, so that the two can be compared.
     """
     logits = logits.astype(jnp.float32) / sampling.temperature
     allowed = _restrict(logits, sampling)
-    if sampling.greedy:
-        token = jnp.argmax(allowed, -1)
-    else:
-        token = _categorical(jax.random.uniform(key, (*allowed.shape[:-1], 2)), allowed)
+    token = jnp.argmax(allowed, -1) if sampling.greedy else _categorical(uniforms, allowed)
     chosen = jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, -1)
 
@@ -66,8 +65,7 @@ def draw(
 def _categorical(uniforms: Float[Array, "*B 2"], logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
     """A token by the inverse of the distribution function: a block of 128 ids, then one of it.
 
-    Two uniform numbers a row where Gumbel noise takes V. A row's token depends on its own numbers
-    only, and an id of logit −inf is never drawn.
+    Two uniform numbers a row where Gumbel noise takes V. An id of logit −inf is never drawn.
     """
     missing = -logits.shape[-1] % _BLOCK
     logits = jnp.pad(

@@ -9,6 +9,7 @@ from oracle import FAMILIES, checkpoint, pair, processed, torch_logits, torch_mo
 
 from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.models.layers import inverse_frequencies
+from rdbcl_jax.models.qwen_vl.cache import empty_cache, grow
 
 MANY_ROWS = processed(
     ([3, (6, 10), 4, (4, 4), 5], "right"),  # two images, text between them
@@ -149,10 +150,7 @@ def test_decoding_step_by_step_gives_the_full_pass(family, apart):
     if apart:
         params, prompt_cache = model.for_decoding(params, prompt_cache)
         assert isinstance(prompt_cache.key, tuple)
-    cache = jax.tree.map(
-        lambda a: jnp.zeros((*a.shape[:-3], G, a.shape[-3], T, a.shape[-1])),
-        (prompt_cache.key, prompt_cache.value),
-    )
+    cache = grow(empty_cache(prompt_cache, G), T)
     decode = jax.jit(model.decode)
     for t in range(T):
         position = prompts.next_position + t

@@ -92,12 +92,49 @@ def test_text_only_batch(loaded):
     np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
 
 
+@pytest.mark.parametrize("samples", [5, 8])
+def test_rollouts_that_go_on_alone_draw_what_they_would_have_drawn(loaded, samples):
+    """Long-tailed lengths over a boundary of the cache: every token against one pass of the whole.
+
+    A group's rollouts end one by one, so all widths occur, with rows in another order than before.
+    """
+    policy, params = loaded
+    vocabulary = policy.model.config.text.vocab_size
+    max_tokens, stop_ids = 80, tuple(range(10, vocabulary, 25))
+    prompts, out = engine.rollout(
+        policy, params, samples=samples, max_tokens=max_tokens, stop_ids=stop_ids, temperature=5.0
+    )
+    lengths = np.asarray(out.mask.sum(-1))
+    assert (lengths > 65).any() and (lengths < 10).any()
+    sampling = dataclasses.replace(
+        policy.sampling(engine.small_config().rollout),
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        temperature=5.0,
+    )
+    hidden = policy.model.response_hidden(params, prompts, out.tokens, out.mask)
+    logits = hidden @ policy.model.lm_head(params)
+    keys = jax.random.split(jax.random.key(0), max_tokens)
+    numbers = jnp.stack([jax.random.uniform(k, (*lengths.shape, 2)) for k in keys], 2)
+    tokens, logps = draw(numbers, logits, sampling)
+    np.testing.assert_array_equal(np.where(out.mask, tokens, 0), out.tokens)
+    np.testing.assert_allclose(np.where(out.mask, logps, 0), out.logps, atol=2e-5)
+
+
+def uniforms(rows):
+    return jax.random.uniform(jax.random.key(0), (len(rows), 2))
+
+
 def test_draw_follows_the_restricted_distribution():
     logits = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
     rows = jnp.broadcast_to(logits, (20000, 4))
 
     def frequencies(**options):
-        token, logp = draw(jax.random.key(0), rows, Sampling(max_tokens=1, **options))
+        token, logp = draw(
+            jax.random.uniform(jax.random.key(0), (len(rows), 2)),
+            rows,
+            Sampling(max_tokens=1, **options),
+        )
         np.testing.assert_allclose(logp, logits[token], atol=1e-6)  # of the full softmax
         return np.bincount(token, minlength=4) / len(rows)
 
@@ -120,7 +157,7 @@ def test_draw_is_exact_over_many_blocks_of_ids(vocabulary):
     banned = (*range(0, vocabulary, 7), vocabulary - 1)
     sampling = Sampling(max_tokens=1, forbidden_ids=banned)
     rows = jnp.broadcast_to(logits, (50_000, vocabulary))
-    token, _ = draw(jax.random.key(0), rows, sampling)
+    token, _ = draw(uniforms(rows), rows, sampling)
     probs = np.array(jnp.exp(logits), np.float64)
     probs[list(banned)] = 0
     expected = len(token) * probs / probs.sum()
@@ -134,13 +171,13 @@ def test_draw_is_exact_over_many_blocks_of_ids(vocabulary):
 
 def test_one_dominant_forbidden_id_leaves_the_rest_its_distribution():
     logits = jnp.tile(jnp.array([500.0, 0.0, np.log(3.0)]), (20000, 1))
-    token, _ = draw(jax.random.key(0), logits, Sampling(max_tokens=1, forbidden_ids=(0,)))
+    token, _ = draw(uniforms(logits), logits, Sampling(max_tokens=1, forbidden_ids=(0,)))
     np.testing.assert_allclose(np.bincount(token, minlength=3) / 20000, [0, 0.25, 0.75], atol=0.015)
 
 
 def test_temperature_scales_draw_and_logp():
     logits = jnp.array([[0.0, 1.0]] * 20000)
-    token, logp = draw(jax.random.key(0), logits, Sampling(max_tokens=1, temperature=2.0))
+    token, logp = draw(uniforms(logits), logits, Sampling(max_tokens=1, temperature=2.0))
     expected = jax.nn.log_softmax(jnp.array([0.0, 0.5]))
     np.testing.assert_allclose(logp, expected[token], atol=1e-6)
     np.testing.assert_allclose(token.mean(), np.exp(expected[1]), atol=0.015)

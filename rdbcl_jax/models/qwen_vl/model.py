@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.layers import PRODUCT, inverse_frequencies, rotary
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.qwen_vl import inputs
+from rdbcl_jax.models.qwen_vl.cache import Cache, KeyValues, laid_out, slots, write
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.text import TextLayer, mrope_axes
 from rdbcl_jax.models.qwen_vl.vision import (
@@ -33,21 +34,6 @@ from rdbcl_jax.models.qwen_vl.vision import (
 )
 
 Params = dict[str, Any]
-
-
-class KeyValues(NamedTuple):
-    """Keys and values of every layer, and which are real.
-
-    Heads before slots: as products read them, so that no step turns the whole cache over. A stack,
-    or a tuple of layers where the parameters are one (`QwenVL.for_decoding`).
-    """
-
-    key: Float[Array, "layers *lead Hkv S Dh"] | tuple[Array, ...]
-    value: Float[Array, "layers *lead Hkv S Dh"] | tuple[Array, ...]
-    mask: Bool[Array, "*lead S"]
-
-    def layer(self, key, value) -> Block:
-        return Block(jnp.swapaxes(key, -2, -3), jnp.swapaxes(value, -2, -3), self.mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +120,7 @@ class QwenVL:
 
         def body(x, layer, index):
             x, key_value = self._text_layer(layer, x, rope, prompts.mask)
-            return _add_level(x, deep, index), _heads_first(key_value)
+            return _add_level(x, deep, index), laid_out(*key_value)
 
         x, (key, value) = self._scan_text(body, x, params)
         return self._final_norm(params, x), KeyValues(key, value, prompts.mask)
@@ -199,26 +185,25 @@ class QwenVL:
         tokens: Int[Array, "P G"],
         position: Int[Array, "P"],
         prompt: KeyValues,
-        cache: tuple[Any, Any],
+        cache: Cache,
         at: Int[Array, ""],
-    ) -> tuple[Float[Array, "P G D"], tuple[Any, Any]]:
+    ) -> tuple[Float[Array, "P G D"], Cache]:
         """One token for every rollout, after its prompt and the first `at` slots of its cache.
 
-        `cache` holds the responses' keys and values, [layers, P, G, Hkv, S, Dh] each, a stack or a
-        tuple as the prompt's are. Returns hidden states and the cache with this token in slot `at`.
-        (It is written before it is read: the other way round the whole cache would be copied.)
+        Returns hidden states and the cache with this token in slot `at`. (It is written before it
+        is read: the other way round the whole cache would be copied.)
         """
         x = self._embed_tokens(params, tokens[..., None])
         rope = self._rope(_text_positions(position[:, None, None]))
         rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
-        slots = jax.tree.leaves(cache)[0].shape[-2]
-        visible = jnp.broadcast_to(jnp.arange(slots) <= at, (*tokens.shape, slots))
+        size = slots(cache)
+        visible = jnp.broadcast_to(jnp.arange(size) <= at, (*tokens.shape, size))
 
-        def run(x, layer, prompt_key_value, write):
-            """`write` puts the token's keys and values in the cache: (new cache, this layer's)."""
+        def run(x, layer, prompt_key_value, keep):
+            """`keep` puts the token's keys and values in the cache: (new cache, this layer's)."""
 
             def place(key, value):
-                cache, own = write(_heads_first((key, value)))
+                cache, own = keep(laid_out(key, value))
                 return cache, KeyValues(*own, visible).layer(*own)
 
             context = (prompt.layer(*prompt_key_value),)
@@ -229,7 +214,7 @@ class QwenVL:
             pairs = functools.partial(zip, strict=True)
             new_cache = []
             for layer, ours, own in pairs(layers, pairs(prompt.key, prompt.value), pairs(*cache)):
-                x, own = run(x, layer, ours, lambda new, own=own: (_write(own, new, at),) * 2)
+                x, own = run(x, layer, ours, lambda new, own=own: (write(own, new, at),) * 2)
                 new_cache.append(own)
             return self._final_norm(params, x)[..., 0, :], tuple(pairs(*new_cache))
 
@@ -237,11 +222,11 @@ class QwenVL:
             x, cache = carry
             layer, ours, index = xs
 
-            def write(new):
-                updated = _write(cache, jax.tree.map(lambda a: a[None], new), at, index)
+            def keep(new):
+                updated = write(cache, jax.tree.map(lambda a: a[None], new), at, index)
                 return updated, jax.tree.map(lambda a: a[index], updated)
 
-            return run(x, layer, ours, write), None
+            return run(x, layer, ours, keep), None
 
         indices = jnp.arange(self.config.text.depth)
         xs = (layers, (prompt.key, prompt.value), indices)
@@ -319,24 +304,10 @@ class QwenVL:
         if prompts.images is None:
             return x, None
         levels = self.visual_tokens(params, prompts.images).astype(x.dtype)
-        slots = jnp.asarray(prompts.image_slots)[..., None]
-        placed = jnp.take_along_axis(levels, jnp.maximum(slots, 0)[None], axis=2)
-        x = jnp.where(slots >= 0, placed[0], x)
-        return x, jnp.where(slots >= 0, placed[1:], 0) if len(placed) > 1 else None
-
-
-def _heads_first(key_value):
-    return tuple(jnp.swapaxes(a, -2, -3) for a in key_value)
-
-
-def _write(cache, new, at, *layer):
-    """Keys and values of one token, [(1,) *lead, Hkv, 1, Dh], into slot `at` (of a layer's)."""
-
-    def put(old, token):
-        start = [*layer, *[0] * (old.ndim - len(layer) - 2), at, 0]
-        return jax.lax.dynamic_update_slice(old, token, start)
-
-    return jax.tree.map(put, cache, new)
+        image_slots = jnp.asarray(prompts.image_slots)[..., None]
+        placed = jnp.take_along_axis(levels, jnp.maximum(image_slots, 0)[None], axis=2)
+        x = jnp.where(image_slots >= 0, placed[0], x)
+        return x, jnp.where(image_slots >= 0, placed[1:], 0) if len(placed) > 1 else None
 
 
 def _add_level(x, deep, index):
