@@ -11,7 +11,7 @@ from rdbcl_jax.core.continual_metrics import held_metrics
 from rdbcl_jax.evaluation import Evaluation, split_results
 from rdbcl_jax.reporting.logs import read_run
 from rdbcl_jax.reporting.report import write_report
-from tests.engine import small_config
+from tests.engine import small_config, write_random_model
 
 
 def test_metrics_of_held_tasks_by_hand():
@@ -57,23 +57,28 @@ def test_wrong_tasks_are_refused_before_anything_is_made(names, message, tmp_pat
 @pytest.mark.slow
 def test_a_run_with_held_tasks(tmp_path):
     config = small_config()
-    config.method = "grpo"
+    config.method, config.kl.beta = "grpo", 0.0
+    config.model.path = str(write_random_model(tmp_path / "model"))
     config.sequence = ("sum",)
     config.evaluation.tasks, config.evaluation.every = ("walk", "alt"), 2
     # a held task needs no training data
     config.tasks = {"alt": {"validation": "digits:alt", "test": "digits:alt"}}
-    config.base.steps, config.training.steps = 4, 5
-    results = train(config, tmp_path)
+    config.training.steps = 5
+    workdir = tmp_path / "run"
+    results = train(config, workdir)
     assert (results["tasks"], results["held"]) == (["sum"], ["walk", "alt"])
     for part in results["splits"].values():
         assert np.shape(part["accuracy"]) == np.shape(part["parse_rate"]) == (2, 3)
         assert len(part["count"]) == 3 and part["metrics"]["last"] == part["accuracy"][1][0]
-    run = read_run(tmp_path)
+    run = read_run(workdir)
     assert run.matrix().shape == (2, 1) and run.matrix(held=True).shape == (2, 3)
     assert run.complete and run.held == ["walk", "alt"]
     probed = [row["task_step"] for row in run.steps if "eval/walk/accuracy" in row]
     assert probed == [1, 3]  # after 2 and 4 steps; the end is in the matrix
     assert {"eval/sum/accuracy", "eval/alt/accuracy"} <= run.steps[1].keys()
-    page = write_report(tmp_path).read_text()
+    measured = run.measured()
+    assert sorted(measured) == [0, 2, 4, 5] and all(row.shape == (3,) for row in measured.values())
+    np.testing.assert_array_equal(measured[5], run.matrix("validation", held=True)[1])
+    page = write_report(workdir).read_text()
     assert "held_change" in page and "<i>walk</i>" in page and "2 tasks not learned" in page
-    assert json.loads((tmp_path / "results.json").read_text())["held"] == ["walk", "alt"]
+    assert json.loads((workdir / "results.json").read_text())["held"] == ["walk", "alt"]

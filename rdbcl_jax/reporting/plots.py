@@ -122,6 +122,16 @@ def before_and_after(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
     return figure
 
 
+def held(steps: np.ndarray, accuracies: np.ndarray, tasks: Sequence[str]) -> Figure:
+    """Accuracy [n, H] on tasks that are not learned, along the run."""
+    figure, ax = panel(WIDE)
+    for column, colour in zip(accuracies.T, colours(tasks).values(), strict=True):
+        ax.plot(steps, column, "-o", color=colour, lw=1.7, ms=3.5, mew=0)
+    ax.set_xlabel("steps of the run")
+    ax.yaxis.set_major_formatter(PERCENT)
+    return figure
+
+
 def accuracy_matrix(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
     """The accuracy matrix as a heat map with its numbers, in percent (for papers and slides)."""
     T = len(tasks)

@@ -177,16 +177,28 @@ def _result(run: Run) -> str:
             "ring: base model; pale dot: just trained; large dot: last row",
         ),
     )
+    if run.held:
+        pictures += (_held(run),)
     return page.section(
         "Accuracy",
         _matrices(run, split),
         _task_legend(run),
         page.grid(pictures, wide=True),
+        page.legend(plots.colours(run.held).items()) if run.held else "",
         *(page.details(f"The {name} split", _matrices(run, name)) for name in others),
         intro=f"Accuracy on every task ({escape(split)} split, %) before training and after each"
         " task. A frame marks the task that was just trained: below it is what was kept, to its"
         " right what is still to come.",
     )
+
+
+def _held(run: Run) -> str:
+    """Tasks that are not learned, along the run."""
+    points = run.measured()
+    steps = np.array(sorted(points))
+    accuracies = np.array([points[step] for step in steps])[:, len(run.tasks) :]
+    drawing = plots.held(steps, accuracies, run.held)
+    return page.figure(drawing, "Not learned, %", "validation split; colours below")
 
 
 def _matrices(run: Run, split: str) -> str:
