@@ -141,7 +141,9 @@ class Program:
         options = UpdateConfig(config.rollout.temperature, config.training.chunk_size)
         self.update = make_update(self.model, optimizer, method, options, shardings)
         self.sampling = Sampling(
-            w.response_length, forbidden_ids=self.model.config.vision_token_ids
+            w.response_length,
+            stop_ids=w.stop_ids,
+            forbidden_ids=self.model.config.vision_token_ids,
         )
         self.memory = Memory()
         self.steps = 0
@@ -175,6 +177,8 @@ class Program:
         seconds = (b - a for a, b in itertools.pairwise(clock))
         times = dict(zip(("host", "generate", "reference", "update"), seconds, strict=True))
         times |= {"total": clock[-1] - clock[0], "memory": self._added_memory()}
+        lengths = np.asarray(rollouts.mask.sum(-1))
+        times |= {"tokens": int(lengths.sum()), "longest": int(lengths.max())}
         if prefill:
             start = time.perf_counter()
             self._sample(Sampling(1, forbidden_ids=self.sampling.forbidden_ids))

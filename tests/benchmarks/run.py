@@ -6,6 +6,7 @@ NAME.json (every repeat) and NAME.md (a table); both grow row by row.
 
   peers    GRPO steps of TRL and tunix over ours: same architecture, sizes, dtype, forced lengths
   prefix   ours without shared prompts over ours with them, and what the token count predicts
+  tail     sampling of long-tailed lengths over as many steps in which no rollout has ended
   limit    FLOP/s and bytes/s over what the machine was measured to do in the same rounds
   scaling  one axis doubled: time and memory over the base's, and over the arithmetic's
 

@@ -156,6 +156,42 @@ def prefix(settings: Settings, results: Results) -> None:
     )
 
 
+def tail(settings: Settings, results: Results) -> None:
+    """Sampling long-tailed lengths, against as many steps in which no rollout has ended."""
+    base = workload.SMALL if settings.small else workload.MEDIUM
+    t = 32 if settings.small else 256
+    sizes = ((2, 4),) if settings.small else ((4, 4), (4, 8), (4, 16), (16, 16))
+    for p, g in sizes:
+        even = base.replace(prompts=p, samples=g, response_length=t)
+        long_tailed = even.replace(mean_length=t // 6)
+        programs = {"even": settings.ours(even), "tail": settings.ours(long_tailed)}
+        with started(**programs) as (workers, about):
+            results.programs(about)
+            steps = alternate(workers, repeats=settings.repeats_of(base), warmup=WARMUP)
+        results.samples({"workload": long_tailed.to_json()}, steps)
+        longest = _column(steps["tail"], "longest")
+        pairs = zip(_column(steps["even"], "generate"), longest, strict=True)
+        rows = [seconds * drawn / t for seconds, drawn in pairs]  # all alive for as many steps
+        tokens = _column(steps["tail"], "tokens")
+        results.row(
+            "Sampling long-tailed lengths",
+            prompts=str(p),
+            G=str(g),
+            longest=spread(longest),
+            **{
+                "seconds, long-tailed": spread(_column(steps["tail"], "generate")),
+                "seconds, as many steps of all rows": spread(rows),
+                "time over that": ratios(_column(steps["tail"], "generate"), rows),
+                "share of tokens": ratios(tokens, [n * p * g for n in longest]),
+            },
+        )
+    results.note(
+        "Lengths are geometric with a mean of T / 6. As many steps of all rows: a step of rollouts "
+        "of T tokens each, times longest / T. Share of tokens: what the time would be if a rollout "
+        "that has ended cost nothing and the others as much as before."
+    )
+
+
 def scaling(settings: Settings, results: Results) -> None:
     """One axis doubled at a time, against the base in the same rounds."""
     base = workload.SMALL if settings.small else workload.MEDIUM
@@ -306,4 +342,10 @@ def _platform() -> str:
     return result.stdout.split()[-1]
 
 
-SUITES = {"peers": peers, "prefix": prefix, "limit": limit, "scaling": scaling}
+SUITES = {
+    "peers": peers,
+    "prefix": prefix,
+    "tail": tail,
+    "limit": limit,
+    "scaling": scaling,
+}

@@ -49,6 +49,17 @@ def test_the_table_names_machine_versions_and_threads(written):
 
 
 @pytest.mark.slow
+def test_long_tailed_lengths_are_what_the_table_says(tmp_path):
+    run.main(["--suite=tail", f"--out={tmp_path}", "--small", "--repeats=2"])
+    (case,) = json.loads((tmp_path / "tail.json").read_text())["samples"]
+    w = case["workload"]
+    rows = w["prompts"] * w["samples"]
+    for even, long_tailed in zip(case["steps"]["even"], case["steps"]["tail"], strict=True):
+        assert even["tokens"] == rows * w["response_length"]
+        assert rows <= long_tailed["tokens"] < rows * long_tailed["longest"]
+
+
+@pytest.mark.slow
 def test_copies_of_the_prompts_are_the_same_update():
     """The two forms that `prefix` compares: on the same responses, the same gradients."""
     norms = {}

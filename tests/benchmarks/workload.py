@@ -39,6 +39,9 @@ class Vision:
 class Workload:
     """A GRPO step on P prompts of L tokens with G responses of exactly T tokens each.
 
+    With `mean_length` any of V / mean_length ids ends a response: then lengths are geometric, and T
+    is the most.
+
     The model is a Qwen2.5 decoder with a tied head: biases on query, key and value, grouped-query
     attention, SwiGLU, RMS norm. The last ids of the vocabulary are set apart.
     """
@@ -57,6 +60,7 @@ class Workload:
     vocab_size: int  # V
     dtype: str = "float32"  # of activations and matrix products; parameters are float32
     vision: Vision | None = None
+    mean_length: int | None = None
     learning_rate: float = 1e-6
     kl_beta: float = 0.04  # not 0: every program runs its reference model
     chunk_size: int = 1024  # tokens whose logits exist at one time, where a program can choose
@@ -79,6 +83,12 @@ class Workload:
     def words(self) -> int:
         """Tokens of a prompt that are text: all, or those after the picture and its two marks."""
         return self.prompt_length - (self.vision.tokens + 2 if self.vision else 0)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every `mean_length`th id that is not set apart."""
+        last = min(self.special.values())
+        return tuple(range(0, last, self.mean_length)) if self.mean_length else ()
 
     @property
     def special(self) -> dict[str, int]:
