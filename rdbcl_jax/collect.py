@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import pathlib
 
-import jax
-
 from rdbcl_jax.analysis.snapshots import load_snapshots
 from rdbcl_jax.data.tasks import load_sequence
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.runs import place, run_config
 from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.training import keys
 from rdbcl_jax.training.survey import collect as collect_responses
 
 
@@ -45,7 +44,7 @@ def collect(
             task.train[: limit or None],
             functools.partial(score, config=rewards),
             policy.sampling(config.rollout),
-            jax.random.fold_in(jax.random.key(config.seed), 2**30 + 2**20 + k),
+            keys.of_collected(config.seed, k),
             batch_size=config.evaluation.batch_size,
             samples=samples,
         )

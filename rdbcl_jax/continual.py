@@ -38,6 +38,7 @@ from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.runs import directory_of, is_there
 from rdbcl_jax.sharding import local_rows, make_mesh
+from rdbcl_jax.training import keys
 from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.learner import Learner, Stage, Step
 from rdbcl_jax.training.learner import Progress as HostProgress
@@ -227,7 +228,7 @@ class _Run:
                 policy,
                 self.tasks[k].train[: own.sequences],
                 self.policy.sampling(self.config.rollout),
-                jax.random.fold_in(jax.random.key(self.config.seed), 2**30 + k),
+                keys.of_fisher(self.config.seed, k),
                 batch_size=min(count, own.sequences),
                 chunk_size=self.config.training.chunk_size,
             )
@@ -251,7 +252,7 @@ class _Run:
                 task.train,
                 functools.partial(score, config=self.rewards),
                 self.policy.sampling(self.config.rollout),
-                jax.random.fold_in(jax.random.key(self.config.seed), 2**30 + 2**20 + k),
+                keys.of_collected(self.config.seed, k),
                 batch_size=self.config.evaluation.batch_size,
                 samples=self.config.training.collect,
             )

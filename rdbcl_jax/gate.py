@@ -19,7 +19,6 @@ the trace left alone. Decoding is greedy, on validation records, by one process.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import pathlib
@@ -30,17 +29,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rdbcl_jax.answering import continued
 from rdbcl_jax.base import make_base
 from rdbcl_jax.checkpoint import Checkpoints
-from rdbcl_jax.data.pipeline import eval_batches
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import suite_of
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.rewards.parsing import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
-from rdbcl_jax.rollout.sampler import sample
-from rdbcl_jax.sharding import local_rows, make_mesh, put_batch
+from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.supervised import fine_tune
 
 
@@ -232,27 +230,15 @@ def respond(
     config: ConfigDict,
 ) -> list[str]:
     """Greedy responses, each from its prefix on; the prefix is part of what is returned."""
-    encoder = copy.copy(policy.encoder)  # one shape, with room for the longest prefix
-    longest = max(config.data.prompt_lengths, default=0)
-    encoder.lengths = (longest + config.rollout.max_tokens,) if longest else ()
-    sampling = policy.sampling(config.rollout, greedy=True)
-
-    def encode(items, ids):
-        return encoder.encode(items, ids, [prefixes[i] for i in ids])
-
-    texts: list[str] = []
-    for prompts, valid in eval_batches(records, encode, config.evaluation.batch_size):
-        rollouts = sample(
-            policy.model,
-            policy.whole(params),
-            put_batch(prompts, policy.mesh),
-            jax.random.key(0),  # greedy: never drawn from
-            samples=1,
-            sampling=sampling,
-        )
-        tokens, mask = (local_rows(a)[valid, 0] for a in (rollouts.tokens, rollouts.mask))
-        texts += policy.texts(tokens, mask)
-    return [" ".join((p, t)) for p, t in zip(prefixes, texts, strict=True)]
+    return continued(
+        policy,
+        policy.whole(params),
+        records,
+        prefixes,
+        policy.sampling(config.rollout, greedy=True),
+        jax.random.key(0),  # greedy: never drawn from
+        batch_size=config.evaluation.batch_size,
+    )
 
 
 def _correct(record: Record, parsed: Parsed) -> bool:

@@ -69,11 +69,16 @@ class Policy:
         rows = [row[keep].tolist() for row, keep in zip(tokens, real, strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
 
+    @property
+    def joint(self) -> str:
+        """What stands between two decoded parts: a word-level tokenizer, which has no decoder,
+        leaves out the space."""
+        return " " if self.tokenizer.backend_tokenizer.decoder is None else ""
+
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Each token as text; joined they are the response."""
-        # a word-level tokenizer has no decoder: its words are joined by spaces
-        joint = " " if self.tokenizer.backend_tokenizer.decoder is None else ""
-        return [piece + joint for piece in self.tokenizer.batch_decode([[int(t)] for t in tokens])]
+        texts = self.tokenizer.batch_decode([[int(t)] for t in tokens])
+        return [text + self.joint for text in texts]
 
 
 def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:

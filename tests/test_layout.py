@@ -12,7 +12,7 @@ FLOORS = (
     ("core", "version", "batches"),
     ("models", "sharding", "checkpoint", "config"),
     ("rewards", "data", "rollout", "methods"),
-    ("policy", "runs", "training", "evaluation", "reporting", "base"),
+    ("answering", "policy", "runs", "training", "evaluation", "reporting", "base"),
     ("continual", "analysis", "export", "gate", "collect"),
     ("study",),
     ("main",),

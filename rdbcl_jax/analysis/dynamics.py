@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from rdbcl_jax.analysis.snapshots import Snapshot
+from rdbcl_jax.answering import answers
 from rdbcl_jax.core.influence import (
     TokenChange,
     first_order_change,
@@ -33,7 +34,6 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.sharding import local_rows, put_batch
 from rdbcl_jax.training.update import response_logprobs, score
 
@@ -116,16 +116,15 @@ def sample_texts(
 ) -> list[list[str]]:
     """Those of G samples of a policy to each record that end by themselves."""
     policy, texts = snapshot.policy, []
-    key = jax.random.key(config.seed)
-    for prompts, valid in eval_batches(records, policy.encoder.encode, config.rollout.prompts):
-        rollouts = sample(
-            policy.model,
-            snapshot.params,
-            put_batch(prompts, policy.mesh),
-            jax.random.fold_in(key, len(texts)),
-            samples=config.rollout.samples,
-            sampling=policy.sampling(config.rollout),
-        )
+    for _, _, rollouts, valid in answers(
+        policy,
+        snapshot.params,
+        records,
+        policy.sampling(config.rollout),
+        jax.random.key(config.seed),
+        batch_size=config.rollout.prompts,
+        samples=config.rollout.samples,
+    ):
         arrays = (rollouts.tokens, rollouts.mask, rollouts.finished)
         for tokens, mask, finished in zip(*(local_rows(a)[valid] for a in arrays), strict=True):
             texts.append(policy.texts(tokens[finished], mask[finished]) if finished.any() else [])

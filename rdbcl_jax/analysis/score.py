@@ -7,7 +7,6 @@ the trained policy continues it, and the verifier judges the result (`ported`).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,17 +17,15 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from rdbcl_jax.analysis.snapshots import Snapshot
+from rdbcl_jax.answering import answers, continued
 from rdbcl_jax.core.kl import kl_estimate
 from rdbcl_jax.core.masked import masked_mean
 from rdbcl_jax.core.portability import kl_coefficients, reasoning_portability
-from rdbcl_jax.data.pipeline import eval_batches
-from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.rewards.parsing import TAGS
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.rollout.sampler import sample
-from rdbcl_jax.sharding import local_rows, put_batch
+from rdbcl_jax.sharding import local_rows
 from rdbcl_jax.training.update import score
 
 KINDS = ("ratio", "confidence")
@@ -97,25 +94,15 @@ def continue_from(
     key: jax.Array,
 ) -> list[str]:
     """One whole response per record: its prefix, and what the policy samples after it."""
-    policy, encoder = snapshot.policy, _longer(snapshot.policy.encoder, config.rollout.max_tokens)
-
-    def encode(items, ids):
-        return encoder.encode([r for r, _ in items], ids, [prefix for _, prefix in items])
-
-    pairs = list(zip(records, prefixes, strict=True))
-    texts = []
-    for prompts, valid in eval_batches(pairs, encode, config.evaluation.batch_size):
-        rollouts = sample(
-            policy.model,
-            snapshot.params,
-            put_batch(prompts, policy.mesh),
-            jax.random.fold_in(key, len(texts)),
-            samples=1,
-            sampling=policy.sampling(config.rollout),
-        )
-        tokens, mask = (local_rows(a)[valid, 0] for a in (rollouts.tokens, rollouts.mask))
-        texts += policy.texts(tokens, mask)
-    return [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+    return continued(
+        snapshot.policy,
+        snapshot.params,
+        records,
+        prefixes,
+        snapshot.policy.sampling(config.rollout),
+        key,
+        batch_size=config.evaluation.batch_size,
+    )
 
 
 def reasoning_of(text: str) -> str:
@@ -137,16 +124,15 @@ def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
     """`pair`: the trained policy and the reference, under which all is scored."""
     policy, shape = sampler.policy, (len(records), config.rollout.samples)
     texts, parts = [], []
-    for prompts, valid in eval_batches(records, policy.encoder.encode, config.rollout.prompts):
-        prompts = put_batch(prompts, policy.mesh)
-        rollouts = sample(
-            policy.model,
-            sampler.params,
-            prompts,
-            jax.random.fold_in(key, len(parts)),
-            samples=shape[1],
-            sampling=policy.sampling(config.rollout),
-        )
+    for _, prompts, rollouts, valid in answers(
+        policy,
+        sampler.params,
+        records,
+        policy.sampling(config.rollout),
+        key,
+        batch_size=config.rollout.prompts,
+        samples=shape[1],
+    ):
         logps = [_logps(config, snapshot, prompts, rollouts) for snapshot in pair]
         tokens, mask = local_rows(rollouts.tokens), local_rows(rollouts.mask)
         spans = policy.spans.find(tokens, mask)
@@ -204,13 +190,6 @@ def _coefficients(options: ConfigDict, columns) -> dict[str, np.ndarray]:
         for name, values in columns.items()
         if name.startswith("rp/")
     }
-
-
-def _longer(encoder: PromptEncoder, tokens: int) -> PromptEncoder:
-    """An encoder whose prompts may have that many tokens more, for the beginning of a response."""
-    longer = copy.copy(encoder)
-    longer.lengths = tuple(length + tokens for length in encoder.lengths)
-    return longer
 
 
 def _rows(items: list, shape: tuple[int, int]) -> list[list]:

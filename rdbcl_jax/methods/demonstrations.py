@@ -39,7 +39,14 @@ def demonstration(config: ConfigDict) -> Demonstration:
     if options.target != "reasoning":
         raise ValueError(f"demonstrations.target is {options.target!r}, expected {TARGETS}")
     refine = load_function("refiner", options.refiner) if options.refiner else original_hint
-    return lambda record: reasoned(record, refine)
+    written: dict[int, tuple[Record, str]] = {}  # a refiner may be slow: it is asked once a record
+
+    def once(record: Record) -> str:
+        if id(record) not in written:
+            written[id(record)] = record, reasoned(record, refine)
+        return written[id(record)][1]
+
+    return once
 
 
 def reasoned(record: Record, refine: Callable[..., str]) -> str:

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from rdbcl_jax.answering import answers
 from rdbcl_jax.batches import PromptBatch, Rollouts
-from rdbcl_jax.data.pipeline import Shard, eval_batches
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.policy import Policy
-from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.sharding import put_batch
 from rdbcl_jax.training.update import response_logprobs
 
 
@@ -36,26 +34,16 @@ def estimate_fisher(
     A sequence is one observation (1612.00796 takes one class label): its log-prob is the sum over
     its tokens. The last batch is filled up with its last record, which then counts more than once.
     """
-    shard = Shard(jax.process_index(), jax.process_count())
     total, count = None, 0
-    for number, (prompts, _) in enumerate(
-        eval_batches(records, policy.encoder.encode, batch_size, shard)
+    for batch in answers(
+        policy, policy.whole(params), records, sampling, key, batch_size=batch_size
     ):
-        prompts = put_batch(prompts, policy.mesh)
-        rollouts = sample(
-            policy.model,
-            policy.whole(params),
-            prompts,
-            jax.random.fold_in(key, number),
-            samples=1,
-            sampling=sampling,
-        )
         squares = squared_gradients(
             policy.model,
             params,
             policy.frozen,
-            prompts,
-            rollouts,
+            batch.prompts,
+            batch.rollouts,
             temperature=sampling.temperature,
             chunk_size=chunk_size,
         )

@@ -24,6 +24,7 @@ from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_batch
+from rdbcl_jax.training import keys
 from rdbcl_jax.training.responses import (
     Judged,
     Responses,
@@ -35,9 +36,6 @@ from rdbcl_jax.training.responses import (
 from rdbcl_jax.training.state import TrainState, learning_rate, make_init, make_optimizer
 from rdbcl_jax.training.survey import survey
 from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, score
-
-# what a key is folded with besides the step, so that no two draws of a run share one
-_SURVEY, _OTHERS = 2**31 - 1, 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,15 +198,12 @@ class Learner:
                 self._records,
                 self._score,
                 self._sampling,
-                jax.random.fold_in(self._key(first_step), _SURVEY),
+                keys.of_survey(self.config.seed, first_step),
                 self.config.evaluation.batch_size,
             )[wanted]
         if wanted == "success" and start == 0:
             tracker = jax.device_get(self.method.tracker.start(self._known))
             self._progress = dataclasses.replace(progress, tracker=tracker)
-
-    def _key(self, run_step: int):
-        return jax.random.fold_in(jax.random.key(self.config.seed), run_step)
 
     def _prompts(self, stage: Stage) -> list[Record]:
         """The prompts a task learns from; where responses are given, those that have one."""
@@ -247,13 +242,13 @@ class Learner:
         self._progress = dataclasses.replace(self._progress, batches=done)
         if self.method.responses == "given":
             return demonstrated(batch, self.policy)
-        prompts, key = put_batch(batch, self.policy.mesh), self._key(run_step)
+        prompts, key = put_batch(batch, self.policy.mesh), keys.of_step(self.config.seed, run_step)
         if attempt:
             key = jax.random.fold_in(key, attempt)
         rollouts = self._sample(params, prompts, key, self.config.rollout.samples)
         others = None
         if count := self.method.previous_responses:
-            key = jax.random.fold_in(key, _OTHERS)
+            key = keys.of_others(key)
             others = self._sample(self._stage.previous, prompts, key, count)
         return Responses(batch, prompts, rollouts, others)
 

@@ -6,20 +6,18 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Array, Bool, Float
 
+from rdbcl_jax.answering import Answered, answers
 from rdbcl_jax.core.portability import reasoning_portability
-from rdbcl_jax.data.pipeline import Shard, eval_batches
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy
-from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.sharding import all_hosts_sum, put_batch
+from rdbcl_jax.sharding import all_hosts_sum
 from rdbcl_jax.training.responses import Judged, Responses, ScoreFunction, judge
 
 
@@ -36,25 +34,26 @@ def respond(
 ) -> Iterator[tuple[Judged, Bool[np.ndarray, "P"]]]:
     """Judged responses to every record, this process's part of each batch; False marks the rows
     that only fill the last one."""
-    shard = Shard(jax.process_index(), jax.process_count())
     waiting = None  # judged while the device decodes the next batch
-    for number, (prompts, valid) in enumerate(
-        eval_batches(records, policy.encoder.encode, batch_size, shard)
+    for batch in answers(
+        policy,
+        policy.whole(params),
+        records,
+        sampling,
+        key,
+        batch_size=batch_size,
+        samples=samples,
     ):
-        on_device = put_batch(prompts, policy.mesh)
-        rollouts = sample(
-            policy.model,
-            policy.whole(params),
-            on_device,
-            jax.random.fold_in(key, number),
-            samples=samples,
-            sampling=sampling,
-        )
         if waiting:
-            yield judge(waiting[0], records, policy, score), waiting[1]
-        waiting = Responses(prompts, on_device, rollouts), valid
+            yield _judged(waiting, records, policy, score)
+        waiting = batch
     if waiting:
-        yield judge(waiting[0], records, policy, score), waiting[1]
+        yield _judged(waiting, records, policy, score)
+
+
+def _judged(batch: Answered, records, policy, score):
+    responses = Responses(batch.host_prompts, batch.prompts, batch.rollouts)
+    return judge(responses, records, policy, score), batch.valid
 
 
 def survey(

@@ -288,7 +288,11 @@ def test_sft_loss_is_the_mean_over_all_tokens():
     assert terms.loss_sum / terms.normaliser == 3.0
 
 
+SHOUTED = []
+
+
 def shout(hint, facts, **columns):
+    SHOUTED.append(hint)
     return f"{hint.upper()} ({facts})"
 
 
@@ -301,7 +305,9 @@ def test_demonstrations(tmp_path):
         taught(record())
     refined = method("dyme", **{"demonstrations.refiner": "tests.methods.test_methods:shout"})
     wanted = "<think> ADD (two cups) </think> <answer> 7 </answer>"
-    assert refined.demonstration(record(hint="add", facts="two cups")) == wanted
+    hinted = record(hint="add", facts="two cups")
+    assert [refined.demonstration(hinted) for _ in range(3)] == [wanted] * 3
+    assert SHOUTED == ["add"]  # a refiner may be a slow model: it is asked once a record
     answer = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "next"}
     assert method("sft", **answer).demonstration(record()) == (
         "<think> next </think> <answer> 7 </answer>"

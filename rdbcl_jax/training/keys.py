@@ -1,0 +1,35 @@
+"""The random keys of a run's draws, all from its seed: no two share one."""
+
+from __future__ import annotations
+
+import jax
+from jaxtyping import Array
+
+# a run's own steps stay far below these
+_SURVEY, _OTHERS = 2**31 - 1, 2**31 - 2
+_FISHER, _COLLECTED = 2**30, 2**30 + 2**20
+
+
+def of_step(seed: int, run_step: int) -> Array:
+    """For the responses of a step, counted through all tasks."""
+    return jax.random.fold_in(jax.random.key(seed), run_step)
+
+
+def of_others(step: Array) -> Array:
+    """For what the previous policy says in a step."""
+    return jax.random.fold_in(step, _OTHERS)
+
+
+def of_survey(seed: int, first_step: int) -> Array:
+    """For the survey of the task that begins with this step."""
+    return jax.random.fold_in(of_step(seed, first_step), _SURVEY)
+
+
+def of_fisher(seed: int, task: int) -> Array:
+    """For the responses from which the Fisher information of a task is estimated."""
+    return jax.random.fold_in(jax.random.key(seed), _FISHER + task)
+
+
+def of_collected(seed: int, task: int) -> Array:
+    """For the responses to a task that are kept for other runs: the same in and after a run."""
+    return jax.random.fold_in(jax.random.key(seed), _COLLECTED + task)
