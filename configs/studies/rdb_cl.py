@@ -7,6 +7,7 @@ chosen likewise. Its other forms and its controls have the range [0, 0.2], whose
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR           full: five seeds
     rdbcl study --config=configs/studies/rdb_cl.py:core --workdir=DIR      the question alone
     rdbcl study --config=configs/studies/rdb_cl.py:orders --workdir=DIR    in two task orders
+    rdbcl study --config=configs/studies/rdb_cl.py:regimes --workdir=DIR   where forgetting is worse
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci      does it all run?
 """
 
@@ -17,8 +18,8 @@ from ml_collections import ConfigDict
 from rdbcl_jax.study import Arm, Curve, Setting, load_config, study_config
 
 HERE = pathlib.Path(__file__).parent
-BETAS = (0.05, 0.1, 0.2)
-TIGHT = (0.0, 0.1, 0.5, 1.0, 2.0)
+BETAS = (0.025, 0.05, 0.1, 0.2)
+TIGHT = (0.1, 0.5, 2.0)
 FIXED = {"portability.beta_max": 0.2}  # from 0, so 0.1 on average
 
 
@@ -40,15 +41,17 @@ GRPO = Arm("grpo", {"method": "grpo"}, grid=constant(BETAS))
 NO_KL = Arm("grpo, no KL", {"method": "grpo", "kl.beta": 0.0})
 RDB_CL = Arm("rdbcl", rdbcl(), grid=scaled(BETAS))
 FORMS = (
-    Arm("rdbcl confidence", rdbcl(kind="confidence"), grid=scaled(BETAS)),
+    Arm("rdbcl confidence", rdbcl(kind="confidence")),
     Arm("rdbcl static", rdbcl(kind="static")),
     Arm("rdbcl clip", rdbcl(mapping="clip")),
     Arm("rdbcl rank", rdbcl(mapping="rank")),
 )
+SHUFFLED = Arm("control shuffled", rdbcl(control="shuffled"))
+INVERTED = Arm("control inverted", rdbcl(control="inverted"))
 CONTROLS = (
+    SHUFFLED,
+    INVERTED,
     Arm("control matched", rdbcl(control="matched")),
-    Arm("control shuffled", rdbcl(control="shuffled")),
-    Arm("control inverted", rdbcl(control="inverted")),
     Arm("control answer level", rdbcl(level="answer")),
     Arm("control accuracy", rdbcl(control="accuracy")),
 )
@@ -71,7 +74,7 @@ def get_config(form: str = "full") -> ConfigDict:
     if form == "core":
         return study_config(
             run,
-            [GRPO, NO_KL, RDB_CL, *CONTROLS[1:3]],
+            [GRPO, NO_KL, RDB_CL, SHUFFLED, INVERTED],
             baseline="grpo",
             tuning_seeds=(100, 101),
             report_seeds=range(3),
@@ -85,6 +88,22 @@ def get_config(form: str = "full") -> ConfigDict:
             tuning_seeds=(100, 101),
             report_seeds=range(5),
             settings=(Setting("first"), Setting("second", {"sequence": second})),
+        )
+    if form == "regimes":
+        return study_config(
+            run,
+            [
+                Arm("grpo", {"method": "grpo", "kl.beta": 0.1}),
+                NO_KL,
+                Arm("rdbcl", rdbcl()),
+                INVERTED,
+            ],
+            baseline="grpo",
+            report_seeds=range(3),
+            settings=(
+                Setting("longer", {"training.steps": 200}),
+                Setting("faster", {"optimizer.learning_rate": 3e-4}),
+            ),
         )
     return study_config(
         run,

@@ -51,11 +51,13 @@ def sample(
     head = model.lm_head(params)
     params, prompt_cache = model.for_decoding(params, prompt_cache)
 
-    def add_token(state: _State, hidden) -> _State:
+    def logits_of(hidden):
+        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+    def add_token(state: _State, logits) -> _State:
         """Every rollout has random numbers of its own, whichever others go on beside it."""
         uniforms = jax.random.uniform(keys[state.step], (*shape, 2))
         own = jnp.take_along_axis(uniforms, state.rows[..., None], 1)
-        logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
         return _record(state, *draw(own, logits, sampling), sampling.stop_ids)
 
     def body(state: _State) -> _State:
@@ -63,10 +65,13 @@ def sample(
         newest = jax.lax.dynamic_index_in_dim(state.tokens, at, 2, keepdims=False)
         position = prompts.next_position + at
         hidden, cache = model.decode(params, newest, position, prompt_cache, state.cache, at)
-        return add_token(state._replace(cache=cache), hidden)
+        return add_token(state._replace(cache=cache), logits_of(hidden))
 
-    first = jnp.broadcast_to(hidden[:, -1:], (*shape, hidden.shape[-1]))
-    state = add_token(_start(shape, empty_cache(prompt_cache, samples), sampling.max_tokens), first)
+    first = logits_of(hidden[:, -1:])  # one for all rollouts of a prompt
+    state = add_token(
+        _start(shape, empty_cache(prompt_cache, samples), sampling.max_tokens),
+        jnp.broadcast_to(first, (*shape, first.shape[-1])),
+    )
     for size in cache_schedule(sampling.max_tokens):
         # the last token's keys are never needed, so `size` slots serve size + 1 tokens
         end = min(size + 1, sampling.max_tokens)
