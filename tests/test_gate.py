@@ -44,7 +44,7 @@ def test_a_prefix_departs_from_the_right_trace_in_its_last_words(suite, task):
     for probe in probes(suite, task):
         words, right = probe.prefix.split(), suite.make_trace(probe.record).split()
         assert words[-1] != right[len(words) - 1]
-        same = len(words) - (2 if task == "jigsaw" and probe.changes else 1)
+        same = len(words) - (2 if task.startswith("jigsaw") and probe.changes else 1)
         assert words[:same] == right[:same]
 
 

@@ -1,6 +1,7 @@
 """Each method's formula, against numbers worked out by hand."""
 
 import dataclasses
+import importlib
 import json
 
 import jax.numpy as jnp
@@ -307,7 +308,8 @@ def test_demonstrations(tmp_path):
     wanted = "<think> ADD (two cups) </think> <answer> 7 </answer>"
     hinted = record(hint="add", facts="two cups")
     assert [refined.demonstration(hinted) for _ in range(3)] == [wanted] * 3
-    assert SHOUTED == ["add"]  # a refiner may be a slow model: it is asked once a record
+    asked = importlib.import_module("tests.methods.test_methods").SHOUTED
+    assert asked == ["add"]  # a refiner may be a slow model: it is asked once a record
     answer = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "next"}
     assert method("sft", **answer).demonstration(record()) == (
         "<think> next </think> <answer> 7 </answer>"
