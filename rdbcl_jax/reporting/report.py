@@ -111,8 +111,9 @@ def _header(run: Run) -> str:
     facts += [f"{len(run.steps)} steps logged"] if run.steps else []
     facts += [duration(total)] if (total := _total_seconds(run)) else []
     meta = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
+    count = f"{len(run.tasks)} task{'s' if len(run.tasks) > 1 else ''}"
     return (
-        f"<h1>{escape(page.method_name(_method(run)))} on {len(run.tasks)} tasks {status}</h1>\n"
+        f"<h1>{escape(page.method_name(_method(run)))} on {count} {status}</h1>\n"
         f'<p class="meta">{meta}</p>\n{_task_legend(run)}{_tiles(run)}'
     )
 
