@@ -142,10 +142,13 @@ class _Runner:
                 progress.show(total, len(self.scores), len(self.errors))
                 if not pool.running:
                     return
-                for done in pool.wait(1.0):
+                # planning takes the configs of all runs: only anew when one is over
+                while not (over := pool.wait(1.0)):
+                    progress.show(total, len(self.scores), len(self.errors))
+                for done in over:
                     self._settle(done)
-                    over = len(self.scores), len(self.errors)
-                    progress.finished(done.job.name, done.seconds, done.error, *over)
+                    counts = len(self.scores), len(self.errors)
+                    progress.finished(done.job.name, done.seconds, done.error, *counts)
 
     def _next(self, plan: Plan, pool: Workers, group: tuple[str, ...] | None) -> Job | None:
         """Bases and gates first; then preferably a run whose programs this worker has compiled,
