@@ -139,7 +139,8 @@ def _extend(body, state: _State, end: int) -> _State:
             name: jnp.concatenate([getattr(rest, name), getattr(ended, name)], 1)
             for name in ("rows", "tokens", "mask", "logps", "alive")
         }
-        return state._replace(step=rest.step, cache=pad_rows(rest.cache, width), **joined)
+        cache = pad_rows(rest.cache, width)  # nobody reads the keys of who has ended
+        return state._replace(step=rest.step, cache=cache, **joined)
 
     return jax.lax.cond((state.step < end) & state.alive.any(), in_half, lambda s: s, state)
 

@@ -59,7 +59,6 @@ def slots(cache: Cache) -> int:
 
 def grow(cache: Cache, size: int) -> Cache:
     """The cache with empty slots up to `size`."""
-
     return _map(lambda a, axis: _padded(a, axis, size), cache, _SLOTS)
 
 
