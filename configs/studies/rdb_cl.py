@@ -56,12 +56,12 @@ CONTROLS = (
     Arm("control accuracy", rdbcl(control="accuracy")),
 )
 OTHERS = (
-    Arm("rapo", {"method": "rapo"}),
     Arm("replay", {"method": "replay"}),
+    Arm("joint", {"method": "joint"}),
+    Arm("rapo", {"method": "rapo"}),
     Arm("ewc", {"method": "ewc"}),
     Arm("lwf", {"method": "lwf"}),
     Arm("sft", {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}),
-    Arm("joint", {"method": "joint"}),
     Arm("zero_shot", {"method": "zero_shot"}),
 )
 
@@ -107,11 +107,12 @@ def get_config(form: str = "full") -> ConfigDict:
         )
     return study_config(
         run,
-        [GRPO, NO_KL, RDB_CL, *FORMS, *CONTROLS, *OTHERS],
+        [GRPO, NO_KL, RDB_CL, *CONTROLS, *OTHERS, *FORMS],
         baseline="grpo",
         tuning_seeds=(100, 101),
         report_seeds=range(5),
-        curves=beta_curves(TIGHT),
+        # is it RP, or that some samples are anchored less than others?
+        curves=[*beta_curves(TIGHT), Curve("beta", SHUFFLED.name, {2.0: scaled((2.0,))[0]})],
     )
 
 
