@@ -24,7 +24,7 @@ from rdbcl_jax.base import make_base
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import load_images
-from rdbcl_jax.data.tasks import BUILT_IN, SPLITS, load_held, load_sequence
+from rdbcl_jax.data.tasks import BUILT_IN, EVALUATED, SPLITS, load_held, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import attention
@@ -301,13 +301,13 @@ class _Run:
         """Row `row` of both matrices, unless it is there from before a resume."""
         if len(self.rows.get("test", [])) > row:
             return
-        tasks, splits = [*self.tasks, *self.held], ("validation", "test")
+        tasks = [*self.tasks, *self.held]
         self.progress.phase(f"evaluating all {len(tasks)} tasks")
-        records = [getattr(task, split) for split in splits for task in tasks]
+        records = [getattr(task, split) for split in EVALUATED for task in tasks]
         with self._timed("evaluation"):
             found = evaluate(self.policy, policy, records, self.rewards, self.config)
         count = len(tasks)
-        for i, split in enumerate(splits):
+        for i, split in enumerate(EVALUATED):
             self.rows.setdefault(split, []).append(found.part(i * count, (i + 1) * count))
         self._write_results("running")
         self.progress.end_task(row - 1, self.rows["test"][-1].accuracy)

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from rdbcl_jax.data import forks, puzzles, suite
 from rdbcl_jax.data.records import Record, load_records
 
-SPLITS = ("train", "validation", "test")
+EVALUATED = ("validation", "test")
+SPLITS = ("train", *EVALUATED)
 BUILT_IN = "digits:"
 SUITES = {"digits": suite, "forks": forks, "puzzles": puzzles}  # modules with the same functions
 
@@ -62,7 +63,7 @@ def load_held(config: ConfigDict) -> list[TaskData]:
             f"config.evaluation.tasks is {names}, expected different task names, none of them in "
             f"config.sequence (there: {sorted(learned)}): its tasks are evaluated anyway"
         )
-    return [_load_task(config, name, ("validation", "test")) for name in names]
+    return [_load_task(config, name, EVALUATED) for name in names]
 
 
 def _load_task(config: ConfigDict, name: str, splits: Sequence[str]) -> TaskData:

@@ -475,7 +475,7 @@ def _curves(numbers: Mapping) -> str:
             f"{cell['x']:g}",
             short(cell["point"]),
             str(len(cell["seeds"])),
-            *(_spread(cell["metrics"].get(m, []), signed=m == "bwt") for m in COLUMNS),
+            *(_spread(cell["metrics"].get(m, []), signed=m in SIGNED) for m in COLUMNS),
             _number(cell["strength"].get("kl_coef", []), 1.0),
         ]
         for cell in numbers["curves"]

@@ -52,6 +52,20 @@ def wide_model(tmp_path_factory):
     return path
 
 
+def learn(learner, stage, base, report):
+    """All steps of a task, nothing saved."""
+    learner.learn(
+        stage,
+        learner.init(base),
+        learner.progress(stage),
+        start=0,
+        first_step=0,
+        report=report,
+        save=lambda done, state, progress: None,
+        probe=lambda params: {},
+    )
+
+
 def most_bytes_while_learning(path, rank):
     """(bytes held by a learner that has a reference, in units of the model's; the model's)."""
     config = engine.small_config()
@@ -68,16 +82,7 @@ def most_bytes_while_learning(path, rank):
         held.append(live_bytes() - before)
 
     stage = Stage(suite.make_records("sum", "train", 16, seed=0), base, base)
-    learner.learn(
-        stage,
-        learner.init(base),
-        learner.progress(stage),
-        start=0,
-        first_step=0,
-        report=report,
-        save=lambda done, state, progress: None,
-        probe=lambda params: {},
-    )
+    learn(learner, stage, base, report)
     assert len(held) == 2
     return max(held) / nbytes(policy.whole(base))
 
@@ -152,21 +157,29 @@ def test_nothing_compiles_after_the_second_step(tmp_path):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        learner.learn(
-            stage,
-            learner.init(base),
-            learner.progress(stage),
-            start=0,
-            first_step=0,
-            report=lambda index, metrics, samples: steps.append(metrics),
-            save=lambda done, state, progress: None,
-            probe=lambda params: {},
-        )
+        learn(learner, stage, base, lambda index, metrics, samples: steps.append(metrics))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert len(steps) == 20 and len({step["num_tokens"] for step in steps}) > 10
     # the first step samples and updates, the second scores a reference, and reports the first
     assert compiled and max(compiled) <= 1, compiled
+
+
+def array(dtype, *shape):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def abstract_prompts(count, length):
+    """Prompts without pictures, for the compiler alone."""
+    return PromptBatch(
+        tokens=array(jnp.int32, count, length),
+        mask=array(bool, count, length),
+        positions=array(jnp.int32, count, length, 3),
+        next_position=array(jnp.int32, count),
+        image_slots=array(jnp.int32, count, length),
+        images=None,
+        record_ids=array(jnp.int32, count),
+    )
 
 
 def test_no_program_holds_the_logits_of_a_batch(tmp_path):
@@ -179,21 +192,9 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
     prompts_, group, length, chunk = 4, 4, 64, 16
     rows, vocabulary = prompts_ * group, text.vocab_size
     logits = 4 * rows * length * vocabulary  # 622 MB
-
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
     whole = model.abstract_params()
-    shape, tokens = (prompts_, group, length), (prompts_, 8)
-    prompts = PromptBatch(
-        tokens=array(jnp.int32, *tokens),
-        mask=array(bool, *tokens),
-        positions=array(jnp.int32, *tokens, 3),
-        next_position=array(jnp.int32, prompts_),
-        image_slots=array(jnp.int32, *tokens),
-        images=None,
-        record_ids=array(jnp.int32, prompts_),
-    )
+    shape = (prompts_, group, length)
+    prompts = abstract_prompts(prompts_, 8)
     responses = array(jnp.int32, *shape), array(bool, *shape)
     per_token, per_sample = array(jnp.float32, *shape), array(jnp.float32, *shape[:2])
     batch = TrainBatch(
@@ -239,20 +240,8 @@ def test_rematerialisation_trades_products_for_memory(tmp_path):
     """Products that the compiled gradient runs: all once, the attention's again, all again."""
     config = read_config(write_tiny_model(tmp_path, engine.SIZE))
     length, group = 64, 2
-
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct((2, *shape), dtype)
-
-    prompts = PromptBatch(
-        tokens=array(jnp.int32, length),
-        mask=array(bool, length),
-        positions=array(jnp.int32, length, 3),
-        next_position=array(jnp.int32),
-        image_slots=array(jnp.int32, length),
-        images=None,
-        record_ids=array(jnp.int32),
-    )
-    responses = array(jnp.int32, group, length), array(bool, group, length)
+    prompts = abstract_prompts(2, length)
+    responses = array(jnp.int32, 2, group, length), array(bool, 2, group, length)
     products, memory = [], []
     for remat in ("none", "dots", "full"):
         model = QwenVL(config, remat=remat)
