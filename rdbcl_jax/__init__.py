@@ -25,6 +25,7 @@ from rdbcl_jax.core.portability import (
     matched_constant_kl_coefficients,
     reasoning_portability,
     shuffle_kl_coefficients,
+    verified_kl_coefficients,
 )
 from rdbcl_jax.version import __version__
 
@@ -53,4 +54,5 @@ __all__ = [
     "reasoning_portability",
     "shuffle_kl_coefficients",
     "token_logprobs",
+    "verified_kl_coefficients",
 ]

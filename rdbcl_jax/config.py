@@ -63,9 +63,10 @@ def default_config() -> ConfigDict:
                 "beta_min": 0.0,
                 "beta_max": 0.08,
                 "temperature": 1.0,
-                # what a claim must beat: every sample the batch's mean β ("matched"), the βs dealt
-                # out at random ("shuffled"), high RP relaxes ("inverted"), β by the group's
-                # accuracy instead of RP ("accuracy")
+                "verified": False,  # ours: anchor only samples that are right
+                # what a claim must beat: every sample the batch's mean β ("matched"), or the β that
+                # gives the same KL loss ("strength"); the βs dealt out at random ("shuffled"), high
+                # RP relaxes ("inverted"), β by the group's accuracy instead of RP ("accuracy")
                 "control": "none",
             },
             **method_options(),

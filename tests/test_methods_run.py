@@ -74,6 +74,7 @@ CASES = {
     "lwf": {},
     "joint": {},
     "rdbcl": {"portability.kind": "static", "portability.control": "shuffled"},
+    "portable_replay": {"portability.verified": True, "portability.control": "strength"},
 }
 ALSO_RESUMED = ("dapo", "mssr", "replay", "ewc", "rdbcl")
 

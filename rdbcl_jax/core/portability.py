@@ -165,12 +165,39 @@ def invert_kl_coefficients(
 
 
 def matched_constant_kl_coefficients(
-    coefficients: Float[Array, "*B"], valid: Bool[Array, "*B"] | None = None
+    coefficients: Float[Array, "*B"],
+    valid: Bool[Array, "*B"] | None = None,
+    *,
+    kl: Float[Array, "*B"] | None = None,
 ) -> Float[Array, "*B"]:
-    """Control: every sample gets the mean coefficient of the valid ones."""
+    """Control: every sample gets the mean coefficient of the valid ones.
+
+    Args:
+        kl: the KL of each sample, at least 0. With it the mean is weighted by KL, so that the batch
+            has the same KL loss as before: coefficients that are low where the KL is high are a
+            weaker anchor than their plain mean tells. (All KL 0: the plain mean.)
+    """
     coefficients = to_float(coefficients)
     valid = jnp.ones(coefficients.shape, bool) if valid is None else valid
-    return jnp.broadcast_to(masked_mean(coefficients, valid), coefficients.shape)
+    mean = masked_mean(coefficients, valid)
+    if kl is not None:
+        weights = jax.lax.stop_gradient(to_float(kl))
+        total = masked_mean(weights, valid)
+        weighted = divide(masked_mean(coefficients * weights, valid), total)
+        mean = jnp.where(total > 0, weighted, mean)
+    return jnp.broadcast_to(mean, coefficients.shape)
+
+
+def verified_kl_coefficients(
+    coefficients: Float[Array, "*B"], accuracy: Float[Array, "*B"], *, beta_min: float
+) -> Float[Array, "*B"]:
+    """Ours: β_min + (β − β_min) · accuracy, so that only what turned out right is anchored.
+
+    Portability is the previous policy's confidence, not its correctness; `accuracy`, in [0, 1],
+    is the verdict on each sample.
+    """
+    accuracy = jax.lax.stop_gradient(jnp.clip(to_float(accuracy), 0.0, 1.0))
+    return beta_min + (to_float(coefficients) - beta_min) * accuracy
 
 
 def shuffle_kl_coefficients(

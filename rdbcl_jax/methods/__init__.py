@@ -12,6 +12,7 @@ from rdbcl_jax.methods.dyme import dyme
 from rdbcl_jax.methods.grpo import VARIANTS, grpo
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.methods.mssr import mssr
+from rdbcl_jax.methods.portable_replay import portable_replay
 from rdbcl_jax.methods.rapo import rapo
 from rdbcl_jax.methods.rdbcl import rdbcl
 from rdbcl_jax.methods.sft import rft_sft, sft
@@ -25,6 +26,7 @@ METHODS = {
     "rft_sft": rft_sft,
     "rapo": rapo,
     "replay": replay,
+    "portable_replay": portable_replay,
     "ewc": ewc,
     "lwf": lwf,
     "joint": joint,

@@ -33,9 +33,13 @@ def joint(config: ConfigDict) -> Method:
 def replay(config: ConfigDict) -> Method:
     """`config.replay.fraction` of the prompts are of earlier tasks, whose first
     `config.replay.per_task` records are kept."""
+    check_fraction(config)
+    return _grpo(config, data="replay")
+
+
+def check_fraction(config: ConfigDict) -> None:
     if not 0 < config.replay.fraction < 1:
         raise ValueError(f"replay.fraction is {config.replay.fraction}, expected within (0, 1)")
-    return _grpo(config, data="replay")
 
 
 def ewc(config: ConfigDict) -> Method:

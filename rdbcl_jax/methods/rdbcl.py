@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.core.kl import kl_estimate
 from rdbcl_jax.core.masked import masked_mean
 from rdbcl_jax.core.portability import (
     accuracy_kl_coefficients,
@@ -19,6 +20,7 @@ from rdbcl_jax.core.portability import (
     matched_constant_kl_coefficients,
     reasoning_portability,
     shuffle_kl_coefficients,
+    verified_kl_coefficients,
 )
 from rdbcl_jax.methods.grpo import group_baseline, loss, options
 from rdbcl_jax.methods.method import Method, Targets
@@ -28,7 +30,7 @@ LEVELS = {
     "answer": lambda batch: batch.answer_mask,
     "response": lambda batch: batch.reasoning_mask | batch.answer_mask,
 }
-CONTROLS = ("none", "matched", "shuffled", "inverted", "accuracy")
+CONTROLS = ("none", "matched", "strength", "shuffled", "inverted", "accuracy")
 
 
 def rdbcl(config: ConfigDict) -> Method:
@@ -43,6 +45,10 @@ def rdbcl(config: ConfigDict) -> Method:
     def targets(batch, policy_logps, entropies):
         rp = sample_portability(batch, policy_logps, portability)
         beta = coefficients(rp, batch, portability)
+        if portability.control == "strength":
+            kl = kl_estimate(policy_logps, batch.reference_logps, config.kl.kind)
+            kl = masked_mean(kl, batch.mask, axis=-1)
+            beta = matched_constant_kl_coefficients(beta, kl=kl)
         return Targets(advantages(batch.rewards), beta, {"rp": rp})
 
     static = portability.kind == "static"
@@ -51,7 +57,7 @@ def rdbcl(config: ConfigDict) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen["reference"],
-        policy=not static,
+        policy=not static or portability.control == "strength",
         previous=not static,
         survey="confidence" if static else "",
     )
@@ -72,6 +78,8 @@ def coefficients(rp, batch: TrainBatch, config: ConfigDict):
         p = masked_mean(batch.accuracies, ~batch.given, axis=-1)[:, None]
         return accuracy_kl_coefficients(jnp.broadcast_to(p, rp.shape), **limits)
     beta = kl_coefficients(rp, **limits, mapping=config.mapping, temperature=config.temperature)
+    if config.verified:
+        beta = verified_kl_coefficients(beta, batch.accuracies, beta_min=config.beta_min)
     if config.control == "matched":
         return matched_constant_kl_coefficients(beta)
     if config.control == "inverted":

@@ -16,6 +16,7 @@ from rdbcl_jax import (
     matched_constant_kl_coefficients,
     reasoning_portability,
     shuffle_kl_coefficients,
+    verified_kl_coefficients,
 )
 
 MAPPINGS = ["sigmoid", "clip", "minmax", "rank", "constant"]
@@ -172,8 +173,21 @@ def test_controls():
     np.testing.assert_allclose(invert_kl_coefficients(inverted, **RANGE), beta, rtol=1e-5)
     constant = matched_constant_kl_coefficients(beta, valid)
     np.testing.assert_allclose(constant, np.full(50, beta[valid].mean()), rtol=1e-6)
+    kl = np.where(valid, np.random.default_rng(3).random(50), np.nan)
+    equal = matched_constant_kl_coefficients(beta, valid, kl=kl)
+    np.testing.assert_allclose((equal * kl)[valid].sum(), (beta * kl)[valid].sum(), rtol=1e-5)
+    assert np.ptp(equal) == 0
+    still = matched_constant_kl_coefficients(beta, valid, kl=np.zeros(50))
+    np.testing.assert_array_equal(still, constant)  # nothing has moved yet
     accuracy = accuracy_kl_coefficients(np.array([0, 0.25, 0.5, 1.0]), **RANGE)
     np.testing.assert_allclose(accuracy, [0.1, 0.0325, 0.01, 0.1], rtol=1e-5)
+
+
+def test_only_what_is_right_is_anchored():
+    found = verified_kl_coefficients(
+        np.array([0.1, 0.05, 0.1]), np.array([1, 0, 0.5]), beta_min=0.01
+    )
+    np.testing.assert_allclose(found, [0.1, 0.01, 0.055], rtol=1e-6)
 
 
 def test_shuffle_deals_the_valid_ones_among_themselves():

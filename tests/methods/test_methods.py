@@ -154,12 +154,25 @@ def test_controls(batch):
 
     np.testing.assert_allclose(beta("matched"), np.full((2, 2), 0.4), rtol=1e-5)
     np.testing.assert_allclose(beta("inverted"), [[0.1, 0.3]] * 2, rtol=1e-5)
+    # the KL of each sample, exp(d) − d − 1 with d = log π_ref − log π; of a token that is alike, 0
+    still, moved = (2 - np.log(2) - 1) / 4, (2 * (0.5 + np.log(2) - 1)) / 4
+    strength = (0.5 * still + 0.3 * moved) / (still + moved)
+    np.testing.assert_allclose(beta("strength"), np.full((2, 2), strength), rtol=1e-5)
     # p = 1/2 and 1
     np.testing.assert_allclose(beta("accuracy"), [[0.1, 0.1], [0.5, 0.5]], rtol=1e-5)
     dealt = [beta("shuffled", changed(batch, step=s)) for s in range(8)]
     assert all(sorted(d.ravel()) == sorted(beta("none").ravel()) for d in dealt)
     assert any((d != beta("none")).any() for d in dealt)
     np.testing.assert_array_equal(dealt[3], beta("shuffled", changed(batch, step=3)))
+
+
+def test_ours_anchor_what_is_right_and_replay(batch):
+    options = {**RANGE, "portability.mapping": "clip", "portability.verified": True}
+    beta = targets("rdbcl", batch, **options).kl_coef
+    np.testing.assert_allclose(beta, [[0.5, 0.1], [0.5, 0.3]], rtol=1e-5)
+    replays = method("portable_replay", **options)
+    assert replays.data == "replay" and replays.reference == "previous"
+    np.testing.assert_array_equal(replays.targets(batch, POLICY, None).kl_coef, beta)
 
 
 # ---------------------------------------------------------------------- the other papers
@@ -271,8 +284,9 @@ def test_what_the_classics_ask_for():
     for name in ("joint", "replay", "ewc", "lwf"):
         assert method(name).reference is None
         assert method(name, **{"kl.beta": 0.1}).reference == "previous"
-    with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected within \(0, 1\)"):
-        method("replay", **{"replay.fraction": 1.0})
+    for name in ("replay", "portable_replay"):
+        with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected within \(0, 1\)"):
+            method(name, **{"replay.fraction": 1.0})
 
 
 # ---------------------------------------------------------------------- given responses
