@@ -61,7 +61,7 @@ def param_shardings(params, mesh: Mesh):
 
 def batch_shardings(batch, mesh: Mesh):
     """Splits the leading axis of every array over data × fsdp; scalars are replicated."""
-    return jax.tree.map(lambda a: NamedSharding(mesh, BATCH if np.ndim(a) else P()), batch)
+    return jax.tree.map(lambda a: split_rows(mesh) if np.ndim(a) else replicated(mesh), batch)
 
 
 def put_batch(batch, mesh: Mesh):
@@ -85,6 +85,10 @@ def put_batch(batch, mesh: Mesh):
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, BATCH)
 
 
 def _divisible(axes, shape, mesh):

@@ -41,17 +41,24 @@ def finish(*processes):
         assert process.returncode == 0, out[-4000:]
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
+def run_both(tmp_path, *flags):
+    """The workdirs of one run by two processes and of the same by one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
     two, one = tmp_path / "two", tmp_path / "one"
+    together = (*flags, "--distributed")
     finish(
-        *(start(two, 2, "--distributed", JAX_PROCESS_ID=str(i), **common) for i in range(2)),
-        start(one, 4),
+        *(start(two, 2, *together, JAX_PROCESS_ID=str(i), **common) for i in range(2)),
+        start(one, 4, *flags),
     )
+    return two, one
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    two, one = run_both(tmp_path)
     results = [json.loads((w / "results.json").read_text()) for w in (one, two)]
     assert all(r["status"] == "done" and r["device"].startswith("4 ×") for r in results)
     assert np.shape(results[1]["splits"]["test"]["accuracy"]) == (3, 2)
@@ -75,3 +82,26 @@ def test_two_processes_equal_one(tmp_path):
         for r, s in zip(whole["record_id"].to_pylist(), whole["step"].to_pylist(), strict=True)
         if s == 0
     ]
+
+
+# what these methods do on the host is of all processes' rows: a tracker, groups drawn again, a
+# memorised response, records chosen for the Fisher information, prompts of earlier tasks
+METHODS = {
+    "mssr": ("--config.rollout.samples=1", "--config.mssr.survey"),
+    "dapo": ("--config.rollout.resample=2",),
+    "dyme": (),
+    "ewc": ("--config.ewc.sequences=16",),
+    "portable_replay": ("--config.portability.control=shuffled",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_over_two_processes(tmp_path, method):
+    two, one = run_both(tmp_path, f"--config.method={method}", *METHODS[method])
+    for mine, other in zip(*(read_run(w).steps for w in (one, two)), strict=True):
+        same = ("reward", "loss", "grad_norm", "batches", "completions/mean_length")
+        if method == "dapo":  # each process draws again for its own rows
+            same = ("batches",)
+        for name in same:
+            assert mine[name] == pytest.approx(other[name], rel=0.05, abs=0.02), name

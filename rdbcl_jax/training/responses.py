@@ -130,7 +130,7 @@ def judge(
 
 def replenished(judged: Judged, more: Judged, policy: Policy) -> Judged:
     """The first's uninformative groups replaced by the second's informative ones, as many as
-    there are (dynamic sampling, 2503.14476)."""
+    there are (dynamic sampling, 2503.14476). Each process fills its own rows."""
     kept = np.flatnonzero(judged.informative)
     new = np.flatnonzero(more.informative)[: len(judged.records) - len(kept)]
     rest = np.flatnonzero(~judged.informative)[: len(judged.records) - len(kept) - len(new)]

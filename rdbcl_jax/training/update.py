@@ -20,6 +20,7 @@ from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import trainable
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.sharding import replicated, split_rows
 from rdbcl_jax.training.state import TrainState
 
 
@@ -93,12 +94,16 @@ def make_update(
     cost no backward pass. Metrics are scalars under TRL's names; per-sample values are
     `advantage` (mean over tokens), with a KL term `kl` and `kl_coef`, and what the method adds
     (`rp`). `state_shardings` keeps the new state where the old one was, so that the second call
-    finds the first one's program. With a `Consolidation` as fourth argument, EWC's penalty is
-    part of the loss.
+    finds the first one's program, and each process's samples with it. With a `Consolidation` as
+    fourth argument, EWC's penalty is part of the loss.
     """
     gradients = functools.partial(_gradients, model, method, config)
+    whole = rows = None
+    if state_shardings is not None:  # else a constant, such as GRPO's β, would be all rows' on all
+        mesh = jax.tree.leaves(state_shardings)[0].mesh
+        whole, rows = replicated(mesh), split_rows(mesh)
 
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, None, None))
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, whole, rows))
     def update(
         state: TrainState,
         frozen: Params,
