@@ -2,10 +2,11 @@
 
 The `forks` testbed. Baseline: GRPO whose constant β is chosen on validation data; RDB-CL's range is
 chosen likewise. Its other forms and its controls have the range [0, 0.2], whose middle is the β of
-0.1. The curve goes on to anchors that are too tight, where relaxing some of them may help most.
+0.1. The last arm is ours: replay whose anchors RP scales, beside replay with a constant β.
 
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR           full: five seeds
     rdbcl study --config=configs/studies/rdb_cl.py:core --workdir=DIR      the question alone
+    rdbcl study --config=configs/studies/rdb_cl.py:curve --workdir=DIR     over β, up to too tight
     rdbcl study --config=configs/studies/rdb_cl.py:orders --workdir=DIR    in two task orders
     rdbcl study --config=configs/studies/rdb_cl.py:regimes --workdir=DIR   where forgetting is worse
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR --ci      does it all run?
@@ -19,7 +20,10 @@ from rdbcl_jax.study import Arm, Curve, Setting, load_config, study_config
 
 HERE = pathlib.Path(__file__).parent
 BETAS = (0.025, 0.05, 0.1, 0.2)
-TIGHT = (0.1, 0.5, 2.0)
+MEANS = (0.0125, 0.025, 0.05, 0.1, 0.2)  # of RDB-CL's ranges: its best is lower
+REPLAY = (0.1, 0.3, 1.0)  # where there are old prompts to anchor, more is better
+REGIMES = (0.05, 0.2, 0.8)
+TIGHT = (0.1, 0.5, 1.0, 2.0)
 FIXED = {"portability.beta_max": 0.2}  # from 0, so 0.1 on average
 
 
@@ -39,18 +43,21 @@ def scaled(betas) -> list[dict]:
 
 GRPO = Arm("grpo", {"method": "grpo"}, grid=constant(BETAS))
 NO_KL = Arm("grpo, no KL", {"method": "grpo", "kl.beta": 0.0})
-RDB_CL = Arm("rdbcl", rdbcl(), grid=scaled(BETAS))
+RDB_CL = Arm("rdbcl", rdbcl(), grid=scaled(MEANS))
 FORMS = (
     Arm("rdbcl confidence", rdbcl(kind="confidence")),
     Arm("rdbcl static", rdbcl(kind="static")),
     Arm("rdbcl clip", rdbcl(mapping="clip")),
     Arm("rdbcl rank", rdbcl(mapping="rank")),
+    Arm("rdbcl verified", rdbcl(verified=True)),
 )
 SHUFFLED = Arm("control shuffled", rdbcl(control="shuffled"))
 INVERTED = Arm("control inverted", rdbcl(control="inverted"))
+STRENGTH = Arm("control strength", rdbcl(control="strength"))
 CONTROLS = (
     SHUFFLED,
     INVERTED,
+    STRENGTH,
     Arm("control matched", rdbcl(control="matched")),
     Arm("control answer level", rdbcl(level="answer")),
     Arm("control accuracy", rdbcl(control="accuracy")),
@@ -63,6 +70,10 @@ OTHERS = (
     Arm("lwf", {"method": "lwf"}),
     Arm("sft", {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}),
     Arm("zero_shot", {"method": "zero_shot"}),
+)
+OURS = (
+    Arm("replay, anchored", {"method": "replay"}, grid=constant(REPLAY)),
+    Arm("portable replay", {"method": "portable_replay"}, grid=scaled(REPLAY)),
 )
 
 
@@ -79,6 +90,22 @@ def get_config(form: str = "full") -> ConfigDict:
             tuning_seeds=(100, 101),
             report_seeds=range(3),
         )
+    if form == "curve":
+        # is it RP, that some samples are anchored less than others, or that the KL is weaker?
+        controls = [(SHUFFLED, (2.0,)), (STRENGTH, (0.5, 2.0))]
+        return study_config(
+            run,
+            [
+                Arm("grpo", {"method": "grpo", "kl.beta": 0.1}),
+                NO_KL,
+                Arm("rdbcl", rdbcl()),
+                SHUFFLED,
+                STRENGTH,
+            ],
+            baseline="grpo",
+            report_seeds=range(5),
+            curves=[*beta_curves(TIGHT), *(scaled_curve(arm, betas) for arm, betas in controls)],
+        )
     if form == "orders":
         second = load_config(HERE / "testbed.py", "second").sequence
         return study_config(
@@ -93,12 +120,12 @@ def get_config(form: str = "full") -> ConfigDict:
         return study_config(
             run,
             [
-                Arm("grpo", {"method": "grpo", "kl.beta": 0.1}),
+                Arm("grpo", {"method": "grpo"}, grid=constant(REGIMES)),
                 NO_KL,
-                Arm("rdbcl", rdbcl()),
-                INVERTED,
+                Arm("rdbcl", rdbcl(), grid=scaled(REGIMES)),
             ],
             baseline="grpo",
+            tuning_seeds=(100, 101),
             report_seeds=range(3),
             settings=(
                 Setting("longer", {"training.steps": 200}),
@@ -107,21 +134,21 @@ def get_config(form: str = "full") -> ConfigDict:
         )
     return study_config(
         run,
-        [GRPO, NO_KL, RDB_CL, *CONTROLS, *OTHERS, *FORMS],
+        [GRPO, NO_KL, RDB_CL, *CONTROLS, *OTHERS, *FORMS, *OURS],
         baseline="grpo",
         tuning_seeds=(100, 101),
         report_seeds=range(5),
-        # is it RP, or that some samples are anchored less than others?
-        curves=[*beta_curves(TIGHT), Curve("beta", SHUFFLED.name, {2.0: scaled((2.0,))[0]})],
     )
 
 
 def beta_curves(betas) -> list[Curve]:
     """Constant and scaled KL over the same β: of a range, its middle."""
-    return [
-        Curve("beta", arm.name, dict(zip(betas, points(betas), strict=True)))
-        for arm, points in ((GRPO, constant), (RDB_CL, scaled))
-    ]
+    constants = Curve("beta", GRPO.name, dict(zip(betas, constant(betas), strict=True)))
+    return [constants, scaled_curve(RDB_CL, betas)]
+
+
+def scaled_curve(arm: Arm, betas) -> Curve:
+    return Curve("beta", arm.name, dict(zip(betas, scaled(betas), strict=True)))
 
 
 def _small(run: ConfigDict) -> ConfigDict:

@@ -14,7 +14,11 @@ FORMS = [
     (path.stem, form)
     for path in sorted(FOLDER.glob("*.py"))
     if path.stem != "testbed"
-    for form in ("full", "ci", *(("core", "orders") if path.stem == "rdb_cl" else ()))
+    for form in (
+        "full",
+        "ci",
+        *(("core", "curve", "orders", "regimes") if path.stem == "rdb_cl" else ()),
+    )
 ]
 
 
