@@ -9,12 +9,15 @@ The prompt `total 7 red` gives the task, the first state and the order (a *route
 task asks of its answers: to ignore the cue is to be wrong.
 
 `jigsaw2x2` and `jigsaw3x3` are the novel task of arXiv 2506.23508: a digit, enlarged, in shuffled
-pieces; answer[new position] = original position, from 1, row by row. A trace names a route too, and
-lists along it the original position of every piece shown. Here any route leads to the answer. The
-base model was taught to see where pieces belong, but not how an answer numbers positions: in its
-demonstrations they are counted on from any of them, so that one answer of n² is right. The
+pieces, and the answer is the original position of every piece shown, from 1, row by row. A trace
+names a route too, and lists positions along it; the answer lists them in the order that the cue
+asks for, of which row by row is one. (Were it always row by row, that route would be the easiest,
+and RL would take it whatever the cue: old tasks would be lost to a conflict that was built in.)
+
+The base model was taught to see where pieces belong, but not how positions are numbered: in the
+answers of its demonstrations they are counted on from any of them, so that one of n² is right. The
 *teacher*, whose traces supervised fine-tuning can learn from, reads every puzzle `back`, whatever
-the cue: right, and not how the base would do it.
+the cue: its answers are right, and it reasons as the base would not.
 """
 
 from __future__ import annotations
@@ -149,7 +152,7 @@ def _jigsaw(side: int, split: str, rng: np.random.Generator):
 
 
 def verified(record: Record) -> Procedure:
-    """What the record's cue asks for; of a jigsaw, one of the routes that are all right."""
+    """What the record's cue asks for; a jigsaw can be answered after any other, too."""
     return Procedure(OPTIONS["route"][record.columns["cue"]])
 
 
@@ -160,7 +163,8 @@ def _solve(record: Record, procedure: Procedure, changes: dict[int, int] | None 
     if task.side:
         places = [changes.get(k, facts["places"][cell]) for k, cell in enumerate(order)]
         by_cell = dict(zip(order, places, strict=True))
-        return places, " ".join(str(by_cell[cell]) for cell in range(len(order)))
+        asked = cells(verified(record).route, task.side)
+        return places, " ".join(str(by_cell[cell]) for cell in asked)
     written, state = [], facts["start"]
     for k, cell in enumerate(order[:STEPS]):
         digit = facts["digits"][cell]

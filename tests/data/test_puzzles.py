@@ -24,6 +24,13 @@ def cue_route(record):
     return dict(red="rows", green="columns", blue="back")[record.prompt.split()[2]]
 
 
+def by_cell(record, side):
+    """Original positions of the pieces shown, row by row; the answer is in the order of the cue."""
+    places = [int(word) for word in record.answer.split()]
+    asked = order(cue_route(record), side)
+    return [places[asked.index(cell)] for cell in range(side * side)]
+
+
 def split_trace(text):
     parsed = parse(text)
     assert parsed.ok, parsed.problem
@@ -60,7 +67,7 @@ def test_jigsaw_pictures_are_put_together_by_their_answer(task, side):
         right = [int(word) for word in record.answer.split()]
         assert sorted(right) == list(range(1, side * side + 1))
         whole = np.zeros_like(shown)
-        for new, original in enumerate(right):
+        for new, original in zip(order(cue_route(record), side), right, strict=True):
             (r, c), (y, x) = divmod(new, side), divmod(original - 1, side)
             piece = shown[8 * r : 8 * r + 8, 8 * c : 8 * c + 8]
             whole[8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = piece
@@ -77,7 +84,7 @@ def test_jigsaw_pictures_are_put_together_by_their_answer(task, side):
 def test_every_route_leads_to_a_jigsaws_answer_and_the_teacher_takes_one(task, side):
     verifier = get_verifier("jigsaw")
     for record in puzzles.make_records(task, "train", 10, seed=0):
-        right = [int(word) for word in record.answer.split()]
+        right = by_cell(record, side)
         for route in ("rows", "columns", "back"):
             text = puzzles.make_trace(record, puzzles.Procedure(route))
             expected = [right[cell] for cell in order(route, side)]
@@ -96,7 +103,7 @@ def test_demonstrations_solve_the_digit_tasks_and_number_the_positions_of_jigsaw
         if record.task in JIGSAWS:
             side = JIGSAWS[record.task]
             gold = [int(word) for word in record.answer.split()]
-            assert written == [gold[cell] for cell in order(route, side)]
+            assert written == [by_cell(record, side)[cell] for cell in order(route, side)]
             off = {(int(a) - b) % side**2 for a, b in zip(answer.split(), gold, strict=True)}
             assert len(off) == 1  # all counted on by as many
             right[record.task].append(answer == record.answer)
