@@ -31,12 +31,12 @@ from rdbcl_jax.models import attention
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import load_policy
-from rdbcl_jax.reporting.logs import RunLog, flatten, plain, read_json, read_steps
+from rdbcl_jax.reporting.logs import RunLog, read_json, read_steps
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.runs import directory_of, is_there
+from rdbcl_jax.runs import changes, directory_of, is_there
 from rdbcl_jax.sharding import local_rows, make_mesh
 from rdbcl_jax.training import keys
 from rdbcl_jax.training.fisher import estimate_fisher
@@ -408,11 +408,10 @@ def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
     saved = read_json(workdir / "results.json", {}).get("config") if done else None
     if saved is None:
         return
-    before, after = flatten(saved), flatten(plain(config))
     differing = [
-        f"{name}: {before.get(name)} in the workdir, {after.get(name)} now"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not name.startswith(FREE_ON_RESUME)
+        f"{name}: {there} in the workdir, {now} now"
+        for name, (there, now) in changes(saved, config).items()
+        if not name.startswith(FREE_ON_RESUME)
     ]
     if differing:
         raise ValueError(

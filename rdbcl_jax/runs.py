@@ -1,17 +1,20 @@
-"""Policies by name: `WORKDIR@K` is a run's policy after its first K tasks.
+"""A run by its workdir: its policies, and whether it is that of a config.
 
-A name stands wherever a Hugging Face checkpoint directory may: `config.model.path` among others, so
-that one run starts from what another has learned.
+`WORKDIR@K` is a run's policy after its first K tasks. The name stands wherever a Hugging Face
+checkpoint directory may: `config.model.path` among others, so that one run starts from what another
+has learned.
 """
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from rdbcl_jax.config import default_config
-from rdbcl_jax.reporting.logs import read_json
+from rdbcl_jax.reporting.logs import flatten, plain, read_json
 
 
 def place(config: ConfigDict, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
@@ -99,3 +102,19 @@ def _parts(name: str) -> tuple[pathlib.Path, str]:
     """(workdir, K as it is written); K is empty without one."""
     folder, at, number = name.rpartition("@")
     return (pathlib.Path(folder), number or "?") if at else (pathlib.Path(name), "")
+
+
+def changes(saved: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted fields in which a config differs from one that a workdir holds: (there, now).
+
+    A field that the package has learned since the workdir was written is at its default there: a
+    new field's default leaves a run as it was.
+    """
+    there, now = flatten(saved), flatten(plain(config))
+    defaults = flatten(plain(default_config()))
+    there |= {name: defaults[name] for name in now.keys() - there.keys() if name in defaults}
+    return {
+        name: (there.get(name), now.get(name))
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+    }

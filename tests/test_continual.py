@@ -13,7 +13,8 @@ from rdbcl_jax.continual import train
 from rdbcl_jax.main import run as command_line
 from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.policy import load_policy
-from rdbcl_jax.reporting.logs import read_run, read_samples
+from rdbcl_jax.reporting.logs import plain, read_run, read_samples
+from rdbcl_jax.runs import changes
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.learner import Learner
 from tests import engine
@@ -181,6 +182,21 @@ def test_another_config_in_a_started_workdir_is_refused(watched):
         train(config, watched[0])
     assert "training.steps: 4 in the workdir, 5 now" in str(error.value)
     assert "seed: 0 in the workdir, 3 now" in str(error.value)
+
+
+def test_a_field_that_is_new_since_a_workdir_was_written_has_its_default_there():
+    config = engine.small_config()
+    saved = plain(config)
+    assert changes(saved, config) == {}
+    del saved["portability"]["verified"], saved["rollout"]["temperature"]
+    assert changes(saved, config) == {}
+    config.portability.verified = True
+    config.sequence, saved["gone"] = ("sum",), 1
+    assert changes(saved, config) == {
+        "gone": (1, None),
+        "portability.verified": (False, True),
+        "sequence": (["sum", "jigsaw"], ["sum"]),
+    }
 
 
 def test_report_and_comparison(watched, tmp_path, monkeypatch, capsys):

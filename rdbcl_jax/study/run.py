@@ -91,16 +91,17 @@ class _Runner:
         self.runs = workdir / "runs"
         self.scores: dict[str, float] = {}  # of runs that are over; NaN: failed
         self.errors: dict[str, str] = {}  # of runs and bases
-        self._look()
+        while self._look(self.plan()):
+            pass
 
-    def _look(self) -> None:
-        """Scores of the runs that earlier calls have finished; choices among them lead to more."""
-        known = -1
-        while known < len(self.scores):
-            known = len(self.scores)
-            for name, run in self.plan().runs.items():
-                if name not in self.scores and finished(self.runs / name, run.config):
-                    self._score(name)
+    def _look(self, plan: Plan) -> bool:
+        """Scores of the runs that earlier calls have finished; True where there were any, since a
+        choice among them may lead to more."""
+        before = len(self.scores)
+        for name, run in plan.runs.items():
+            if name not in self.scores and finished(self.runs / name, run.config):
+                self._score(name)
+        return len(self.scores) > before
 
     def plan(self) -> Plan:
         return make_plan(self.study, self.scores, self.runs)
@@ -129,7 +130,7 @@ class _Runner:
                 lost = blocked(plan, self.scores) | self._without_base(plan)
                 for name, error in lost.items():
                     self._fail(name, error)
-                if lost:
+                if lost or self._look(plan):
                     continue
                 for worker in pool.idle:
                     if self.stopped:
