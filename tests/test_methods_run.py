@@ -1,6 +1,7 @@
-"""Every method through the whole line on a very small model, and what each of them does there."""
+"""Every method through the whole line on a very small model."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,9 @@ import pytest
 from rdbcl_jax import continual
 from rdbcl_jax.collect import collect
 from rdbcl_jax.continual import Policies, train
-from rdbcl_jax.data import suite
-from rdbcl_jax.methods import make_method
 from rdbcl_jax.reporting.logs import read_run, read_samples
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.training.fisher import squared_gradients
 from rdbcl_jax.training.learner import Learner
-from rdbcl_jax.training.responses import Responses, judge, memorised, replenished
-from rdbcl_jax.training.state import TrainState
-from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, score
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -79,6 +74,21 @@ CASES = {
 ALSO_RESUMED = ("dapo", "mssr", "replay", "ewc", "rdbcl")
 
 
+REPLAYED = [{"sum": 8}, {"jigsaw": 6, "sum": 2}]
+TASKS_OF_PROMPTS = {  # of a task's first step, where not all are its own
+    "replay": REPLAYED,
+    "portable_replay": REPLAYED,
+    "joint": [{"sum": 4, "jigsaw": 4}, {"sum": 5, "jigsaw": 3}],
+}
+
+
+def prompts_by_task(workdir):
+    """How many prompts of each task the first step of each task had."""
+    rows = read_samples(workdir).select(["step", "record_id"]).to_pylist()
+    found = [{row["record_id"] for row in rows if row["step"] == step} for step in (0, 2)]
+    return [dict(Counter(name.split("-")[0] for name in ids)) for ids in found]
+
+
 @pytest.mark.parametrize("method", CASES)
 def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypatch, method):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -89,6 +99,7 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
     assert results["status"] == "done" and len(steps) == 4
     assert all(np.isfinite(row["loss"]) and row["skipped_updates"] == 0 for row in steps)
     assert any(row["grad_norm"] > 0 for row in steps)
+    assert prompts_by_task(whole) == TASKS_OF_PROMPTS.get(method, [{"sum": 8}, {"jigsaw": 8}])
     if method not in ALSO_RESUMED:
         return
     parts.mkdir()
@@ -191,157 +202,3 @@ def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, m
     for row in (row for rows in tables.values() for row in rows):
         by_id.setdefault(row["record_id"], row["completion"])
     assert all(row["completion"].strip() == by_id[row["record_id"]].strip() for row in learned)
-
-
-# ---------------------------------------------------------------------- single updates
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    return engine.load(engine.write_random_model(tmp_path_factory.mktemp("model")))
-
-
-def update(policy, params, batch, method, consolidation=None, rate=0.05, **options):
-    import optax
-
-    optimizer = optax.apply_if_finite(optax.sgd(rate), 10)
-    step = make_update(policy.model, optimizer, method, UpdateConfig(chunk_size=64, **options))
-    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
-    return step(state, policy.frozen, batch, consolidation)
-
-
-def likelihoods(policy, params, batch):
-    logps = score(
-        policy.model,
-        params,
-        batch.prompts,
-        batch.tokens,
-        batch.mask,
-        temperature=1.0,
-        chunk_size=64,
-    )
-    return np.asarray(jnp.where(batch.mask, logps, 0).sum(-1))
-
-
-def judged_rollouts(loaded, records):
-    policy, params = loaded
-    prompts, rollouts = engine.rollout(policy, params, max_tokens=16)
-    return judge(
-        Responses(jax.device_get(prompts), prompts, rollouts), records, policy, score_texts
-    )
-
-
-def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
-    policy, params = loaded
-    records = [suite.make_record("sum", "train", i, 0) for i in range(8)]
-    config = tiny("dyme")
-    method = make_method(config)
-    judged = judged_rollouts(loaded, engine.records())
-    judged = dataclasses.replace(judged, records=records)
-    changed = memorised(judged, method.demonstration, policy)
-    assert changed.memorised[:, 0].all() and not changed.memorised[:, 1:].any()
-    assert (changed.host.tokens[:, 1:] == judged.host.tokens[:, 1:]).all()
-    texts = policy.texts(changed.host.tokens[:, 0], changed.host.mask[:, 0])
-    assert [t.strip() for t in texts] == [suite.make_trace(r) for r in records]
-    whole, columns = changed.responses.all, changed.columns(policy)
-    batch = engine.train_batch(changed.responses.prompts, whole, **columns)
-    state, metrics, _ = update(policy, params, batch, method)
-    before, after = (likelihoods(policy, p, batch) for p in (params, state.params))
-    assert (after[:, 0] > before[:, 0]).all()
-    # given responses were not sampled: they say nothing about the sampler
-    assert metrics["sampler/logp_difference/max"] < 1e-4
-
-
-def test_a_group_with_a_right_answer_is_not_memorised(loaded):
-    judged = judged_rollouts(loaded, engine.records())
-    accuracy = np.zeros(32)
-    accuracy[5] = 1  # of the second prompt
-    judged = dataclasses.replace(
-        judged, scores=dataclasses.replace(judged.scores, accuracy=accuracy)
-    )
-    changed = memorised(judged, lambda record: "sum 3", loaded[0])
-    assert changed.memorised[:, 0].tolist() == [True, False, *[True] * 6]
-
-
-def test_dynamic_sampling_keeps_what_informs(loaded):
-    policy, _ = loaded
-    judged = judged_rollouts(loaded, engine.records())
-
-    def with_rewards(judged, informative, offset):
-        rewards = np.full((8, 4), float(offset))
-        rewards[informative, 0] += 1
-        ids = judged.responses.host_prompts.record_ids + offset
-        prompts = dataclasses.replace(judged.responses.host_prompts, record_ids=ids)
-        responses = dataclasses.replace(judged.responses, host_prompts=prompts)
-        scores = dataclasses.replace(judged.scores, total=rewards.ravel())
-        return dataclasses.replace(judged, responses=responses, scores=scores)
-
-    first, second = with_rewards(judged, [1, 4], 0), with_rewards(judged, [0, 2, 3], 100)
-    found = replenished(first, second, policy)
-    ids = found.responses.host_prompts.record_ids.tolist()
-    assert ids == [1, 4, 100, 102, 103, 0, 2, 3]
-    assert found.informative.tolist() == [True] * 5 + [False] * 3
-    np.testing.assert_array_equal(found.host.tokens[2], judged.host.tokens[0])
-    np.testing.assert_array_equal(np.asarray(found.responses.all.tokens), found.host.tokens)
-    enough = replenished(with_rewards(judged, range(7), 0), second, policy)
-    assert enough.responses.host_prompts.record_ids.tolist() == [*range(7), 100]
-    assert found.records[0] is judged.records[1] and len(found.texts) == 32
-
-
-def test_lwf_learns_the_previous_policys_responses(loaded):
-    policy, params = loaded
-    method = make_method(tiny("lwf", **{"lwf.weight": 2.0}))
-    prompts, rollouts = engine.rollout(policy, params)
-    _, others = engine.rollout(policy, params, samples=1, key=9)
-    responses = Responses(jax.device_get(prompts), prompts, rollouts, others)
-    judged = judge(responses, engine.records(), policy, score_texts)
-    columns = judged.columns(policy)
-    assert columns["given"].tolist() == [[False] * 4 + [True]] * 8
-    assert np.isnan(columns["rewards"][:, 4]).all()
-    columns["rewards"][:, :4] = 0  # nothing to learn from the policy's own
-    batch = engine.train_batch(prompts, responses.all, **columns)
-    state, _, samples = update(policy, params, batch, method, rate=1e-2)
-    np.testing.assert_allclose(samples["advantage"], [[0, 0, 0, 0, 2]] * 8)
-    before, after = (likelihoods(policy, p, batch) for p in (params, state.params))
-    assert after[:, 4].sum() > before[:, 4].sum()
-
-
-def test_ewc_pulls_back_what_mattered(loaded):
-    policy, params = loaded
-    method = make_method(tiny("ewc", **{"ewc.strength": 3.0}))
-    prompts, rollouts = engine.rollout(policy, params)
-    batch = engine.train_batch(prompts, rollouts, rewards=jnp.zeros((8, 4)))
-    moved = jax.tree.map(lambda p: p + 0.01, params)
-    fisher = jax.tree.map(lambda p: jnp.full(p.shape, 2.0), params)
-    state, metrics, _ = update(
-        policy, moved, batch, method, Consolidation(params, fisher), rate=0.1
-    )
-    count = sum(p.size for p in jax.tree.leaves(params))
-    # λ/2 Σ F d² and d − rate λ F d
-    np.testing.assert_allclose(metrics["consolidation"], 1.5 * 2 * 0.01**2 * count, rtol=1e-3)
-    jax.tree.map(
-        lambda new, old: np.testing.assert_allclose(new - old, 0.01 * (1 - 0.6), atol=1e-5),
-        state.params,
-        params,
-    )
-
-
-def test_fisher_is_the_sum_of_squared_gradients_of_sequences(loaded):
-    policy, params = loaded
-    prompts, rollouts = engine.rollout(policy, params, samples=1, count=4)
-    options = {"temperature": 1.0, "chunk_size": 64}
-    found = squared_gradients(policy.model, params, policy.frozen, prompts, rollouts, **options)
-
-    def log_likelihood(params, row):
-        logps = score(policy.model, params, prompts, rollouts.tokens, rollouts.mask, **options)
-        return jnp.where(rollouts.mask, logps, 0)[row].sum()
-
-    grads = [jax.grad(log_likelihood)(params, row) for row in range(4)]
-    expected = jax.tree.map(lambda *g: sum(x**2 for x in g), *grads)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=2e-3, atol=1e-5 * np.abs(b).max() + 1e-9
-        ),
-        found,
-        expected,
-    )

@@ -1,0 +1,254 @@
+"""What one update of each method does to a policy: who gains, and who is held back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rdbcl_jax.data import suite
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.methods.grpo import VARIANTS
+from rdbcl_jax.rewards.scoring import score as score_texts
+from rdbcl_jax.training.fisher import squared_gradients
+from rdbcl_jax.training.responses import (
+    Responses,
+    demonstrated,
+    judge,
+    memorised,
+    replenished,
+)
+from rdbcl_jax.training.state import TrainState
+from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, score
+from tests import engine
+
+pytestmark = pytest.mark.slow
+
+
+def chosen(name, **changes):
+    config = engine.small_config()
+    config.method = name
+    config.rollout.samples = 1 if name == "mssr" else 4
+    config.update_from_flattened_dict(changes)
+    return make_method(config)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return engine.load(engine.write_random_model(tmp_path_factory.mktemp("model")))
+
+
+def update(policy, params, batch, method, consolidation=None, rate=0.05, **options):
+    optimizer = optax.apply_if_finite(optax.sgd(rate), 10)
+    step = make_update(policy.model, optimizer, method, UpdateConfig(chunk_size=64, **options))
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    return step(state, policy.frozen, batch, consolidation)
+
+
+def likelihoods(policy, params, batch):
+    logps = score(
+        policy.model,
+        params,
+        batch.prompts,
+        batch.tokens,
+        batch.mask,
+        temperature=1.0,
+        chunk_size=64,
+    )
+    return np.asarray(jnp.where(batch.mask, logps, 0).sum(-1))
+
+
+def judged_rollouts(loaded, records):
+    policy, params = loaded
+    prompts, rollouts = engine.rollout(policy, params, max_tokens=16)
+    return judge(
+        Responses(jax.device_get(prompts), prompts, rollouts), records, policy, score_texts
+    )
+
+
+def gains(policy, params, batch, method, **options):
+    """What the log-likelihood of each response gains by one update, [P, G]."""
+    state, *_ = update(policy, params, batch, method, rate=1e-2, **options)
+    before, after = (likelihoods(policy, p, batch) for p in (params, state.params))
+    return after - before
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_right_responses_gain_on_wrong_ones(loaded, name):
+    right = jnp.broadcast_to(jnp.arange(4) % 2, (8, 4)).astype(jnp.float32)
+    batch = engine.train_batch(*engine.rollout(*loaded), rewards=right, accuracies=right)
+    found = gains(*loaded, batch, chosen(name, **{"kl.beta": 0.0}))
+    assert found[:, 1::2].mean() > found[:, ::2].mean()
+
+
+@pytest.mark.parametrize("control,sign", [("none", 1), ("inverted", -1)])
+def test_rdbcl_holds_what_carries_over_and_lets_the_rest_go(loaded, control, sign):
+    prompts, rollouts = engine.rollout(*loaded)
+    portable = jnp.array([True, True, False, False])[:, None]
+    batch = engine.train_batch(
+        prompts,
+        rollouts,
+        rewards=jnp.zeros((8, 4)),
+        reference_logps=rollouts.logps - 0.3,  # all have moved as far, and are pulled back
+        previous_logps=jnp.where(portable, rollouts.logps, rollouts.logps - 1),
+    )
+    options = {"portability.beta_max": 1.0, "portability.mapping": "minmax"}
+    found = gains(*loaded, batch, chosen("rdbcl", **options, **{"portability.control": control}))
+    held, free = -found[:, :2].mean(), -found[:, 2:].mean()
+    assert sign * (held - free) > 0
+
+
+def test_mssr_raises_what_was_not_expected(loaded):
+    """All are right; of half of the prompts that was known. No response has a group."""
+    known = jnp.tile(jnp.array([0.9, 0.1]), 4)
+    batch = engine.train_batch(
+        *engine.rollout(*loaded, samples=1),
+        rewards=jnp.ones((8, 1)),
+        accuracies=jnp.ones((8, 1)),
+        prompt_values=known,
+    )
+    found = gains(*loaded, batch, chosen("mssr", **{"kl.beta": 0.0, "mssr.adaptive": False}))
+    assert found[1::2].mean() > 0 > found[::2].mean()
+
+
+def test_rapo_raises_what_stayed_near_the_previous_policy(loaded):
+    prompts, rollouts = engine.rollout(*loaded)
+    near = jnp.array([True, False, True, False])[:, None]
+    batch = engine.train_batch(
+        prompts,
+        rollouts,
+        rewards=jnp.ones((8, 4)),  # the task's own reward says nothing
+        previous_logps=jnp.where(near, rollouts.logps, rollouts.logps - 1),
+    )
+    found = gains(*loaded, batch, chosen("rapo", **{"kl.beta": 0.0}))
+    assert found[:, ::2].mean() > found[:, 1::2].mean()
+
+
+@pytest.mark.parametrize("target", ["reasoning", "answer"])
+def test_sft_raises_the_demonstrations(loaded, target):
+    policy, _ = loaded
+    method = chosen("sft", **{"demonstrations.target": target})
+    records = [suite.make_record("sum", "train", i, 0) for i in range(8)]
+    texts = [method.demonstration(record) for record in records]
+    host = policy.encoder.encode_supervised(records, texts, np.arange(8))
+    responses = demonstrated(host, policy)
+    judged = judge(responses, records, policy, score_texts)
+    batch = engine.train_batch(responses.prompts, responses.all, **judged.columns(policy))
+    assert (gains(*loaded, batch, method) > 0).all()
+
+
+def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
+    policy, params = loaded
+    records = [suite.make_record("sum", "train", i, 0) for i in range(8)]
+    method = chosen("dyme")
+    judged = judged_rollouts(loaded, engine.records())
+    judged = dataclasses.replace(judged, records=records)
+    changed = memorised(judged, method.demonstration, policy)
+    assert changed.memorised[:, 0].all() and not changed.memorised[:, 1:].any()
+    assert (changed.host.tokens[:, 1:] == judged.host.tokens[:, 1:]).all()
+    texts = policy.texts(changed.host.tokens[:, 0], changed.host.mask[:, 0])
+    assert [t.strip() for t in texts] == [suite.make_trace(r) for r in records]
+    whole, columns = changed.responses.all, changed.columns(policy)
+    batch = engine.train_batch(changed.responses.prompts, whole, **columns)
+    state, metrics, _ = update(policy, params, batch, method)
+    before, after = (likelihoods(policy, p, batch) for p in (params, state.params))
+    assert (after[:, 0] > before[:, 0]).all()
+    # given responses were not sampled: they say nothing about the sampler
+    assert metrics["sampler/logp_difference/max"] < 1e-4
+
+
+def test_a_group_with_a_right_answer_is_not_memorised(loaded):
+    judged = judged_rollouts(loaded, engine.records())
+    accuracy = np.zeros(32)
+    accuracy[5] = 1  # of the second prompt
+    judged = dataclasses.replace(
+        judged, scores=dataclasses.replace(judged.scores, accuracy=accuracy)
+    )
+    changed = memorised(judged, lambda record: "sum 3", loaded[0])
+    assert changed.memorised[:, 0].tolist() == [True, False, *[True] * 6]
+
+
+def test_dynamic_sampling_keeps_what_informs(loaded):
+    policy, _ = loaded
+    judged = judged_rollouts(loaded, engine.records())
+
+    def with_rewards(judged, informative, offset):
+        rewards = np.full((8, 4), float(offset))
+        rewards[informative, 0] += 1
+        ids = judged.responses.host_prompts.record_ids + offset
+        prompts = dataclasses.replace(judged.responses.host_prompts, record_ids=ids)
+        responses = dataclasses.replace(judged.responses, host_prompts=prompts)
+        scores = dataclasses.replace(judged.scores, total=rewards.ravel())
+        return dataclasses.replace(judged, responses=responses, scores=scores)
+
+    first, second = with_rewards(judged, [1, 4], 0), with_rewards(judged, [0, 2, 3], 100)
+    found = replenished(first, second, policy)
+    ids = found.responses.host_prompts.record_ids.tolist()
+    assert ids == [1, 4, 100, 102, 103, 0, 2, 3]
+    assert found.informative.tolist() == [True] * 5 + [False] * 3
+    np.testing.assert_array_equal(found.host.tokens[2], judged.host.tokens[0])
+    np.testing.assert_array_equal(np.asarray(found.responses.all.tokens), found.host.tokens)
+    enough = replenished(with_rewards(judged, range(7), 0), second, policy)
+    assert enough.responses.host_prompts.record_ids.tolist() == [*range(7), 100]
+    assert found.records[0] is judged.records[1] and len(found.texts) == 32
+
+
+def test_lwf_learns_the_previous_policys_responses(loaded):
+    policy, params = loaded
+    method = chosen("lwf", **{"lwf.weight": 2.0})
+    prompts, rollouts = engine.rollout(policy, params)
+    _, others = engine.rollout(policy, params, samples=1, key=9)
+    responses = Responses(jax.device_get(prompts), prompts, rollouts, others)
+    judged = judge(responses, engine.records(), policy, score_texts)
+    columns = judged.columns(policy)
+    assert columns["given"].tolist() == [[False] * 4 + [True]] * 8
+    assert np.isnan(columns["rewards"][:, 4]).all()
+    columns["rewards"][:, :4] = 0  # nothing to learn from the policy's own
+    batch = engine.train_batch(prompts, responses.all, **columns)
+    state, _, samples = update(policy, params, batch, method, rate=1e-2)
+    np.testing.assert_allclose(samples["advantage"], [[0, 0, 0, 0, 2]] * 8)
+    before, after = (likelihoods(policy, p, batch) for p in (params, state.params))
+    assert after[:, 4].sum() > before[:, 4].sum()
+
+
+def test_ewc_pulls_back_what_mattered(loaded):
+    policy, params = loaded
+    method = chosen("ewc", **{"ewc.strength": 3.0})
+    prompts, rollouts = engine.rollout(policy, params)
+    batch = engine.train_batch(prompts, rollouts, rewards=jnp.zeros((8, 4)))
+    moved = jax.tree.map(lambda p: p + 0.01, params)
+    fisher = jax.tree.map(lambda p: jnp.full(p.shape, 2.0), params)
+    state, metrics, _ = update(
+        policy, moved, batch, method, Consolidation(params, fisher), rate=0.1
+    )
+    count = sum(p.size for p in jax.tree.leaves(params))
+    # λ/2 Σ F d² and d − rate λ F d
+    np.testing.assert_allclose(metrics["consolidation"], 1.5 * 2 * 0.01**2 * count, rtol=1e-3)
+    jax.tree.map(
+        lambda new, old: np.testing.assert_allclose(new - old, 0.01 * (1 - 0.6), atol=1e-5),
+        state.params,
+        params,
+    )
+
+
+def test_fisher_is_the_sum_of_squared_gradients_of_sequences(loaded):
+    policy, params = loaded
+    prompts, rollouts = engine.rollout(policy, params, samples=1, count=4)
+    options = {"temperature": 1.0, "chunk_size": 64}
+    found = squared_gradients(policy.model, params, policy.frozen, prompts, rollouts, **options)
+
+    def log_likelihood(params, row):
+        logps = score(policy.model, params, prompts, rollouts.tokens, rollouts.mask, **options)
+        return jnp.where(rollouts.mask, logps, 0)[row].sum()
+
+    grads = [jax.grad(log_likelihood)(params, row) for row in range(4)]
+    expected = jax.tree.map(lambda *g: sum(x**2 for x in g), *grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=2e-3, atol=1e-5 * np.abs(b).max() + 1e-9
+        ),
+        found,
+        expected,
+    )
