@@ -91,21 +91,7 @@ def get_config(form: str = "full") -> ConfigDict:
             report_seeds=range(3),
         )
     if form == "curve":
-        # is it RP, that some samples are anchored less than others, or that the KL is weaker?
-        controls = [(SHUFFLED, (2.0,)), (STRENGTH, (0.5, 2.0))]
-        return study_config(
-            run,
-            [
-                Arm("grpo", {"method": "grpo", "kl.beta": 0.1}),
-                NO_KL,
-                Arm("rdbcl", rdbcl()),
-                SHUFFLED,
-                STRENGTH,
-            ],
-            baseline="grpo",
-            report_seeds=range(5),
-            curves=[*beta_curves(TIGHT), *(scaled_curve(arm, betas) for arm, betas in controls)],
-        )
+        return _curve(run)
     if form == "orders":
         second = load_config(HERE / "testbed.py", "second").sequence
         return study_config(
@@ -141,14 +127,41 @@ def get_config(form: str = "full") -> ConfigDict:
     )
 
 
+def _curve(run: ConfigDict) -> ConfigDict:
+    """Up to anchors that are too tight, on new prompts alone and with replay. At the far end: is it
+    RP, that some samples are anchored less than others, or that the KL term is weaker?"""
+    anchored = Arm("replay, anchored", {"method": "replay", "kl.beta": 0.3})
+    portable = Arm("portable replay", {"method": "portable_replay", "portability.beta_max": 0.6})
+    return study_config(
+        run,
+        [
+            Arm("grpo", {"method": "grpo", "kl.beta": 0.1}),
+            NO_KL,
+            Arm("rdbcl", rdbcl()),
+            SHUFFLED,
+            STRENGTH,
+            anchored,
+            portable,
+        ],
+        baseline="grpo",
+        report_seeds=range(5),
+        curves=[
+            *beta_curves(TIGHT),
+            curve(SHUFFLED, (2.0,), scaled),
+            curve(STRENGTH, (0.5, 2.0), scaled),
+            curve(anchored, REPLAY, constant, "beta with replay"),
+            curve(portable, REPLAY, scaled, "beta with replay"),
+        ],
+    )
+
+
 def beta_curves(betas) -> list[Curve]:
     """Constant and scaled KL over the same β: of a range, its middle."""
-    constants = Curve("beta", GRPO.name, dict(zip(betas, constant(betas), strict=True)))
-    return [constants, scaled_curve(RDB_CL, betas)]
+    return [curve(GRPO, betas, constant), curve(RDB_CL, betas, scaled)]
 
 
-def scaled_curve(arm: Arm, betas) -> Curve:
-    return Curve("beta", arm.name, dict(zip(betas, scaled(betas), strict=True)))
+def curve(arm: Arm, betas, points, name: str = "beta") -> Curve:
+    return Curve(name, arm.name, dict(zip(betas, points(betas), strict=True)))
 
 
 def _small(run: ConfigDict) -> ConfigDict:

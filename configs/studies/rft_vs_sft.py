@@ -5,9 +5,9 @@ in one setting and of 3 × 3 in the other, with the paper's reward (share of pie
 format). RFT is GRPO, with its usual KL term and without. SFT learns from answers alone, from a
 teacher's reasoning, or from right rollouts of the policy that RFT has trained. The learning rate is
 the same for all. Old tasks are never learned; they are evaluated along the way. The table's metric
-is accuracy on them at the end, and `tradeoff*.png` is the picture. Steps, the learning rate and the
-teacher were settled on validation data of seed 100. There the base solves 96 % of the old tasks and
-none to 1 % of the jigsaws.
+is accuracy on them at the end, and `tradeoff*.png` is the picture. Steps, the base's own, the
+learning rate and the teacher were settled on validation data of seed 100. There the base solves
+98 % of the old tasks, 16 % of the small jigsaws and none of the large ones.
 
     rdbcl study --config=configs/studies/rft_vs_sft.py --workdir=DIR [--ci]
 """
@@ -18,7 +18,7 @@ from rdbcl_jax.config import default_config
 from rdbcl_jax.study import Arm, Setting, study_config
 
 OLD = ("total", "zigzag", "twice", "apart")
-SIZES = {"jigsaw2x2": 400, "jigsaw3x3": 800}  # steps of RFT
+SIZES = ("jigsaw2x2", "jigsaw3x3")
 ROLLOUTS = "{arm:rft}/rollouts/*.parquet"
 
 
@@ -48,8 +48,8 @@ def get_config(form: str = "full") -> ConfigDict:
     run = _run()
     small = form == "ci"
     settings = [
-        Setting(size, {"sequence": (size,), "training.steps": 4 if small else steps})
-        for size, steps in SIZES.items()
+        Setting(size, {"sequence": (size,), "training.steps": 4 if small else 800})
+        for size in SIZES
     ]
     if small:
         run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
@@ -59,9 +59,9 @@ def get_config(form: str = "full") -> ConfigDict:
         settings = settings[:1]
     return study_config(
         run,
-        arms(sft_steps=4, collect=8) if small else arms(sft_steps=200, collect=2),
+        arms(sft_steps=4, collect=8) if small else arms(sft_steps=400, collect=2),
         baseline="rft",
-        report_seeds=range(2 if small else 5),
+        report_seeds=range(2 if small else 3),
         settings=settings,
         metric="held_last",
     )
@@ -70,7 +70,7 @@ def get_config(form: str = "full") -> ConfigDict:
 def _run() -> ConfigDict:
     """What all arms share."""
     config = default_config()
-    config.sequence = tuple(SIZES)[:1]
+    config.sequence = SIZES[:1]
     config.evaluation.tasks = OLD
 
     config.model.dtype = "float32"
@@ -78,6 +78,7 @@ def _run() -> ConfigDict:
     config.base.suite = "puzzles"
     config.base.size = {"depth": 3}
     config.base.follow = 0.9
+    config.base.steps = 900
     config.base.seed = config.get_ref("seed")  # every seed has a base model of its own
 
     config.data.prompt_lengths = (16, 24)
