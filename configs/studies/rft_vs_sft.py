@@ -10,6 +10,8 @@ learning rate and the teacher were settled on validation data of seed 100. There
 98 % of the old tasks, 16 % of the small jigsaws and none of the large ones.
 
     rdbcl study --config=configs/studies/rft_vs_sft.py --workdir=DIR [--ci]
+
+`--config=configs/studies/rft_vs_sft.py:run` is what all runs share, for the other commands.
 """
 
 from ml_collections import ConfigDict
@@ -46,6 +48,8 @@ def arms(sft_steps: int, collect: int) -> list[Arm]:
 
 def get_config(form: str = "full") -> ConfigDict:
     run = _run()
+    if form == "run":
+        return run
     small = form == "ci"
     settings = [
         Setting(size, {"sequence": (size,), "training.steps": 4 if small else 800})
