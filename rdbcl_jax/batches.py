@@ -82,3 +82,4 @@ class TrainBatch:
     reference_is_policy: Bool[ArrayLike, ""] = False  # True until the first update of a task
     previous_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method reads none
     previous_is_policy: Bool[ArrayLike, ""] = False
+    replayed: Bool[ArrayLike, "P"] = False  # prompts of an earlier task

@@ -131,7 +131,11 @@ def method_options() -> dict:
         },
         "dyme": {"memorise": True, "explore": True},
         "rapo": {"weight": 0.5, "sharpness": 20.0},
-        "replay": {"fraction": 0.25, "per_task": 256},  # of the prompts; records kept of a task
+        "replay": {
+            "fraction": 0.25,  # of the prompts of a batch
+            "per_task": 256,  # records that are kept of a task
+            "anchor": "all",  # what a KL term is of: "all" samples, or those of "old" prompts
+        },
         # sequences that the Fisher information is estimated on; share of the old one that is kept
         "ewc": {"strength": 100.0, "sequences": 256, "decay": 1.0},
         "lwf": {"weight": 1.0},

@@ -64,7 +64,7 @@ CASES = {
     "dyme": {},
     "sft": {},
     "rapo": {},
-    "replay": {"kl.beta": 0.1, "kl.reference": "ema"},
+    "replay": {"kl.beta": 0.1, "kl.reference": "ema", "replay.anchor": "old"},
     "ewc": {"ewc.sequences": 16},
     "lwf": {},
     "joint": {},

@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 from rdbcl_jax.methods.grpo import options, policy_gradient
 from rdbcl_jax.methods.method import Method
 
+ANCHORS = ("all", "old")
+
 
 def _grpo(config: ConfigDict, **fields) -> Method:
     """GRPO without a KL term unless `config.kl.beta` asks for one: the classic is the anchor."""
@@ -31,15 +33,30 @@ def joint(config: ConfigDict) -> Method:
 
 
 def replay(config: ConfigDict) -> Method:
-    """`config.replay.fraction` of the prompts are of earlier tasks, whose first
-    `config.replay.per_task` records are kept."""
-    check_fraction(config)
-    return _grpo(config, data="replay")
+    return rehearsing(config, _grpo(config))
 
 
-def check_fraction(config: ConfigDict) -> None:
-    if not 0 < config.replay.fraction < 1:
-        raise ValueError(f"replay.fraction is {config.replay.fraction}, expected within (0, 1)")
+def rehearsing(config: ConfigDict, method: Method) -> Method:
+    """The method on batches of which `config.replay.fraction` of the prompts are of earlier tasks,
+    whose first `config.replay.per_task` records are kept.
+
+    `config.replay.anchor`: its KL term, where it has one, is of "all" samples, or only of those of
+    "old" prompts: there the previous policy knows better, and nothing new is slowed.
+    """
+    chosen = config.replay
+    if not 0 < chosen.fraction < 1:
+        raise ValueError(f"replay.fraction is {chosen.fraction}, expected within (0, 1)")
+    if chosen.anchor not in ANCHORS:
+        raise ValueError(f"replay.anchor is {chosen.anchor!r}, expected one of {ANCHORS}")
+
+    def targets(batch, policy_logps, entropies):
+        found = method.targets(batch, policy_logps, entropies)
+        if chosen.anchor == "all":
+            return found
+        old = jnp.asarray(batch.replayed)[..., None]
+        return found._replace(kl_coef=jnp.where(old, found.kl_coef, 0.0))
+
+    return dataclasses.replace(method, targets=targets, data="replay")
 
 
 def ewc(config: ConfigDict) -> Method:

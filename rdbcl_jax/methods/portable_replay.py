@@ -7,16 +7,13 @@ and not only where the group's rewards differ, and there its reasoning is portab
 
 from __future__ import annotations
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
-from rdbcl_jax.methods.classic import check_fraction
+from rdbcl_jax.methods.classic import rehearsing
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.methods.rdbcl import rdbcl
 
 
 def portable_replay(config: ConfigDict) -> Method:
     """`config.replay` chooses the prompts, `config.portability` anchors them."""
-    check_fraction(config)
-    return dataclasses.replace(rdbcl(config), data="replay")
+    return rehearsing(config, rdbcl(config))

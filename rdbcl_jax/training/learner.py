@@ -325,7 +325,9 @@ class Learner:
             seen = all_hosts_rows(np.repeat(ids, judged.shape[1])), all_hosts_rows(total)
             state = jax.device_get(tracker.observe(state, *seen, self._last_kl))
             self._progress = dataclasses.replace(self._progress, tracker=state)
-        from_host = {**judged.columns(self.policy), "prompt_values": known}
+        own = len(self._records) - len(self._stage.rehearsal)
+        of_prompts = {"prompt_values": known, "replayed": ids >= own}
+        from_host = {**judged.columns(self.policy), **of_prompts}
         return TrainBatch(
             prompts=judged.responses.prompts,
             tokens=whole.tokens,

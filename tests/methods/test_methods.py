@@ -175,6 +175,14 @@ def test_ours_anchor_what_is_right_and_replay(batch):
     np.testing.assert_array_equal(replays.targets(batch, POLICY, None).kl_coef, beta)
 
 
+def test_replay_anchors_all_samples_or_those_of_old_prompts(batch):
+    second = changed(batch, replayed=[False, True])
+    for anchor, expected in (("all", [[0.3, 0.3], [0.3, 0.3]]), ("old", [[0, 0], [0.3, 0.3]])):
+        found = targets("replay", second, **{"kl.beta": 0.3, "replay.anchor": anchor})
+        np.testing.assert_allclose(found.kl_coef, expected, rtol=1e-6)
+        np.testing.assert_allclose(found.advantages, GROUP, rtol=1e-5)
+
+
 # ---------------------------------------------------------------------- the other papers
 
 
@@ -287,6 +295,8 @@ def test_what_the_classics_ask_for():
     for name in ("replay", "portable_replay"):
         with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected within \(0, 1\)"):
             method(name, **{"replay.fraction": 1.0})
+        with pytest.raises(ValueError, match="replay.anchor is 'new'"):
+            method(name, **{"replay.anchor": "new"})
 
 
 # ---------------------------------------------------------------------- given responses
