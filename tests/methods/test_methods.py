@@ -295,7 +295,7 @@ def test_what_the_classics_ask_for():
     for name in ("replay", "portable_replay"):
         with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected within \(0, 1\)"):
             method(name, **{"replay.fraction": 1.0})
-        with pytest.raises(ValueError, match="replay.anchor is 'new'"):
+        with pytest.raises(ValueError, match=r"replay\.anchor is 'new'"):
             method(name, **{"replay.anchor": "new"})
 
 
