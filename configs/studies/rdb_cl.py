@@ -2,7 +2,7 @@
 
 The `forks` testbed. Baseline: GRPO whose constant β is chosen on validation data; RDB-CL's range is
 chosen likewise. Its other forms and its controls have the range [0, 0.2], whose middle is the β of
-0.1. The last arm is ours: replay whose anchors RP scales, beside replay with a constant β.
+0.1. The last arms are ours: replay with an anchor, of one β, of old prompts alone, or scaled by RP.
 
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR           full: five seeds
     rdbcl study --config=configs/studies/rdb_cl.py:core --workdir=DIR      the question alone
@@ -21,7 +21,7 @@ from rdbcl_jax.study import Arm, Curve, Setting, load_config, study_config
 HERE = pathlib.Path(__file__).parent
 BETAS = (0.025, 0.05, 0.1, 0.2)
 MEANS = (0.0125, 0.025, 0.05, 0.1, 0.2)  # of RDB-CL's ranges: its best is lower
-REPLAY = (0.1, 0.3, 1.0)  # where there are old prompts to anchor, more is better
+REPLAY = (0.1, 0.3, 1.0)  # beside old prompts more is better
 REGIMES = (0.05, 0.2, 0.8)
 TIGHT = (0.1, 0.5, 1.0, 2.0)
 FIXED = {"portability.beta_max": 0.2}  # from 0, so 0.1 on average
@@ -71,8 +71,10 @@ OTHERS = (
     Arm("sft", {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}),
     Arm("zero_shot", {"method": "zero_shot"}),
 )
+OLD = {"kl.beta": 0.3, "replay.anchor": "old"}
 OURS = (
     Arm("replay, anchored", {"method": "replay"}, grid=constant(REPLAY)),
+    Arm("replay, old anchored", {"method": "replay", **OLD}),
     Arm("portable replay", {"method": "portable_replay"}, grid=scaled(REPLAY)),
 )
 
@@ -114,8 +116,8 @@ def get_config(form: str = "full") -> ConfigDict:
             tuning_seeds=(100, 101),
             report_seeds=range(3),
             settings=(
-                Setting("longer", {"training.steps": 200}),
                 Setting("faster", {"optimizer.learning_rate": 3e-4}),
+                Setting("longer", {"training.steps": 200}),
             ),
         )
     return study_config(

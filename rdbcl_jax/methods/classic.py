@@ -41,7 +41,7 @@ def rehearsing(config: ConfigDict, method: Method) -> Method:
     whose first `config.replay.per_task` records are kept.
 
     `config.replay.anchor`: its KL term, where it has one, is of "all" samples, or only of those of
-    "old" prompts: there the previous policy knows better, and nothing new is slowed.
+    "old" prompts, which slows nothing that is new.
     """
     chosen = config.replay
     if not 0 < chosen.fraction < 1:

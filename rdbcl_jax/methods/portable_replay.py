@@ -1,8 +1,7 @@
 """Ours: RDB-CL on batches of which a share are prompts of earlier tasks.
 
-On a new task alone an anchor slows what is to be learned, and says nothing about old prompts. On
-old prompts the previous policy is mostly right: there it is worth an anchor, at every token
-and not only where the group's rewards differ, and there its reasoning is portable.
+Alone, an anchor slows what is new, and what it is to protect is forgotten all the same; beside
+replay it keeps (docs/studies.md, rdb_cl).
 """
 
 from __future__ import annotations
