@@ -116,8 +116,8 @@ def get_config(form: str = "full") -> ConfigDict:
             tuning_seeds=(100, 101),
             report_seeds=range(3),
             settings=(
+                Setting("longer", {"training.steps": 180}),
                 Setting("faster", {"optimizer.learning_rate": 3e-4}),
-                Setting("longer", {"training.steps": 200}),
             ),
         )
     return study_config(
