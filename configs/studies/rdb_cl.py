@@ -1,11 +1,12 @@
 """Does scaling the KL term by reasoning portability keep more than a constant β?
 
 The `forks` testbed. Baseline: GRPO whose constant β is chosen on validation data; RDB-CL's range is
-chosen likewise. Its other forms and its controls have the range [0, 0.2], whose middle is the β of
+chosen likewise. Its controls and its other forms have the range [0, 0.2], whose middle is the β of
 0.1. The last arms are ours: replay with an anchor, of one β, of old prompts alone, or scaled by RP.
 
     rdbcl study --config=configs/studies/rdb_cl.py --workdir=DIR           full: five seeds
     rdbcl study --config=configs/studies/rdb_cl.py:core --workdir=DIR      the question alone
+    rdbcl study --config=configs/studies/rdb_cl.py:forms --workdir=DIR     kinds and mappings of RP
     rdbcl study --config=configs/studies/rdb_cl.py:curve --workdir=DIR     over β, up to too tight
     rdbcl study --config=configs/studies/rdb_cl.py:orders --workdir=DIR    in two task orders
     rdbcl study --config=configs/studies/rdb_cl.py:regimes --workdir=DIR   where forgetting is worse
@@ -42,6 +43,7 @@ def scaled(betas) -> list[dict]:
 
 
 GRPO = Arm("grpo", {"method": "grpo"}, grid=constant(BETAS))
+CONSTANT = Arm("grpo", {"method": "grpo", "kl.beta": 0.1})
 NO_KL = Arm("grpo, no KL", {"method": "grpo", "kl.beta": 0.0})
 RDB_CL = Arm("rdbcl", rdbcl(), grid=scaled(MEANS))
 FORMS = (
@@ -92,6 +94,9 @@ def get_config(form: str = "full") -> ConfigDict:
             tuning_seeds=(100, 101),
             report_seeds=range(3),
         )
+    if form == "forms":
+        plain = [CONSTANT, Arm("rdbcl", rdbcl())]
+        return study_config(run, [*plain, *FORMS], baseline="grpo", report_seeds=range(5))
     if form == "curve":
         return _curve(run)
     if form == "orders":
@@ -122,7 +127,7 @@ def get_config(form: str = "full") -> ConfigDict:
         )
     return study_config(
         run,
-        [GRPO, NO_KL, RDB_CL, *CONTROLS, *OTHERS, *FORMS, *OURS],
+        [GRPO, NO_KL, RDB_CL, *CONTROLS, *OTHERS, *OURS],
         baseline="grpo",
         tuning_seeds=(100, 101),
         report_seeds=range(5),
@@ -137,7 +142,7 @@ def _curve(run: ConfigDict) -> ConfigDict:
     return study_config(
         run,
         [
-            Arm("grpo", {"method": "grpo", "kl.beta": 0.1}),
+            CONSTANT,
             NO_KL,
             Arm("rdbcl", rdbcl()),
             SHUFFLED,

@@ -10,6 +10,7 @@ from rdbcl_jax.study.declare import Study
 from rdbcl_jax.study.plan import make_plan
 
 FOLDER = pathlib.Path(__file__).parents[2] / "configs/studies"
+RDB_CL = ("core", "forms", "curve", "orders", "regimes")
 FORMS = [
     (path.stem, form)
     for path in sorted(FOLDER.glob("*.py"))
@@ -17,7 +18,7 @@ FORMS = [
     for form in (
         "full",
         "ci",
-        *(("core", "curve", "orders", "regimes") if path.stem == "rdb_cl" else ()),
+        *(RDB_CL if path.stem == "rdb_cl" else ()),
     )
 ]
 
