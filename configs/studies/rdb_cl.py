@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from rdbcl_jax.study import Arm, Curve, Setting, load_config, study_config
 
 HERE = pathlib.Path(__file__).parent
-BETAS = (0.025, 0.05, 0.1, 0.2)
-MEANS = (0.0125, 0.025, 0.05, 0.1, 0.2)  # of RDB-CL's ranges: its best is lower
+BETAS = (0.025, 0.05, 0.1, 0.2, 0.4)
+MEANS = (0.0125, 0.025, 0.05, 0.1, 0.2)  # of RDB-CL's ranges: its best are lower
 REPLAY = (0.1, 0.3, 1.0)  # beside old prompts more is better
 REGIMES = (0.05, 0.2, 0.8)
 TIGHT = (0.1, 0.5, 1.0, 2.0)
