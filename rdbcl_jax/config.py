@@ -166,6 +166,7 @@ def data() -> dict:
     """Sizes of the built-in tasks' splits, and the shapes that batches are padded to.
 
     Each list holds the allowed sizes; the smallest that fits is taken. Few sizes, few compilations.
+    Several processes always take the largest: give them no larger one than the data needs.
     """
     return {
         "train_count": 4096,

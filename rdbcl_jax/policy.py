@@ -120,13 +120,32 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
             max_pixels=options.max_pixels or None,
         ),
         model.config,
-        lengths=config.data.prompt_lengths,
-        slots=config.data.patch_slots,
-        images_per_row=config.data.images_per_prompt,
+        lengths=allowed_sizes(config, "prompt_lengths"),
+        slots=allowed_sizes(config, "patch_slots"),
+        images_per_row=allowed_sizes(config, "images_per_prompt"),
         response_lengths=(config.rollout.max_tokens,),
         template=config.data.template,
     )
     return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), params
+
+
+def allowed_sizes(config: ConfigDict, name: str) -> tuple[int, ...]:
+    """Sizes that batches may have. The parts of a batch must have one shape and no process sees the
+    rows of another, so that several processes always take the largest.
+
+    Raises:
+      ValueError: an empty list, which gives every batch the size that it needs, and several
+        processes.
+    """
+    sizes = tuple(config.data[name])
+    if jax.process_count() == 1:
+        return sizes
+    if not sizes:
+        raise ValueError(
+            f"config.data.{name} is empty, so that each batch takes the size that it needs; "
+            "expected one size for all, since there are several processes"
+        )
+    return (max(sizes),)
 
 
 def _learned(options: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[QwenVL, Params]:

@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 
+from rdbcl_jax.policy import allowed_sizes
 from rdbcl_jax.reporting.logs import read_run, read_samples
+from tests.engine import small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -105,3 +107,14 @@ def test_methods_over_two_processes(tmp_path, method):
             same = ("batches",)
         for name in same:
             assert mine[name] == pytest.approx(other[name], rel=0.05, abs=0.02), name
+
+
+def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
+    config = small_config()
+    config.data.prompt_lengths, config.data.patch_slots = (16, 24), ()
+    assert allowed_sizes(config, "prompt_lengths") == (16, 24)
+    assert allowed_sizes(config, "patch_slots") == ()
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert allowed_sizes(config, "prompt_lengths") == (24,)
+    with pytest.raises(ValueError, match="patch_slots is empty"):
+        allowed_sizes(config, "patch_slots")
