@@ -12,6 +12,8 @@ import pytest
 
 from rdbcl_jax.policy import allowed_sizes
 from rdbcl_jax.reporting.logs import read_run, read_samples
+from rdbcl_jax.training import learner
+from rdbcl_jax.training.learner import _component_means
 from tests.engine import small_config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -118,3 +120,12 @@ def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
     assert allowed_sizes(config, "prompt_lengths") == (24,)
     with pytest.raises(ValueError, match="patch_slots is empty"):
         allowed_sizes(config, "patch_slots")
+
+
+def test_a_reward_that_applies_nowhere_in_one_process_is_counted_by_the_others(monkeypatch):
+    nan = float("nan")
+    here = {"format": np.array([1.0, 0.0]), "boxes": np.array([nan, nan]), "none": np.full(2, nan)}
+    assert _component_means(here) == {"rewards/format/mean": 0.5}
+    there = np.array([(2.0, 2), (3.0, 4), (0, 0)])
+    monkeypatch.setattr(learner, "all_hosts_sum", lambda sums: sums + there)
+    assert _component_means(here) == {"rewards/format/mean": 0.75, "rewards/boxes/mean": 0.75}

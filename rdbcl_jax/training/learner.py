@@ -380,17 +380,13 @@ class Learner:
             "parse_rate": np.mean(scores.parsed),
             "completions/mean_length": lengths.mean(),
             "completions/clipped_ratio": 1 - own.finished.mean(),
-            **{
-                f"rewards/{name}/mean": values[~np.isnan(values)].mean()
-                for name, values in scores.components.items()
-                if not np.isnan(values).all()
-            },
         }
         if self.method.memorise:
             means["memorised_groups"] = step.judged.memorised.any(1).mean()
         values = all_hosts_sum(np.array(list(means.values()))) / jax.process_count()
         row = {
             **dict(zip(means, values.tolist(), strict=True)),
+            **_component_means(scores.components),
             "completions/min_length": int(lengths.min()),
             "completions/max_length": int(lengths.max()),
             "num_tokens": int(all_hosts_sum(tokens)[0]),
@@ -422,6 +418,18 @@ class Learner:
             "finished": judged.own.finished.reshape(-1),
             **per_sample,
         }
+
+
+def _component_means(components: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean of each reward over the responses, of all processes, that it applies to (not NaN);
+    without those that apply to none."""
+    known = [values[~np.isnan(values)] for values in components.values()]
+    sums = all_hosts_sum(np.array([(values.sum(), len(values)) for values in known]))
+    return {
+        f"rewards/{name}/mean": float(total / count)
+        for name, (total, count) in zip(components, sums, strict=True)
+        if count
+    }
 
 
 def _after_first_update(batch: TrainBatch) -> TrainBatch:
