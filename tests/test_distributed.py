@@ -88,14 +88,12 @@ def test_two_processes_equal_one(tmp_path):
     ]
 
 
-# what these methods do on the host is of all processes' rows: a tracker, groups drawn again, a
-# memorised response, records chosen for the Fisher information, prompts of earlier tasks
+# what these do on the host is of all processes' rows: a tracker, groups that are drawn again, the
+# records of the Fisher information
 METHODS = {
     "mssr": ("--config.rollout.samples=1", "--config.mssr.survey"),
     "dapo": ("--config.rollout.resample=2",),
-    "dyme": (),
     "ewc": ("--config.ewc.sequences=16",),
-    "portable_replay": ("--config.portability.control=shuffled",),
 }
 
 
