@@ -114,7 +114,7 @@ def method_options() -> dict:
             "target": "reasoning",  # or "answer", "rollouts"
             "no_reasoning": ".",  # what stands in place of a reasoning for "answer"
             "rollouts": "",  # "rollouts" and `rft_sft`: Parquet files, a name or a pattern
-            "refiner": "",  # "package.module:function" that rewrites hints; empty: none
+            "refiner": "",  # "package.module:function" that writes the reasoning; empty: none
         },
         "mssr": {
             "tracker": True,  # False: no baseline

@@ -9,10 +9,14 @@ skill. Chosen and frozen there, where GRPO ends at 64 and 46 %.
 
 Every arm takes 160 steps of 64 sequences. `sft then grpo` has SFT for the first half and GRPO for
 the second: it starts from the policy of `sft, half the steps`, an arm that is there for this alone,
-and its curves begin there. SFT and DyME's memorising learn from the records' own traces, which are
-right: a teacher that knows it all. `dyme, no memorise` is GRPO, to the bit, since without a KL term
-a group that is all right teaches GRPO nothing either. No KL term anywhere, as in the paper; its
-reward for thinking is left out, for want of hints.
+and its curves begin there. `dyme, no memorise` is GRPO, to the bit, since without a KL term a group
+that is all right teaches GRPO nothing either. No KL term anywhere, as in the paper; its reward for
+thinking is left out, for want of hints.
+
+SFT and DyME's memorising learn from one of three teachers. `right traces` are the records' own: a
+teacher that knows it all. `answers alone` shows no reasoning. `pseudo-reasoning` shows traces in
+the right form that the answer does not follow from, which is what the paper finds small models to
+learn from large ones.
 
     rdbcl study --config=configs/studies/dyme.py --workdir=DIR [--ci]
 """
@@ -21,10 +25,18 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.study import Arm, load_config, study_config
+from rdbcl_jax.study import Arm, Setting, load_config, study_config
 
 SFT = {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}
 SFT_FIRST = "sft, half the steps"
+ANSWERS = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "flip"}  # any word
+TEACHERS = (
+    Setting("right traces"),
+    Setting("answers alone", ANSWERS),
+    Setting(
+        "pseudo-reasoning", {"demonstrations.refiner": "rdbcl_jax.data.forks:pseudo_reasoning"}
+    ),
+)
 
 
 def get_config(form: str = "full") -> ConfigDict:
@@ -50,5 +62,10 @@ def get_config(form: str = "full") -> ConfigDict:
         Arm("dyme, no memorise", {"method": "dyme", "dyme.memorise": False}),
         Arm("dyme, no explore", {"method": "dyme", "dyme.explore": False}),
     ]
-    seeds = range(2 if small else 5)
-    return study_config(run, arms[:4] if small else arms, baseline="grpo", report_seeds=seeds)
+    return study_config(
+        run,
+        arms[:4] if small else arms,
+        baseline="grpo",
+        report_seeds=range(2 if small else 5),
+        settings=TEACHERS[:1] if small else TEACHERS,
+    )

@@ -31,6 +31,7 @@ import numpy as np
 
 from rdbcl_jax.data import digits
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.parsing import parse
 
 CELLS = 4  # of a picture, two by two
 STEPS = 3  # digits read, and states written
@@ -208,6 +209,17 @@ def make_trace(
     read = [str(word) for word in written]
     trace = " ".join((procedure.route, *read[:4], procedure.turn, *read[4:], procedure.finish))
     return f"<think> {trace} </think> <answer> {answer} </answer>"
+
+
+def pseudo_reasoning(task: str, **columns) -> str:
+    """A refiner (`demonstrations.refiner`): a trace in the right form that is not the answer's.
+
+    It reads every picture in rows, leaves nothing out and takes the largest state, whatever the
+    cues. With the gold answer behind it, it is what 2506.23061 finds small models to learn from
+    large ones' responses: the look of a reasoning from which the answer does not follow.
+    """
+    record = Record("", task, "", (), "", "exact", columns)
+    return parse(make_trace(record, Procedure("rows", "on", "top"))).reasoning
 
 
 def named_procedure(reasoning: str) -> Procedure | None:

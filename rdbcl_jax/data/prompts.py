@@ -109,9 +109,17 @@ class PromptEncoder:
     ) -> tuple[Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
         """Tokens and mask of one given response per record, the end token included.
 
-        Raises ValueError naming the record whose response is longer than any length allowed.
+        Raises ValueError naming the record whose response is longer than any length allowed, or
+        holds what the tokenizer has no token for (published ones have one for every byte).
         """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for record, text, row in zip(records, texts, rows, strict=True):
+            if self.tokenizer.unk_token_id in row:
+                raise ValueError(
+                    f"record {record.id!r}: the tokenizer has no token for a part of its response "
+                    f"{text!r}; write it in words that it knows (what stands for no reasoning is "
+                    "demonstrations.no_reasoning)"
+                )
         rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
         length = self._pick("response_lengths", [len(row) for row in rows], records)
         return pad(rows, length, self._pad_id)

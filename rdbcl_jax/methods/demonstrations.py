@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable
-from typing import Any
 
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
@@ -20,8 +19,9 @@ Demonstration = Callable[[Record], str | None]  # None: the record has none, and
 def demonstration(config: ConfigDict) -> Demonstration:
     """The one that `config.demonstrations.target` names.
 
-    - `reasoning`: the record's column `response`; else its column `hint`, rewritten by
-      `demonstrations.refiner` where one is set, and its gold answer, in the response format;
+    - `reasoning`: the record's column `response`, or its column `hint` and its gold answer in the
+      response format; where `demonstrations.refiner` is set, what it makes of the record's columns
+      and the gold answer;
     - `answer`: the gold answer, after a reasoning that says nothing (`no_reasoning`);
     - `rollouts`: a correct response that `rdbcl collect` wrote to the files of this name or
       pattern; of several for a record the first.
@@ -38,7 +38,7 @@ def demonstration(config: ConfigDict) -> Demonstration:
         return lambda record: rollouts.get(record.id)
     if options.target != "reasoning":
         raise ValueError(f"demonstrations.target is {options.target!r}, expected {TARGETS}")
-    refine = load_function("refiner", options.refiner) if options.refiner else original_hint
+    refine = load_function("refiner", options.refiner) if options.refiner else None
     written: dict[int, tuple[Record, str]] = {}  # a refiner may be slow: it is asked once a record
 
     def once(record: Record) -> str:
@@ -49,26 +49,34 @@ def demonstration(config: ConfigDict) -> Demonstration:
     return once
 
 
-def reasoned(record: Record, refine: Callable[..., str]) -> str:
-    """The record's own response, or its hint and gold answer in the response format."""
+def reasoned(record: Record, refine: Callable[..., str] | None = None) -> str:
+    """A response with a reasoning: the refiner's, else the record's own.
+
+    A refiner gets the record's columns, `prompt`, `answer`, `task` and `id` as keyword arguments,
+    and returns a reasoning: from a hint and whatever visual facts the data holds (as DyME's does),
+    from the record's own response, or from nothing but the question.
+    """
+    if refine is not None:
+        return in_format(_refined(record, refine), record.answer)
     if response := record.columns.get("response"):
         return response
-    if not record.columns.get("hint"):
-        raise ValueError(
-            f"record {record.id!r} has neither a `response` nor a `hint` column to learn from; add "
-            "one, or set demonstrations.target to 'answer'"
-        )
-    known: dict[str, Any] = {"prompt": record.prompt, "answer": record.answer}
-    return in_format(refine(**{**record.columns, **known}), record.answer)
+    if hint := record.columns.get("hint"):
+        return in_format(hint, record.answer)
+    raise ValueError(
+        f"record {record.id!r} has neither a `response` nor a `hint` column to learn from; add "
+        "one, or set demonstrations.target to 'answer'"
+    )
 
 
-def original_hint(hint: str, **columns) -> str:
-    """The refiner that changes nothing.
-
-    A refiner gets the record's columns, its `prompt` and `answer` as keyword arguments: the hint,
-    and whatever visual facts the data holds (DyME's refiner writes them into the hint).
-    """
-    return hint
+def _refined(record: Record, refine: Callable[..., str]) -> str:
+    known = {key: getattr(record, key) for key in ("prompt", "answer", "task", "id")}
+    try:
+        return refine(**{**record.columns, **known})
+    except Exception as error:
+        raise RuntimeError(
+            f"demonstrations.refiner raised {type(error).__name__} on record {record.id!r}, which "
+            f"has columns {sorted(record.columns)}: {error}"
+        ) from error
 
 
 def in_format(reasoning: str, answer: str) -> str:

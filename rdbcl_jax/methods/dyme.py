@@ -2,7 +2,7 @@
 
 Give the thinking reward its place in `config.rewards.functions`, for instance
 `{"thinking": "rdbcl_jax.rewards.thinking:hint_f1"}` with weight 1; any function will do as the
-checker. `config.demonstrations.refiner` rewrites hints.
+checker. `config.demonstrations.refiner` writes the reasoning of reference responses.
 """
 
 from __future__ import annotations

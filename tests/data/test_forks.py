@@ -259,3 +259,19 @@ def test_unknown_task():
 def test_suites_share_no_task():
     names = [task for suite in SUITES.values() for task in suite.TASKS]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_pseudo_reasoning_is_a_trace_that_the_answer_does_not_follow_from(task):
+    right = 0
+    for made in forks.make_records(task, "train", 64, seed=3):
+        reasoning = forks.pseudo_reasoning(**made.columns, task=task, prompt="", answer="", id="")
+        first, second, third, _ = made.columns["digits"]
+        read_first = read(made, task, made.columns["start"], (0, 1), 0, {})
+        written = [*read_first, *read(made, task, read_first[-1], (2,), 2, {})]
+        assert written[::2] == [first, second, third]
+        assert reasoning.split() == [
+            "rows", *map(str, written[:4]), "on", *map(str, written[4:]), "top",
+        ]  # fmt: skip
+        right += str(max(written[1::2])) == made.answer
+    assert right <= 32  # of 64: an answer has at most ten values, and some cues want this very way

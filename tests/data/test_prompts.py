@@ -161,6 +161,11 @@ def test_supervised_responses_end_with_the_end_token_and_a_mask(encoder):
     np.testing.assert_array_equal(batch.prompts.tokens, encoder.encode(records).tokens)
 
 
+def test_a_response_of_unknown_words_names_the_record(encoder):
+    with pytest.raises(ValueError, match=r"record 'r-7': .* no token .* '<think> \. </think>"):
+        encoder.encode_supervised([record()], ["<think> . </think> <answer> 4 </answer>"])
+
+
 def test_several_responses_per_prompt(encoder):
     records = suite.make_records("sum", "test", 2, seed=0)
     batch = encoder.encode_supervised(records, [["rows 1", "back 2"], ["rows 3", "4"]])
@@ -168,17 +173,6 @@ def test_several_responses_per_prompt(encoder):
     assert encoder.tokenizer.decode(batch.tokens[1, 0][batch.mask[1, 0]]) == "rows 3 <|im_end|>"
     with pytest.raises(ValueError, match=r"differ: \[1, 2\]"):
         encoder.encode_supervised(records, ["rows 1", ["rows 3", "4"]])
-
-
-def test_a_record_costs_well_under_a_millisecond(encoder):
-    """64 prompts must be ready within one step of a tiny model; generous for a busy machine."""
-    import time
-
-    records = suite.make_records("sum", "test", 64, seed=0)
-    encoder.encode(records)
-    start = time.process_time()
-    encoder.encode(records)
-    assert time.process_time() - start < 0.064
 
 
 def test_pad():

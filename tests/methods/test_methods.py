@@ -331,9 +331,14 @@ def test_demonstrations(tmp_path):
     refined = method("dyme", **{"demonstrations.refiner": "tests.methods.test_methods:shout"})
     wanted = "<think> ADD (two cups) </think> <answer> 7 </answer>"
     hinted = record(hint="add", facts="two cups")
-    assert [refined.demonstration(hinted) for _ in range(3)] == [wanted] * 3
     asked = importlib.import_module("tests.methods.test_methods").SHOUTED
+    asked.clear()
+    assert [refined.demonstration(hinted) for _ in range(3)] == [wanted] * 3
     assert asked == ["add"]  # a refiner may be a slow model: it is asked once a record
+    # it comes before the record's own response, and says on which record it failed
+    assert refined.demonstration(record(response="said", hint="add", facts="two cups")) == wanted
+    with pytest.raises(RuntimeError, match=r"TypeError on record 'r1', .* columns \['hint'\]"):
+        refined.demonstration(record(hint="add"))
     answer = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "next"}
     assert method("sft", **answer).demonstration(record()) == (
         "<think> next </think> <answer> 7 </answer>"
