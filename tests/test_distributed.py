@@ -14,25 +14,20 @@ from rdbcl_jax.policy import allowed_sizes
 from rdbcl_jax.reporting.logs import read_run, read_samples
 from rdbcl_jax.training import learner
 from rdbcl_jax.training.learner import _component_means
+from tests.compiler import QUICK
 from tests.engine import small_config
+from tests.train_several import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
+TRAIN = ("rdbcl_jax.main", "train", "--config=tests/small_config.py")
 
 
-def start(workdir, devices, *flags, **environment):
-    flags_ = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+def start(devices, *command, **environment):
+    flags = f"--xla_force_host_platform_device_count={devices} {QUICK}"
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "rdbcl_jax.main",
-            "train",
-            "--config=tests/small_config.py",
-            f"--workdir={workdir}",
-            *flags,
-        ],
+        [sys.executable, "-m", *command],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags_, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -41,28 +36,28 @@ def start(workdir, devices, *flags, **environment):
 
 def finish(*processes):
     for process in processes:
-        out, _ = process.communicate(timeout=400)
+        out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, out[-4000:]
 
 
-def run_both(tmp_path, *flags):
-    """The workdirs of one run by two processes and of the same by one."""
+def run_both(folder, *command, option=""):
+    """What the command, told where by `option`, leaves of two processes, and of one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     common = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    two, one = tmp_path / "two", tmp_path / "one"
-    together = (*flags, "--distributed")
+    two, one = folder / "two", folder / "one"
+    together = (*command, f"{option}{two}", "--distributed")
     finish(
-        *(start(two, 2, *together, JAX_PROCESS_ID=str(i), **common) for i in range(2)),
-        start(one, 4, *flags),
+        *(start(2, *together, JAX_PROCESS_ID=str(i), **common) for i in range(2)),
+        start(4, *command, f"{option}{one}"),
     )
     return two, one
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    two, one = run_both(tmp_path)
+    two, one = run_both(tmp_path, *TRAIN, option="--workdir=")
     results = [json.loads((w / "results.json").read_text()) for w in (one, two)]
     assert all(r["status"] == "done" and r["device"].startswith("4 ×") for r in results)
     assert np.shape(results[1]["splits"]["test"]["accuracy"]) == (3, 2)
@@ -88,19 +83,15 @@ def test_two_processes_equal_one(tmp_path):
     ]
 
 
-# what these do on the host is of all processes' rows: a tracker, groups that are drawn again, the
-# records of the Fisher information
-METHODS = {
-    "mssr": ("--config.rollout.samples=1", "--config.mssr.survey"),
-    "dapo": ("--config.rollout.resample=2",),
-    "ewc": ("--config.ewc.sequences=16",),
-}
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    return run_both(tmp_path_factory.mktemp("several"), "tests.train_several")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_over_two_processes(tmp_path, method):
-    two, one = run_both(tmp_path, f"--config.method={method}", *METHODS[method])
+def test_methods_over_two_processes(several, method):
+    two, one = (folder / method for folder in several)
     for mine, other in zip(*(read_run(w).steps for w in (one, two)), strict=True):
         same = ("reward", "loss", "grad_norm", "batches", "completions/mean_length")
         if method == "dapo":  # each process draws again for its own rows

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from tests.compiler import QUICK
+
 ROOT = pathlib.Path(__file__).parents[2]
-QUICK = "--xla_backend_optimization_level=0"
 ARMS, SEEDS = ("grpo", "sft", "zero-shot"), (0, 1)
 
 

@@ -1,0 +1,37 @@
+"""`python -m tests.train_several FOLDER [--distributed]`: methods one after the other.
+
+What each of them does on the host is of all processes' rows: a tracker, groups that are drawn
+again, the records of the Fisher information.
+"""
+
+import pathlib
+import sys
+
+import jax
+
+METHODS = {
+    "mssr": {"rollout.samples": 1, "mssr.survey": True},
+    "dapo": {"rollout.resample": 2},
+    "ewc": {"ewc.sequences": 16},
+}
+
+
+def main(folder: str, *flags: str) -> None:
+    from rdbcl_jax.main import _join_processes
+
+    if "--distributed" in flags:
+        _join_processes(jax)
+    from rdbcl_jax.continual import train
+    from tests.small_config import get_config
+
+    base = ""  # the first run makes it, the others start from it
+    for method, overrides in METHODS.items():
+        config = get_config()
+        config.method, config.model.path = method, base
+        config.update_from_flattened_dict(overrides)
+        train(config, pathlib.Path(folder) / method)
+        base = base or str(pathlib.Path(folder) / method / "base")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
