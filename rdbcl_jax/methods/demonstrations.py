@@ -71,12 +71,18 @@ def reasoned(record: Record, refine: Callable[..., str] | None = None) -> str:
 def _refined(record: Record, refine: Callable[..., str]) -> str:
     known = {key: getattr(record, key) for key in ("prompt", "answer", "task", "id")}
     try:
-        return refine(**{**record.columns, **known})
+        reasoning = refine(**{**record.columns, **known})
     except Exception as error:
         raise RuntimeError(
             f"demonstrations.refiner raised {type(error).__name__} on record {record.id!r}, which "
             f"has columns {sorted(record.columns)}: {error}"
         ) from error
+    if not isinstance(reasoning, str) or not reasoning.strip():
+        raise ValueError(
+            f"demonstrations.refiner returned {reasoning!r} for record {record.id!r}, expected the "
+            "text of a reasoning"
+        )
+    return reasoning
 
 
 def in_format(reasoning: str, answer: str) -> str:

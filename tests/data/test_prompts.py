@@ -164,6 +164,7 @@ def test_supervised_responses_end_with_the_end_token_and_a_mask(encoder):
 def test_a_response_of_unknown_words_names_the_record(encoder):
     with pytest.raises(ValueError, match=r"record 'r-7': .* no token .* '<think> \. </think>"):
         encoder.encode_supervised([record()], ["<think> . </think> <answer> 4 </answer>"])
+    assert encoder.encode_supervised([record()], ["<unk> 4"]).mask.sum() == 3  # and the end
 
 
 def test_several_responses_per_prompt(encoder):

@@ -129,7 +129,8 @@ def test_rapo_raises_what_stayed_near_the_previous_policy(loaded):
 @pytest.mark.parametrize("target", ["reasoning", "answer"])
 def test_sft_raises_the_demonstrations(loaded, target):
     policy, _ = loaded
-    method = chosen("sft", **{"demonstrations.target": target})
+    options = {"demonstrations.target": target, "demonstrations.no_reasoning": "next"}
+    method = chosen("sft", **options)
     records = [suite.make_record("sum", "train", i, 0) for i in range(8)]
     texts = [method.demonstration(record) for record in records]
     host = policy.encoder.encode_supervised(records, texts, np.arange(8))

@@ -321,6 +321,10 @@ def shout(hint, facts, **columns):
     return f"{hint.upper()} ({facts})"
 
 
+def silent(**columns):
+    return ""
+
+
 def test_demonstrations(tmp_path):
     taught = method("sft").demonstration
     assert method("sft").responses == "given"
@@ -339,6 +343,9 @@ def test_demonstrations(tmp_path):
     assert refined.demonstration(record(response="said", hint="add", facts="two cups")) == wanted
     with pytest.raises(RuntimeError, match=r"TypeError on record 'r1', .* columns \['hint'\]"):
         refined.demonstration(record(hint="add"))
+    silent = method("dyme", **{"demonstrations.refiner": "tests.methods.test_methods:silent"})
+    with pytest.raises(ValueError, match="returned '' for record 'r1'"):
+        silent.demonstration(record(hint="add"))
     answer = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "next"}
     assert method("sft", **answer).demonstration(record()) == (
         "<think> next </think> <answer> 7 </answer>"
