@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.data.prompt_lengths = (16,)
     config.data.patch_slots = (16,)
 
+    config.demonstrations.no_reasoning = "next"  # any word that the tiny tokenizer has
+
     config.rollout.prompts = 8
     config.rollout.samples = 8
     config.rollout.max_tokens = 16

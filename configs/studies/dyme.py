@@ -29,13 +29,11 @@ from rdbcl_jax.study import Arm, Setting, load_config, study_config
 
 SFT = {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}
 SFT_FIRST = "sft, half the steps"
-ANSWERS = {"demonstrations.target": "answer", "demonstrations.no_reasoning": "flip"}  # any word
+PSEUDO = "rdbcl_jax.data.forks:pseudo_reasoning"
 TEACHERS = (
     Setting("right traces"),
-    Setting("answers alone", ANSWERS),
-    Setting(
-        "pseudo-reasoning", {"demonstrations.refiner": "rdbcl_jax.data.forks:pseudo_reasoning"}
-    ),
+    Setting("answers alone", {"demonstrations.target": "answer"}),
+    Setting("pseudo-reasoning", {"demonstrations.refiner": PSEUDO}),
 )
 
 

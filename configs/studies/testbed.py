@@ -36,6 +36,8 @@ def get_config(order: str = "first") -> ConfigDict:
     config.data.validation_count = 256
     config.data.test_count = 256
 
+    config.demonstrations.no_reasoning = "flip"  # a word that means nothing here
+
     config.rollout.prompts = 8
     config.rollout.samples = 8
     config.rollout.max_tokens = 16

@@ -1,11 +1,15 @@
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil
 
 from rdbcl_jax.data import suite, tiny
+from rdbcl_jax.data.tasks import SUITES
+from rdbcl_jax.methods.demonstrations import in_format
 from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.study import load_config
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,15 @@ def test_extra_words_and_sizes(tmp_path):
     assert (config["hidden_size"], config["num_hidden_layers"]) == (64, 1)
     assert len(tiny.vocabulary(("puzzle", "sum"))) == len(tiny.vocabulary()) + 1
     assert AutoTokenizer.from_pretrained(path).convert_tokens_to_ids("puzzle") > 0
+
+
+@pytest.mark.parametrize(
+    "file", ["quickstart.py", "studies/testbed.py", "studies/rft_vs_sft.py:run"]
+)
+def test_the_recipes_no_reasoning_is_a_word_of_their_base(tmp_path, file):
+    file, *form = file.split(":")
+    config = load_config(pathlib.Path(__file__).parents[2] / "configs" / file, *form)
+    words = SUITES[config.base.suite].words()
+    tokenizer = AutoTokenizer.from_pretrained(tiny.write_tiny_model(tmp_path, extra_words=words))
+    ids = tokenizer(in_format(config.demonstrations.no_reasoning, "1"))["input_ids"]
+    assert len(ids) == 6 and tokenizer.unk_token_id not in ids
