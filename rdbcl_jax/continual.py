@@ -11,7 +11,7 @@ import itertools
 import pathlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -24,9 +24,10 @@ from rdbcl_jax.base import make_base
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import load_images
-from rdbcl_jax.data.tasks import BUILT_IN, EVALUATED, SPLITS, load_held, load_sequence
+from rdbcl_jax.data.tasks import BUILT_IN, EVALUATED, SPLITS, TaskData, load_held, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
+from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import Params
@@ -86,6 +87,7 @@ class _Run:
         self.mesh = make_mesh(**self.config.mesh)
         check(self.config, self.mesh)
         self.tasks, self.held = load_sequence(self.config), load_held(self.config)
+        self.demonstrations = list(_demonstrations(self.method, self.tasks))
         workdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(workdir)
         self.timing: dict[str, float] = {}
@@ -140,21 +142,7 @@ class _Run:
             config.model.path = str(path)
         self.policy, self.base = load_policy(config, self.mesh)
         self.learner = Learner(config, self.policy, self.base, self.method, self.rewards)
-        self._check_demonstrations()
-
-    def _check_demonstrations(self) -> None:
-        """Those that are missing or too long are found before anything is learned."""
-        if self.method.demonstration is None:
-            return
-        for task in self.tasks:
-            pairs = [(r, self.method.demonstration(r)) for r in task.train]
-            pairs = [(record, text) for record, text in pairs if text is not None]
-            if not pairs:
-                raise ValueError(
-                    f"task {task.name!r}: no training record has a demonstration; see "
-                    "config.demonstrations"
-                )
-            records, texts = zip(*pairs, strict=True)
+        for records, texts in self.demonstrations:  # too long, or of words it has no token for
             self.policy.encoder.encode_responses(texts, records)
 
     def _learn_all(self, done: int) -> None:
@@ -397,6 +385,19 @@ def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
                 f"batch axes (times {training.microbatches} microbatches of an update); expected "
                 f"a multiple of {divisor}"
             )
+
+
+def _demonstrations(method: Method, tasks: Sequence[TaskData]) -> Iterator[tuple[list, list]]:
+    """Per task, the training records that have a demonstration, and those texts."""
+    for task in tasks if method.demonstration else ():
+        pairs = [(record, method.demonstration(record)) for record in task.train]
+        pairs = [(record, text) for record, text in pairs if text is not None]
+        if not pairs:
+            raise ValueError(
+                f"task {task.name!r}: no training record has a demonstration; see "
+                "config.demonstrations"
+            )
+        yield [record for record, _ in pairs], [text for _, text in pairs]
 
 
 # fields that a resumed run may change: they leave the results as they are

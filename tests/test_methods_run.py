@@ -194,7 +194,8 @@ def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, m
     assert found == {"sum": (0, 16), "jigsaw": (0, 16)}
     rft = tiny("rft_sft", **{"demonstrations.rollouts": str(out / "*.parquet")})
     with pytest.raises(ValueError, match="no training record has a demonstration"):
-        run(rft, tmp_path, base)
+        train(rft, tmp_path)
+    (tmp_path / "base").symlink_to(base[0])
     rft.demonstrations.rollouts = str(run_dir / "rollouts" / "*.parquet")
     assert train(rft, tmp_path)["status"] == "done"
     learned = read_samples(tmp_path).to_pylist()
