@@ -1,7 +1,7 @@
 """`python -m tests.train_several FOLDER [--distributed]`: methods one after the other.
 
 What each of them does on the host is of all processes' rows: a tracker, groups that are drawn
-again, the records of the Fisher information.
+again, a memorised response, the records of the Fisher information, prompts of earlier tasks.
 """
 
 import pathlib
@@ -12,7 +12,9 @@ import jax
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
     "dapo": {"rollout.resample": 2},
+    "dyme": {},
     "ewc": {"ewc.sequences": 16},
+    "portable_replay": {"portability.control": "shuffled"},
 }
 
 
