@@ -31,7 +31,7 @@ import numpy as np
 
 from rdbcl_jax.data import digits
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.rewards.parsing import parse
+from rdbcl_jax.rewards.parsing import in_format
 
 CELLS = 4  # of a picture, two by two
 STEPS = 3  # digits read, and states written
@@ -204,11 +204,17 @@ def make_trace(
 
     `changes` overwrites the state of a step; later steps and the answer follow from it.
     """
-    procedure = procedure or verified(record)
+    return in_format(*_carry_out(record, procedure or verified(record), changes))
+
+
+def _carry_out(
+    record: Record, procedure: Procedure, changes: dict[int, int] | None = None
+) -> tuple[str, str]:
+    """Reasoning and answer."""
     written, answer = _solve(record, procedure, changes)
     read = [str(word) for word in written]
     trace = " ".join((procedure.route, *read[:4], procedure.turn, *read[4:], procedure.finish))
-    return f"<think> {trace} </think> <answer> {answer} </answer>"
+    return trace, answer
 
 
 def pseudo_reasoning(task: str, **columns) -> str:
@@ -219,7 +225,8 @@ def pseudo_reasoning(task: str, **columns) -> str:
     large ones' responses: the look of a reasoning from which the answer does not follow.
     """
     record = Record("", task, "", (), "", "exact", columns)
-    return parse(make_trace(record, Procedure("rows", "on", "top"))).reasoning
+    reasoning, _ = _carry_out(record, Procedure("rows", "on", "top"))
+    return reasoning
 
 
 def named_procedure(reasoning: str) -> Procedure | None:

@@ -31,6 +31,7 @@ from PIL import Image
 
 from rdbcl_jax.data import digits
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.parsing import in_format
 
 SIDE = 2  # digits in a row of a picture
 STEPS = 3  # digits read, and states written
@@ -190,7 +191,7 @@ def make_trace(
     if shift:
         answer = " ".join(str(1 + (int(p) - 1 + shift) % len(written)) for p in answer.split())
     trace = " ".join((procedure.route, *map(str, written)))
-    return f"<think> {trace} </think> <answer> {answer} </answer>"
+    return in_format(trace, answer)
 
 
 def named_procedure(reasoning: str) -> Procedure | None:

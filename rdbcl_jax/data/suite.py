@@ -34,6 +34,7 @@ from PIL import Image
 
 from rdbcl_jax.data import digits
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.parsing import in_format
 
 CELLS = 4  # of a picture, two by two
 STEPS = 3  # digits read, and states written
@@ -228,7 +229,7 @@ def make_trace(
     procedure = procedure or TASKS[record.task].verified
     written, answer = _solve(record.task, record.columns, procedure, changes)
     trace = " ".join((procedure.route, *map(str, written), procedure.finish))
-    return f"<think> {trace} </think> <answer> {answer} </answer>"
+    return in_format(trace, answer)
 
 
 def named_procedure(reasoning: str) -> Procedure | None:

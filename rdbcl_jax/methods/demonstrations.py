@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.parsing import in_format
 from rdbcl_jax.rewards.scoring import load_function
 
 TARGETS = ("reasoning", "answer", "rollouts")
@@ -49,7 +50,7 @@ def demonstration(config: ConfigDict) -> Demonstration:
     return once
 
 
-def reasoned(record: Record, refine: Callable[..., str] | None = None) -> str:
+def reasoned(record: Record, refine: Callable[..., str] | None) -> str:
     """A response with a reasoning: the refiner's, else the record's own.
 
     A refiner gets the record's columns, `prompt`, `answer`, `task` and `id` as keyword arguments,
@@ -83,10 +84,6 @@ def _refined(record: Record, refine: Callable[..., str]) -> str:
             "text of a reasoning"
         )
     return reasoning
-
-
-def in_format(reasoning: str, answer: str) -> str:
-    return f"<think> {reasoning} </think> <answer> {answer} </answer>"
 
 
 def read_rollouts(pattern: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The one parser of responses, shared by reward and evaluation.
+"""The response format: its one parser, shared by reward and evaluation, and its writer.
 
 A response is exactly one non-empty `<think>…</think>` followed by exactly one non-empty
 `<answer>…</answer>`, with nothing but white space before, between and after. Whatever else a
@@ -52,6 +52,11 @@ def parse(text: str) -> Parsed:
         if not _visible(match[part]):
             return _failure(f"nothing inside {tag}")
     return Parsed(match["reasoning"].strip(), match["answer"].strip(), True)
+
+
+def in_format(reasoning: str, answer: str) -> str:
+    """The response that `parse` splits into the two."""
+    return f"<think> {reasoning} </think> <answer> {answer} </answer>"
 
 
 def _failure(problem: str) -> Parsed:

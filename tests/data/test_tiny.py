@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil
 
 from rdbcl_jax.data import suite, tiny
 from rdbcl_jax.data.tasks import SUITES
-from rdbcl_jax.methods.demonstrations import in_format
 from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.rewards.parsing import in_format
 from rdbcl_jax.study import load_config
 
 
