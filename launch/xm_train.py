@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-MODULE = "rdbcl_jax.main"
+MODULE = "rdbcl_jax.cli"
 VERTEX_TPUS = ("tpu_v2", "tpu_v3")
 INSTALL = "pip install xmanager==0.8.5 -c launch/constraints.txt"
 

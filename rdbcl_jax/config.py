@@ -188,7 +188,7 @@ def base() -> dict:
         "seed": 0,
         "steps": 600,
         "batch_size": 64,
-        "size": {},  # fields of rdbcl_jax.data.tiny.TinySize that differ from its defaults
+        "size": {},  # fields of rdbcl_jax.toy.tiny.TinySize that differ from its defaults
         "formatted": 1.0,  # share of demonstrations in the response format; others lack its tags
         "follow": 0.8,  # probability that a demonstration takes the decision that its cue names
         "optimizer": {

@@ -15,8 +15,9 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.qwen_vl.model import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig, score
+from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import all_hosts_sum
-from rdbcl_jax.training.survey import respond
+from rdbcl_jax.training.pretask_stats import respond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ def evaluate(
         params,
         records,
         functools.partial(score, config=rewards),
-        policy.sampling(config.rollout, greedy=True),
+        sampling_of(policy, config.rollout, greedy=True),
         jax.random.key(0),  # greedy: never drawn from
         batch_size=config.evaluation.batch_size,
     ):

@@ -7,10 +7,10 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from rdbcl_jax.analysis.snapshots import load_snapshots
 from rdbcl_jax.models import lora, save_pretrained
-from rdbcl_jax.runs import directory_of, place, run_config
 from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.snapshots import load_snapshots
+from rdbcl_jax.workdir import directory_of, place, run_config
 
 
 def export(

@@ -13,13 +13,12 @@ from transformers import AutoTokenizer
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data.prompts import PromptEncoder
-from rdbcl_jax.models import from_pretrained, lora, trainable
+from rdbcl_jax.models import from_pretrained, lora, partition
 from rdbcl_jax.models.qwen_vl.images import image_processor
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
-from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.rollout.spans import SpanFinder
-from rdbcl_jax.runs import directory_of, is_directory, place, run_config
+from rdbcl_jax.rewards.spans import SpanFinder
 from rdbcl_jax.sharding import param_shardings
+from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,25 +38,7 @@ class Policy:
 
     def whole(self, params: Params) -> Params:
         """All parameters, from those that learn; nothing is copied."""
-        return trainable.join(params, self.frozen)
-
-    def sampling(self, rollout: ConfigDict, *, greedy: bool = False) -> Sampling:
-        """The run's sampling options. Pictures' ids, padding and ids that are no token are
-        forbidden: a response that held them could not be scored again."""
-        config, stops = self.model.config, self.stop_ids
-        beyond = range(len(self.tokenizer), config.text.vocab_size)
-        forbidden = {*config.vision_token_ids, self.tokenizer.pad_token_id, *beyond}
-        return Sampling(
-            max_tokens=rollout.max_tokens,
-            temperature=rollout.temperature,
-            top_k=0 if greedy else rollout.top_k,
-            top_p=1.0 if greedy else rollout.top_p,
-            greedy=greedy,
-            stop_ids=stops,
-            forbidden_ids=tuple(
-                sorted(i for i in forbidden - set(stops) if i is not None and i >= 0)
-            ),
-        )
+        return partition.join(params, self.frozen)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -103,14 +84,14 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         )
     else:
         model, params = _learned(options, mesh)
-    learning = trainable.WITHOUT_VISION if options.freeze_vision else trainable.ALL
+    learning = partition.WITHOUT_VISION if options.freeze_vision else partition.ALL
     if options.lora.rank:
         adapters = lora.LoRA(**options.lora)
         model, params = lora.add(model, params, adapters, jax.random.key(config.seed))
         shardings = param_shardings(params, mesh)
         params = jax.tree.map(jax.device_put, params, shardings)
-        learning = trainable.ADAPTERS
-    params, frozen = trainable.split(params, learning)
+        learning = partition.ADAPTERS
+    params, frozen = partition.split(params, learning)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     encoder = PromptEncoder(
         tokenizer,

@@ -8,15 +8,16 @@ import numpy as np
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import default_config
-from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.tiny import TinySize, write_tiny_model
 from rdbcl_jax.models import save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
 
 SIZE = TinySize(
     depth=2,
@@ -81,7 +82,7 @@ def load(path, mesh=None):
 def records(count=8):
     """Image prompts of two lengths, and a text-only one in every four."""
     made = [
-        suite.make_record(task, "train", i, 0)
+        digits_suite.make_record(task, "train", i, 0)
         for i, task in zip(range(count), ("sum", "jigsaw", "walk", "alt") * count, strict=False)
     ]
     text_only = Record("t", "sum", "sum 3", (), "1", "exact", {})
@@ -91,7 +92,7 @@ def records(count=8):
 def rollout(policy, params, *, samples=4, key=0, max_tokens=T, temperature=1.0, count=8, **kwargs):
     config = small_config()
     config.rollout.max_tokens, config.rollout.temperature = max_tokens, temperature
-    sampling = dataclasses.replace(policy.sampling(config.rollout), **kwargs)
+    sampling = dataclasses.replace(sampling_of(policy, config.rollout), **kwargs)
     prompts = put_batch(policy.encoder.encode(records(count)), policy.mesh)
     key = jax.random.key(key)
     return prompts, sample(policy.model, params, prompts, key, samples=samples, sampling=sampling)

@@ -1,7 +1,7 @@
 """Freezes what runs compute, so that a redesign can show that it computes the same.
 
-    python -m tests.frozen freeze FILE [--only=NAME …]    runs everything, writes FILE
-    python -m tests.frozen compare BEFORE AFTER           lists what differs; exit 1 if anything does
+    python -m tests.frozen freeze FILE [--only=NAME …]   runs everything, writes FILE
+    python -m tests.frozen compare BEFORE AFTER          lists what differs; exit 1 if any does
 
 Every method in one process and in two, the quickstart at few steps, and a small study: results
 without times, metrics of every step, samples, and a hash of every parameter after every task. Bits

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.policy import allowed_sizes
-from rdbcl_jax.reporting.logs import read_run, read_samples
+from rdbcl_jax.reporting.run_log import read_run, read_samples
 from rdbcl_jax.training import learner
 from rdbcl_jax.training.learner import _component_means
 from tests.compiler import QUICK
@@ -19,7 +19,7 @@ from tests.engine import small_config
 from tests.train_several import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
-TRAIN = ("rdbcl_jax.main", "train", "--config=tests/small_config.py")
+TRAIN = ("rdbcl_jax.cli", "train", "--config=tests/small_config.py")
 
 
 def start(devices, *command, **environment):

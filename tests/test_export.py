@@ -14,17 +14,17 @@ import torch
 import transformers
 
 from rdbcl_jax.checkpoint import Checkpoints
-from rdbcl_jax.continual import check, train
-from rdbcl_jax.data.tiny import TinySize, write_tiny_model
 from rdbcl_jax.export import export
+from rdbcl_jax.lab.study.jobs import gate_name
 from rdbcl_jax.models import from_pretrained, save_pretrained
 from rdbcl_jax.models.lora import merge
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
-from rdbcl_jax.runs import directory_of, is_directory, run_config
 from rdbcl_jax.sharding import make_mesh
-from rdbcl_jax.study.jobs import gate_name
+from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
+from rdbcl_jax.training.run import check, train
+from rdbcl_jax.workdir import directory_of, is_directory, run_config
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -212,7 +212,7 @@ def test_a_start_whose_base_was_exchanged(full, tmp_path):
 
 def test_command_and_dtype(lora, tmp_path):
     out = tmp_path / "half"
-    words = [sys.executable, "-m", "rdbcl_jax.main", "export", lora, f"--out={out}"]
+    words = [sys.executable, "-m", "rdbcl_jax.cli", "export", lora, f"--out={out}"]
     done = subprocess.run(
         [*words, "--dtype=bfloat16"], capture_output=True, text=True, cwd=ROOT, check=False
     )

@@ -54,7 +54,7 @@ def test_flags_of_xmanager_are_kept_apart(launcher):
 
 def test_local_command(launcher):
     options, (run,) = runs_of(launcher)
-    expected = [sys.executable, "-m", "rdbcl_jax.main", "train", *run.flags]
+    expected = [sys.executable, "-m", "rdbcl_jax.cli", "train", *run.flags]
     assert launcher.command(run, options) == expected
     options.python = "/venv/bin/python"
     assert launcher.command(run, options)[0] == "/venv/bin/python"

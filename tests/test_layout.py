@@ -10,19 +10,27 @@ import rdbcl_jax
 ROOT = pathlib.Path(rdbcl_jax.__file__).parent
 FLOORS = (
     ("core", "version", "batches"),
-    ("models", "sharding", "checkpoint", "config"),
-    ("rewards", "data", "rollout", "methods"),
-    ("answering", "policy", "runs", "training", "evaluation", "reporting", "base"),
-    ("continual", "analysis", "export", "gate", "collect"),
-    ("study",),
-    ("main",),
+    ("models", "sharding", "checkpoint", "config", "json_files"),
+    ("rewards", "data", "workdir", "policy"),
+    ("rollout", "methods"),
+    ("training", "evaluation", "snapshots", "export", "reporting", "toy"),
+    ("training.run",),
+    ("lab",),
+    ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
+def room_of(name: str) -> str:
+    """The room of a module of this package, or of a name in it: a file that has a floor of its own
+    is a room, else the first part is."""
+    files = (room for room in FLOOR if "." in room and f"{name}.".startswith(f"{room}."))
+    return next(files, name.split(".")[0])
+
+
 def room(path: pathlib.Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return room_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -34,7 +42,11 @@ def imports(path: pathlib.Path) -> set[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("rdbcl_jax.")}
+        found |= {
+            room_of(name.removeprefix("rdbcl_jax."))
+            for name in names
+            if name.startswith("rdbcl_jax.")
+        }
     return found
 
 

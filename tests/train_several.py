@@ -19,11 +19,11 @@ METHODS = {
 
 
 def main(folder: str, *flags: str) -> None:
-    from rdbcl_jax.main import _join_processes
+    from rdbcl_jax.cli import _join_processes
 
     if "--distributed" in flags:
         _join_processes(jax)
-    from rdbcl_jax.continual import train
+    from rdbcl_jax.training.run import train
     from tests.small_config import get_config
 
     base = ""  # the first run makes it, the others start from it

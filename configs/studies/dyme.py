@@ -25,11 +25,11 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.study import Arm, Setting, load_config, study_config
+from rdbcl_jax.lab.study import Arm, Setting, load_config, study_config
 
 SFT = {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1}
 SFT_FIRST = "sft, half the steps"
-PSEUDO = "rdbcl_jax.data.forks:pseudo_reasoning"
+PSEUDO = "rdbcl_jax.lab.suites.forks:pseudo_reasoning"
 TEACHERS = (
     Setting("right traces"),
     Setting("answers alone", {"demonstrations.target": "answer"}),

@@ -20,7 +20,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.study import Arm, load_config, study_config
+from rdbcl_jax.lab.study import Arm, load_config, study_config
 
 SINGLE = {"method": "mssr", "rollout.prompts": 64, "rollout.samples": 1}
 GROUPS = {"method": "grpo", "kl.beta": 0.01}  # MSSR's own β

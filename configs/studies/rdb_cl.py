@@ -17,7 +17,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.study import Arm, Curve, Setting, load_config, study_config
+from rdbcl_jax.lab.study import Arm, Curve, Setting, load_config, study_config
 
 HERE = pathlib.Path(__file__).parent
 BETAS = (0.025, 0.05, 0.1, 0.2, 0.4)

@@ -17,7 +17,7 @@ learning rate and the teacher were settled on validation data of seed 100. There
 from ml_collections import ConfigDict
 
 from rdbcl_jax.config import default_config
-from rdbcl_jax.study import Arm, Setting, study_config
+from rdbcl_jax.lab.study import Arm, Setting, study_config
 
 OLD = ("total", "zigzag", "twice", "apart")
 SIZES = ("jigsaw2x2", "jigsaw3x3")

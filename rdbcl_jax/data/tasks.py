@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Sequence
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.data import forks, puzzles, suite
 from rdbcl_jax.data.records import Record, load_records
 
 EVALUATED = ("validation", "test")
 SPLITS = ("train", *EVALUATED)
 BUILT_IN = "digits:"
-SUITES = {"digits": suite, "forks": forks, "puzzles": puzzles}  # modules with the same functions
+# modules with the same functions, by name: they stand on floors above, and are imported when asked
+SUITES = {
+    "digits": "rdbcl_jax.toy.digits_suite",
+    "forks": "rdbcl_jax.lab.suites.forks",
+    "puzzles": "rdbcl_jax.lab.suites.puzzles",
+}
 
 
-def suite_of(task: str):
+def load_suite(name: str) -> ModuleType:
+    """The module of the built-in suite of that name."""
+    return importlib.import_module(SUITES[name])
+
+
+def suite_of(task: str) -> ModuleType:
     """The built-in suite that has a task; ValueError for an unknown one."""
-    for module in SUITES.values():
+    modules = [load_suite(name) for name in SUITES]
+    for module in modules:
         if task in module.TASKS:
             return module
-    names = ", ".join(name for module in SUITES.values() for name in module.TASKS)
+    names = ", ".join(name for module in modules for name in module.TASKS)
     raise ValueError(f"task {task!r} is not built in (built in: {names})")
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.rewards.parsing import in_format
+from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import load_function
 
 TARGETS = ("reasoning", "answer", "rollouts")

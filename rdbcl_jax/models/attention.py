@@ -54,16 +54,16 @@ def attend(
     """
     backend = resolve(backend, mesh)
     if backend == "cudnn":
-        from rdbcl_jax.models import cudnn
+        from rdbcl_jax.models import attention_cudnn
 
-        if cudnn.serves(query, blocks):
-            return cudnn.attend(query, *blocks)
+        if attention_cudnn.serves(query, blocks):
+            return attention_cudnn.attend(query, *blocks)
     elif backend != "xla":
-        from rdbcl_jax.models import splash
+        from rdbcl_jax.models import attention_splash
 
-        if splash.serves(query, blocks, mesh):
+        if attention_splash.serves(query, blocks, mesh):
             interpret = backend == "splash_interpret"
-            return splash.attend(query, blocks, mesh=mesh, interpret=interpret)
+            return attention_splash.attend(query, blocks, mesh=mesh, interpret=interpret)
     causal = tuple(block.causal for block in blocks)
     return _attend(causal, query, *zip(*((b.key, b.value, b.mask) for b in blocks), strict=True))
 

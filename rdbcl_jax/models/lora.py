@@ -1,12 +1,12 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685): W + A·B·α/rank, with only A and B trained.
 
 An adapted model is a `QwenVL` whose parameters have `lora_a` and `lora_b` beside the `kernel` of
-each adapted matrix, so all of its methods work as before. `trainable.split(params, ADAPTERS)`
+each adapted matrix, so all of its methods work as before. `partition.split(params, ADAPTERS)`
 takes the adapters out; policy and reference then join theirs to the same base weights:
 
     model, params = lora.add(model, params, LoRA(rank=16), key)
-    adapters, base = trainable.split(params, trainable.ADAPTERS)
-    model.response_hidden(trainable.join(adapters, base), ...)
+    adapters, base = partition.split(params, partition.ADAPTERS)
+    model.response_hidden(partition.join(adapters, base), ...)
 
 There is no dropout: sampler, reference and learner must score the same policy.
 """
@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from rdbcl_jax.models.layers import Linear
-from rdbcl_jax.models.trainable import ADAPTERS, split
+from rdbcl_jax.models.partition import ADAPTERS, split
 
 
 @dataclasses.dataclass(frozen=True)

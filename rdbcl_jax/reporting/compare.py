@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from rdbcl_jax.json_files import flatten
 from rdbcl_jax.reporting import page, plots
-from rdbcl_jax.reporting.logs import Run, flatten, read_run
 from rdbcl_jax.reporting.page import DASH, escape, percent
 from rdbcl_jax.reporting.report import DEFINITIONS, SIGNED
+from rdbcl_jax.reporting.run_log import Run, read_run
 
 NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir)$")
 PAIRED_NOTE = (

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from rdbcl_jax.reporting import page, plots
-from rdbcl_jax.reporting.logs import Run, read_run
 from rdbcl_jax.reporting.page import escape, percent
 from rdbcl_jax.reporting.progress import duration
+from rdbcl_jax.reporting.run_log import Run, read_run
 
 DEFINITIONS = {
     "last": "Mean accuracy over all tasks after the last one.",

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rdbcl_jax.rewards.parsing import Parsed, parse
+from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 BUILT_IN = ("format", "accuracy", "correct")

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from rdbcl_jax.rewards.parsing import parse
+from rdbcl_jax.rewards.response_format import parse
 
 _WORD = re.compile(r"[^\W_]+(?:[.'’][^\W_]+)*")
 _SUFFIXES = ("ing", "ies", "ied", "es", "ed", "s")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
-from rdbcl_jax.models.qwen_vl.cache import Cache, empty_cache, grow, pad_rows, take_rows
+from rdbcl_jax.models.kv_cache import Cache, empty_cache, grow, pad_rows, take_rows
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rollout.sampling import Sampling, draw
 

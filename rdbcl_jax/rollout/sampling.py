@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from rdbcl_jax.policy import Policy
 
 _BLOCK = 128  # ids
 
@@ -43,6 +46,23 @@ class Sampling:
             )
         if set(self.stop_ids) & set(self.forbidden_ids):
             raise ValueError(f"a stop token is forbidden, so no response could end: {self}")
+
+
+def sampling_of(policy: Policy, rollout: ConfigDict, *, greedy: bool = False) -> Sampling:
+    """A run's sampling options for its policy. Pictures' ids, padding and ids that are no token are
+    forbidden: a response that held them could not be scored again."""
+    config, stops = policy.model.config, policy.stop_ids
+    beyond = range(len(policy.tokenizer), config.text.vocab_size)
+    forbidden = {*config.vision_token_ids, policy.tokenizer.pad_token_id, *beyond}
+    return Sampling(
+        max_tokens=rollout.max_tokens,
+        temperature=rollout.temperature,
+        top_k=0 if greedy else rollout.top_k,
+        top_p=1.0 if greedy else rollout.top_p,
+        greedy=greedy,
+        stop_ids=stops,
+        forbidden_ids=tuple(sorted(i for i in forbidden - set(stops) if i is not None and i >= 0)),
+    )
 
 
 def draw(

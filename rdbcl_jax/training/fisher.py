@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from rdbcl_jax.answering import answers
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models import trainable
+from rdbcl_jax.models import partition
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.policy import Policy
+from rdbcl_jax.rollout.generate import answers
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.training.update import response_logprobs
 
@@ -71,7 +71,7 @@ def squared_gradients(
         def log_likelihood(params):
             logps = response_logprobs(
                 model,
-                trainable.join(params, frozen),
+                partition.join(params, frozen),
                 prompts,
                 rollouts.tokens,
                 rollouts.mask,

@@ -23,9 +23,10 @@ from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_batch
-from rdbcl_jax.training import keys
-from rdbcl_jax.training.responses import (
+from rdbcl_jax.training import rng
+from rdbcl_jax.training.experience import (
     Judged,
     Responses,
     demonstrated,
@@ -33,8 +34,8 @@ from rdbcl_jax.training.responses import (
     memorised,
     replenished,
 )
+from rdbcl_jax.training.pretask_stats import survey
 from rdbcl_jax.training.state import TrainState, learning_rate, make_init, make_optimizer
-from rdbcl_jax.training.survey import survey
 from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, score
 
 
@@ -97,7 +98,7 @@ class Learner:
         training, rollout = config.training, config.rollout
         self.optimizer = make_optimizer(config.optimizer, training.steps)
         self._rate = learning_rate(config.optimizer, training.steps)
-        self._sampling = policy.sampling(rollout)
+        self._sampling = sampling_of(policy, rollout)
         self._score = functools.partial(score_texts, config=rewards)
         self._init, shardings = make_init(params, self.optimizer, policy.mesh)
         self._update = make_update(
@@ -198,7 +199,7 @@ class Learner:
                 self._records,
                 self._score,
                 self._sampling,
-                keys.of_survey(self.config.seed, first_step),
+                rng.of_survey(self.config.seed, first_step),
                 self.config.evaluation.batch_size,
             )[wanted]
         if wanted == "success" and start == 0:
@@ -242,13 +243,13 @@ class Learner:
         self._progress = dataclasses.replace(self._progress, batches=done)
         if self.method.responses == "given":
             return demonstrated(batch, self.policy)
-        prompts, key = put_batch(batch, self.policy.mesh), keys.of_step(self.config.seed, run_step)
+        prompts, key = put_batch(batch, self.policy.mesh), rng.of_step(self.config.seed, run_step)
         if attempt:
             key = jax.random.fold_in(key, attempt)
         rollouts = self._sample(params, prompts, key, self.config.rollout.samples)
         others = None
         if count := self.method.previous_responses:
-            key = keys.of_others(key)
+            key = rng.of_others(key)
             others = self._sample(self._stage.previous, prompts, key, count)
         return Responses(batch, prompts, rollouts, others)
 

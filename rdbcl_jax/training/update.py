@@ -18,7 +18,7 @@ from rdbcl_jax.core.logprobs import token_logprobs
 from rdbcl_jax.core.losses import mean_terms
 from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models import trainable
+from rdbcl_jax.models import partition
 from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.sharding import replicated, split_rows
 from rdbcl_jax.training.state import TrainState
@@ -138,7 +138,7 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
     """Gradients of the whole batch's loss, its metrics and its per-sample values."""
 
     def loss(params, batch, targets):
-        whole = trainable.join(params, frozen)
+        whole = partition.join(params, frozen)
         terms, samples = _loss_terms(model, method, config, whole, batch, targets)
         return terms.loss_sum, (terms, samples)
 

@@ -18,7 +18,7 @@ from rdbcl_jax.core.advantages import group_advantages
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.grpo import constant
 from rdbcl_jax.methods.method import Targets
-from rdbcl_jax.models import trainable
+from rdbcl_jax.models import partition
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.rollout.sampler import sample
@@ -119,8 +119,8 @@ class Program:
         mesh = make_mesh(devices=jax.devices()[:1])
         self.model = QwenVL(model_config(w), dtype=w.dtype, mesh=mesh)
         # text only: nobody trains a vision tower that never runs
-        learning = trainable.ALL if w.vision else trainable.WITHOUT_VISION
-        params, self.frozen = trainable.split(self.model.init(jax.random.key(0)), learning)
+        learning = partition.ALL if w.vision else partition.WITHOUT_VISION
+        params, self.frozen = partition.split(self.model.init(jax.random.key(0)), learning)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
         self.reference = jax.tree.map(jnp.copy, params)
         self.mesh = mesh
@@ -186,7 +186,7 @@ class Program:
         return times
 
     def _sample(self, sampling):
-        params = trainable.join(self.state.params, self.frozen)
+        params = partition.join(self.state.params, self.frozen)
         key = jax.random.fold_in(jax.random.key(0), self.steps)
         samples = self.run.samples
         rollouts = sample(self.model, params, self.prompts, key, samples=samples, sampling=sampling)
@@ -195,7 +195,7 @@ class Program:
     def _score(self, rollouts):
         logps = score(
             self.model,
-            trainable.join(self.reference, self.frozen),
+            partition.join(self.reference, self.frozen),
             self.prompts,
             rollouts.tokens,
             rollouts.mask,

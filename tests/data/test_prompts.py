@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from rdbcl_jax.data import suite, tiny
 from rdbcl_jax.data.prompts import PromptEncoder, pad
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.images import image_processor
+from rdbcl_jax.toy import digits_suite, tiny
 
 SIZES = {
     "lengths": (16, 32),
@@ -41,7 +41,7 @@ def text(encoder, batch, row):
 
 
 def test_prompt_is_the_chat_with_one_pad_per_visual_token(encoder):
-    first = suite.make_record("sum", "test", 0, seed=0)
+    first = digits_suite.make_record("sum", "test", 0, seed=0)
     batch = encoder.encode([first])
     assert text(encoder, batch, 0) == (
         f"<|im_start|> user <|vision_start|>{' <|image_pad|>' * 4} <|vision_end|> {first.prompt}"
@@ -51,7 +51,9 @@ def test_prompt_is_the_chat_with_one_pad_per_visual_token(encoder):
 
 
 def test_image_tokens_equal_visual_tokens_and_point_at_their_patches(encoder):
-    records = [suite.make_record(t, "test", i, seed=0) for i, t in enumerate(suite.TASKS)]
+    records = [
+        digits_suite.make_record(t, "test", i, seed=0) for i, t in enumerate(digits_suite.TASKS)
+    ]
     batch = encoder.encode(records)
     merge = encoder.config.vision.merge_size
     for row, one in enumerate(records):
@@ -68,7 +70,9 @@ def test_image_tokens_equal_visual_tokens_and_point_at_their_patches(encoder):
 
 
 def test_batch_agrees_with_each_record_alone(encoder):
-    records = [suite.make_record(t, "test", i, seed=0) for i, t in enumerate(suite.TASKS)]
+    records = [
+        digits_suite.make_record(t, "test", i, seed=0) for i, t in enumerate(digits_suite.TASKS)
+    ]
     together = encoder.encode(records)
     for row, one in enumerate(records):
         alone = encoder.encode([one])
@@ -85,7 +89,7 @@ def test_sizes_are_the_smallest_that_fit(encoder, make_encoder):
     assert small.tokens.shape == (1, 16) and small.images.patches.shape == (1, 1, 16, 96)
     large = encoder.encode([record("sum", (16, 16)), record("sum 4 red day", (32, 16))])
     assert large.tokens.shape == (2, 32) and large.images.patches.shape == (2, 1, 32, 96)
-    exact = make_encoder().encode(suite.make_records("sum", "test", 2, seed=0))
+    exact = make_encoder().encode(digits_suite.make_records("sum", "test", 2, seed=0))
     assert exact.tokens.shape == (2, 15)
 
 
@@ -150,8 +154,8 @@ def test_what_does_not_fit_names_the_record(encoder):
 
 
 def test_supervised_responses_end_with_the_end_token_and_a_mask(encoder):
-    records = suite.make_records("sum", "test", 3, seed=0)
-    responses = [suite.make_trace(r) for r in records]
+    records = digits_suite.make_records("sum", "test", 3, seed=0)
+    responses = [digits_suite.make_trace(r) for r in records]
     batch = encoder.encode_supervised(records, responses)
     assert batch.tokens.shape == batch.mask.shape == (3, 1, 16)
     for row, response in enumerate(responses):
@@ -168,7 +172,7 @@ def test_a_response_of_unknown_words_names_the_record(encoder):
 
 
 def test_several_responses_per_prompt(encoder):
-    records = suite.make_records("sum", "test", 2, seed=0)
+    records = digits_suite.make_records("sum", "test", 2, seed=0)
     batch = encoder.encode_supervised(records, [["rows 1", "back 2"], ["rows 3", "4"]])
     assert batch.tokens.shape == (2, 2, 16)
     assert encoder.tokenizer.decode(batch.tokens[1, 0][batch.mask[1, 0]]) == "rows 3 <|im_end|>"

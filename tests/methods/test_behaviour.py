@@ -8,18 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from rdbcl_jax.data import suite
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.training.fisher import squared_gradients
-from rdbcl_jax.training.responses import (
+from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.training.experience import (
     Responses,
     demonstrated,
     judge,
     memorised,
     replenished,
 )
+from rdbcl_jax.training.fisher import squared_gradients
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, score
 from tests import engine
@@ -131,7 +131,7 @@ def test_sft_raises_the_demonstrations(loaded, target):
     policy, _ = loaded
     options = {"demonstrations.target": target, "demonstrations.no_reasoning": "next"}
     method = chosen("sft", **options)
-    records = [suite.make_record("sum", "train", i, 0) for i in range(8)]
+    records = [digits_suite.make_record("sum", "train", i, 0) for i in range(8)]
     texts = [method.demonstration(record) for record in records]
     host = policy.encoder.encode_supervised(records, texts, np.arange(8))
     responses = demonstrated(host, policy)
@@ -142,7 +142,7 @@ def test_sft_raises_the_demonstrations(loaded, target):
 
 def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
     policy, params = loaded
-    records = [suite.make_record("sum", "train", i, 0) for i in range(8)]
+    records = [digits_suite.make_record("sum", "train", i, 0) for i in range(8)]
     method = chosen("dyme")
     judged = judged_rollouts(loaded, engine.records())
     judged = dataclasses.replace(judged, records=records)
@@ -150,7 +150,7 @@ def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
     assert changed.memorised[:, 0].all() and not changed.memorised[:, 1:].any()
     assert (changed.host.tokens[:, 1:] == judged.host.tokens[:, 1:]).all()
     texts = policy.texts(changed.host.tokens[:, 0], changed.host.mask[:, 0])
-    assert [t.strip() for t in texts] == [suite.make_trace(r) for r in records]
+    assert [t.strip() for t in texts] == [digits_suite.make_trace(r) for r in records]
     whole, columns = changed.responses.all, changed.columns(policy)
     batch = engine.train_batch(changed.responses.prompts, whole, **columns)
     state, metrics, _ = update(policy, params, batch, method)

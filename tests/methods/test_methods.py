@@ -12,11 +12,11 @@ import pytest
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import default_config
-from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import METHODS, make_method
 from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.methods.sft import negative_log_likelihood
+from rdbcl_jax.toy import digits_suite
 
 
 def method(name, **changes):
@@ -361,8 +361,8 @@ def test_demonstrations(tmp_path):
 
 
 def test_built_in_tasks_are_taught_by_the_rewarded_procedure():
-    made = suite.make_record("sum", "train", 3, 0)
-    assert method("sft").demonstration(made) == suite.make_trace(made)
+    made = digits_suite.make_record("sum", "train", 3, 0)
+    assert method("sft").demonstration(made) == digits_suite.make_trace(made)
 
 
 # ---------------------------------------------------------------------- wrong options

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from oracle import FAMILIES, pair, processed, worst
 
-from rdbcl_jax.models import cudnn, splash
+from rdbcl_jax.models import attention_cudnn, attention_splash
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.sharding import make_mesh
@@ -67,7 +67,7 @@ def test_splash_is_plain_attention(name, sizes):
         grads, out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(query, arrays)
         return [out * mask[..., None, None], *jax.tree.leaves(grads)]
 
-    assert splash.serves(query, blocks, mesh)
+    assert attention_splash.serves(query, blocks, mesh)
     for found, expected in zip(
         run(backend="splash_interpret", mesh=mesh), run(backend="xla"), strict=True
     ):
@@ -77,9 +77,9 @@ def test_splash_is_plain_attention(name, sizes):
 def test_short_and_foreign_shapes_are_left_to_xla():
     mask = np.ones((2, 3, 1), bool)
     cache = block(np.ones((2, 3, 200), bool))
-    assert not splash.serves(normal(2, 3, 1, 4, 24), (cache, block(mask, causal=True)))
+    assert not attention_splash.serves(normal(2, 3, 1, 4, 24), (cache, block(mask, causal=True)))
     query, blocks, _ = CASES["causal"]
-    assert not splash.serves(query[:3], blocks, make_mesh(2, 2, 2))
+    assert not attention_splash.serves(query[:3], blocks, make_mesh(2, 2, 2))
 
 
 def test_an_unknown_backend_is_an_error():
@@ -189,7 +189,7 @@ def cudnn_and_plain(causal, dtype, **options):
         grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
         return [out, *grads]
 
-    found = run(lambda query, block: cudnn.attend(query, block, **options))
+    found = run(lambda query, block: attention_cudnn.attend(query, block, **options))
     assert not np.any(np.asarray(found[0])[~mask])
     expected = run(lambda query, block: attend(query, (block,)))
     # the empty row's gradients have no meaning: nothing may read it
@@ -247,8 +247,8 @@ def test_cudnn_where_there_is_none_is_an_error():
 def test_cudnn_leaves_the_rest_to_xla():
     query, blocks, _ = CASES["responses after their prompt"]
     half = query.astype(jnp.bfloat16)
-    assert not cudnn.serves(half, blocks)
+    assert not attention_cudnn.serves(half, blocks)
     query, blocks, _ = CASES["causal"]
     half = query.astype(jnp.bfloat16)
-    assert cudnn.serves(half, blocks) and not cudnn.serves(query, blocks)
-    assert not cudnn.serves(half[:, :7], (block(np.ones((4, 7), bool), causal=True),))
+    assert attention_cudnn.serves(half, blocks) and not attention_cudnn.serves(query, blocks)
+    assert not attention_cudnn.serves(half[:, :7], (block(np.ones((4, 7), bool), causal=True),))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import FAMILIES, pair, processed, torch_logits, worst
 
-from rdbcl_jax.models import from_pretrained, lora, save_pretrained, trainable
+from rdbcl_jax.models import from_pretrained, lora, partition, save_pretrained
 from rdbcl_jax.models.lora import LoRA
 from rdbcl_jax.sharding import make_mesh
 
@@ -22,7 +22,7 @@ def adapted(family, options=EVERYWHERE):
     """A model whose adapters are random, so that they matter."""
     models = pair(family)
     model, params = lora.add(models.model, models.params, options, jax.random.key(0))
-    adapters, base = trainable.split(params, trainable.ADAPTERS)
+    adapters, base = partition.split(params, partition.ADAPTERS)
     rng = np.random.default_rng(0)
     adapters = jax.tree.map(
         lambda a: jnp.asarray(0.2 * rng.normal(size=a.shape), a.dtype), adapters
@@ -37,16 +37,16 @@ def test_fresh_adapters_change_nothing_and_share_the_base(family):
     np.testing.assert_array_equal(
         model.logits(params, **ROWS), models.model.logits(models.params, **ROWS)
     )
-    adapters, base = trainable.split(params, trainable.ADAPTERS)
+    adapters, base = partition.split(params, partition.ADAPTERS)
     ours = {id(leaf) for leaf in jax.tree.leaves(models.params)}
     assert {id(leaf) for leaf in jax.tree.leaves(base)} == ours
-    assert {id(leaf) for leaf in jax.tree.leaves(trainable.join(adapters, base))} > ours
+    assert {id(leaf) for leaf in jax.tree.leaves(partition.join(adapters, base))} > ours
 
 
 @families
 def test_merged_weights_give_the_same_logits_here_and_in_transformers(family, tmp_path):
     model, adapters, base = adapted(family)
-    params = trainable.join(adapters, base)
+    params = partition.join(adapters, base)
     found = model.logits(params, **ROWS)
     plain = pair(family).model.logits(pair(family).params, **ROWS)
     assert worst(found, plain, ROWS["attention_mask"]) > 0.05
@@ -66,11 +66,11 @@ def test_gradients_of_adapters_are_those_of_the_merged_matrices():
     prompts = model.prepare(**ROWS)
 
     def loss(adapters, base):
-        hidden, _ = model.prefill(trainable.join(adapters, base), prompts)
+        hidden, _ = model.prefill(partition.join(adapters, base), prompts)
         return jnp.sum(hidden * jnp.cos(jnp.arange(hidden.size)).reshape(hidden.shape))
 
     def merged_loss(adapters, base):
-        merged_model, merged = lora.merge(model, trainable.join(adapters, base))
+        merged_model, merged = lora.merge(model, partition.join(adapters, base))
         hidden, _ = merged_model.prefill(merged, prompts)
         return jnp.sum(hidden * jnp.cos(jnp.arange(hidden.size)).reshape(hidden.shape))
 
@@ -84,7 +84,7 @@ def test_targets_choose_the_matrices():
     models = pair("qwen3_vl")
     options = LoRA(rank=2, targets=r"language_model/layers/self_attn/(q|v)_proj")
     _, params = lora.add(models.model, models.params, options, jax.random.key(0))
-    adapters, _ = trainable.split(params, trainable.ADAPTERS)
+    adapters, _ = partition.split(params, partition.ADAPTERS)
     names = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(adapters)}
     assert names == {
         f"['language_model']['layers']['self_attn']['{m}_proj']['lora_{ab}']"
@@ -117,12 +117,12 @@ def test_adapters_on_a_mesh():
 def test_a_frozen_vision_tower_has_no_gradient_and_no_backward_pass(family):
     models = pair(family)
     model, prompts = models.model, models.model.prepare(**ROWS)
-    trained, frozen = trainable.split(models.params, trainable.WITHOUT_VISION)
+    trained, frozen = partition.split(models.params, partition.WITHOUT_VISION)
     assert not jax.tree.leaves(trained["visual"])
     assert not jax.tree.leaves(frozen["language_model"])
 
     def loss(trained, frozen):
-        return model.prefill(trainable.join(trained, frozen), prompts)[0].sum()
+        return model.prefill(partition.join(trained, frozen), prompts)[0].sum()
 
     def flops(argnums):
         gradient = jax.jit(jax.grad(loss, argnums))
@@ -137,7 +137,7 @@ def test_a_frozen_vision_tower_has_no_gradient_and_no_backward_pass(family):
 
 def test_splitting_by_a_name_that_nothing_has_is_an_error():
     with pytest.raises(ValueError, match="nothing would be trained"):
-        trainable.split(pair("qwen2_vl").params, "no_such")
+        partition.split(pair("qwen2_vl").params, "no_such")
 
 
 # ------------------------------------------------------------------------------ recomputation

@@ -8,8 +8,8 @@ import torch
 from oracle import FAMILIES, checkpoint, pair, processed, torch_logits, torch_model, worst
 
 from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.models.kv_cache import empty_cache, grow
 from rdbcl_jax.models.layers import inverse_frequencies
-from rdbcl_jax.models.qwen_vl.cache import empty_cache, grow
 
 MANY_ROWS = processed(
     ([3, (6, 10), 4, (4, 4), 5], "right"),  # two images, text between them

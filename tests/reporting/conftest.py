@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdbcl_jax.reporting.logs import RunLog
+from rdbcl_jax.reporting.run_log import RunLog
 
 TASKS = ["sum", "walk", "alternate", "horner", "jigsaw"]
 WORDS = ["the", "digit", "at", "cell", "plus", "so", "state", "moves", "to", "is", "wait", "then"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.reporting.compare import compare_runs, group_runs, latex_escape, paired, spread
-from rdbcl_jax.reporting.logs import read_run
+from rdbcl_jax.reporting.run_log import read_run
 
 SMALL = {"steps": 1, "samples": 2, "examples": 0}
 

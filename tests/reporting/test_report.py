@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from rdbcl_jax.reporting.logs import RunLog, read_run
 from rdbcl_jax.reporting.report import DEFINITIONS, write_report
+from rdbcl_jax.reporting.run_log import RunLog, read_run
 
 SMALL = {"steps": 4, "samples": 6, "examples": 1}
 NASTY = '<script>alert("x")</script><img src=x onerror=y>&amp;'

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.rollout.sampler import cache_schedule, sample
-from rdbcl_jax.rollout.sampling import Sampling, draw
+from rdbcl_jax.rollout.sampling import Sampling, draw, sampling_of
 from rdbcl_jax.training.update import score
 from tests import engine
 
@@ -34,7 +34,7 @@ def test_greedy_equals_argmax_of_full_passes(loaded, max_tokens):
         policy, params, samples=1, max_tokens=max_tokens, greedy=True, stop_ids=(), count=4
     )
     assert out.mask.all() and not out.finished.any()
-    forbidden = jnp.array(policy.sampling(engine.small_config().rollout).forbidden_ids)
+    forbidden = jnp.array(sampling_of(policy, engine.small_config().rollout).forbidden_ids)
     check = range(max_tokens) if max_tokens < 10 else (0, 1, 62, 63, 64, 65, 66, 69)
     for t in check:  # around the boundaries of the cache schedule
         logits = naive_logits(policy, params, prompts, out.tokens[:, :, :t])
@@ -67,7 +67,7 @@ def test_stops_at_the_end_token_and_never_draws_a_forbidden_id(loaded):
     policy, params = loaded
     _, out = engine.rollout(policy, params, samples=32, temperature=5.0, max_tokens=40)
     tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
-    forbidden = policy.sampling(engine.small_config().rollout).forbidden_ids
+    forbidden = sampling_of(policy, engine.small_config().rollout).forbidden_ids
     assert policy.model.config.image_token_id in forbidden
     assert policy.tokenizer.pad_token_id in forbidden
     assert not np.isin(tokens[mask], forbidden).any()
@@ -84,7 +84,7 @@ def test_text_only_batch(loaded):
     only_text = [engine.records(4)[3]] * 2
     encoder_prompts = policy.encoder.encode(only_text)
     without = dataclasses.replace(encoder_prompts, images=None)
-    sampling = policy.sampling(engine.small_config().rollout, greedy=True)
+    sampling = sampling_of(policy, engine.small_config().rollout, greedy=True)
     outs = [
         sample(policy.model, params, p, jax.random.key(0), samples=1, sampling=sampling)
         for p in (encoder_prompts, without)
@@ -107,7 +107,7 @@ def test_rollouts_that_go_on_alone_draw_what_they_would_have_drawn(loaded, sampl
     lengths = np.asarray(out.mask.sum(-1))
     assert (lengths > 65).any() and (lengths < 10).any()
     sampling = dataclasses.replace(
-        policy.sampling(engine.small_config().rollout),
+        sampling_of(policy, engine.small_config().rollout),
         max_tokens=max_tokens,
         stop_ids=stop_ids,
         temperature=5.0,

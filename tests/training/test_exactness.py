@@ -13,7 +13,7 @@ import pytest
 
 from rdbcl_jax.batches import Rollouts
 from rdbcl_jax.core.advantages import group_advantages
-from rdbcl_jax.models import lora, trainable
+from rdbcl_jax.models import lora, partition
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.update import UpdateConfig, make_update, score
 from tests import engine
@@ -60,7 +60,7 @@ def models(family, with_lora):
         return model, params, jax.tree.map(lambda _: None, params)
     options = lora.LoRA(rank=3, alpha=5.0, targets=r"_proj$|/qkv$|/proj$|fc[12]$")
     model, params = lora.add(model, params, options, jax.random.key(0))
-    adapters, base = trainable.split(params, trainable.ADAPTERS)
+    adapters, base = partition.split(params, partition.ADAPTERS)
     rng = np.random.default_rng(0)
     draw = lambda a: jnp.asarray(0.2 * rng.normal(size=a.shape), a.dtype)  # noqa: E731
     return model, jax.tree.map(draw, adapters), base
@@ -96,13 +96,13 @@ def test_loss_and_every_gradient_are_the_plain_forms(family, rows, with_lora, re
 
     @jax.jit
     def plain(trained):
-        logps = plain_logps(model, trainable.join(trained, frozen), rows)
+        logps = plain_logps(model, partition.join(trained, frozen), rows)
         return plain_loss(logps, advantages), logps
 
     (loss, logps), grads = jax.value_and_grad(plain, has_aux=True)(trained)
     model = dataclasses.replace(model, remat=remat)
     options = {"temperature": 1.0, "chunk_size": 7}
-    whole = trainable.join(trained, frozen)
+    whole = partition.join(trained, frozen)
     old = score(model, whole, prompts, jnp.asarray(TOKENS), jnp.asarray(MASK), **options)
     assert worst(old, logps, MASK) <= 1e-5
 

@@ -11,11 +11,9 @@ import pytest
 from PIL import Image
 
 from rdbcl_jax.batches import PromptBatch, TrainBatch
-from rdbcl_jax.data import suite
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.tiny import write_tiny_model
 from rdbcl_jax.methods import make_method
-from rdbcl_jax.models import save_pretrained, trainable
+from rdbcl_jax.models import partition, save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
@@ -23,6 +21,8 @@ from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.toy.tiny import write_tiny_model
 from rdbcl_jax.training.learner import Learner, Stage
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.update import UpdateConfig, make_update, score
@@ -81,7 +81,7 @@ def most_bytes_while_learning(path, rank):
         assert index == 0 or metrics["kl"] > 0  # the reference is another policy
         held.append(live_bytes() - before)
 
-    stage = Stage(suite.make_records("sum", "train", 16, seed=0), base, base)
+    stage = Stage(digits_suite.make_records("sum", "train", 16, seed=0), base, base)
     learn(learner, stage, base, report)
     assert len(held) == 2
     return max(held) / nbytes(policy.whole(base))
@@ -215,7 +215,7 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
     optimizer = optax.apply_if_finite(optax.sgd(1.0), 10)
     method = make_method(engine.small_config())
     update = make_update(model, optimizer, method, UpdateConfig(chunk_size=chunk))
-    params, frozen = trainable.split(whole, trainable.ALL)
+    params, frozen = partition.split(whole, partition.ALL)
     state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     sampling = Sampling(max_tokens=length, stop_ids=(1,))

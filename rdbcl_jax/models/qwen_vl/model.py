@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import Images, PromptBatch
 from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
 from rdbcl_jax.models.layers import PRODUCT, inverse_frequencies, rotary
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.qwen_vl import inputs
-from rdbcl_jax.models.qwen_vl.cache import Cache, KeyValues, laid_out, slots, write
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.text import TextLayer, mrope_axes
 from rdbcl_jax.models.qwen_vl.vision import (

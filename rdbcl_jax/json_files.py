@@ -1,0 +1,55 @@
+"""JSON and text files: strict values, and files that are replaced in one move."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """What strict JSON can hold: arrays become lists, NaN and infinities become null."""
+    if hasattr(value, "to_dict"):  # ml_collections
+        value = value.to_dict()
+    if hasattr(value, "tolist"):  # NumPy and JAX, scalars too
+        value = np.asarray(value).tolist()
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the file in one move: a reader sees the old content or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Replaces the file in one move; see `plain` for what becomes of values."""
+    write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, default: Any) -> Any:
+    """The file's content; `default` where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default

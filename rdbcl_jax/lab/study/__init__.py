@@ -1,0 +1,8 @@
+"""Studies: a grid of methods × seeds × settings, run piece by piece and summed up in one table.
+
+`configs/studies/*.py` declare them with `study_config`, `Arm`, `Curve` and `Setting`.
+"""
+
+from rdbcl_jax.lab.study.declare import Arm, Curve, Setting, load_config, study_config
+
+__all__ = ["Arm", "Curve", "Setting", "load_config", "study_config"]

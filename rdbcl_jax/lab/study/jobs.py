@@ -1,0 +1,110 @@
+"""What workers do: make a base model, gate it, and train one run. Imports wait for a job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rdbcl_jax.json_files import plain, read_json, write_json
+from rdbcl_jax.workdir import changes, is_directory
+
+ASKED = "config.json"  # in a run's workdir: the config that it was asked for
+
+
+def base_name(config: ConfigDict) -> str:
+    """Folder of the base model that a run starts from, the same for all runs that can share it.
+
+    Empty where nothing is to be made: the config names a model, or is a dry run with its own.
+    """
+    if config.model.path or config.dry_run:
+        return ""
+    counts = ("train_count", "validation_count", "test_count", "seed", "threads")
+    parts = {
+        "base": config.base.to_dict(),
+        "model": {k: config.model[k] for k in ("dtype", "param_dtype", "remat")},
+        "data": {k: v for k, v in config.data.to_dict().items() if k not in counts},
+        "max_tokens": config.rollout.max_tokens,
+        "chunk_size": config.training.chunk_size,
+        "mesh": config.mesh.to_dict(),
+    }
+    return f"bases/seed{config.base.seed}-{_digest(parts)}"
+
+
+def gate_name(config: ConfigDict) -> str:
+    """Folder of the gate that a run's base has to pass, the same for all runs that can share it.
+
+    It takes what the gate reads: other thresholds are another gate. Empty for a dry run, and where
+    a run starts from another's policy: that one's base is gated.
+    """
+    if config.dry_run or (config.model.path and not is_directory(config.model.path)):
+        return ""
+    parts = {
+        "tasks": sorted(config.sequence),
+        "gate": config.gate.to_dict(),
+        "model": config.model.to_dict(),
+        "data": config.data.to_dict(),
+        "max_tokens": config.rollout.max_tokens,
+        "base": config.base.to_dict(),
+    }
+    base = base_name(config) or config.model.path
+    return f"gates/{pathlib.Path(base).name}-{_digest(parts)}"
+
+
+def _digest(parts: dict[str, Any]) -> str:
+    text = json.dumps(plain(parts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def make_base(config: ConfigDict, directory: pathlib.Path) -> None:
+    """The base model of a run's config, at `directory`."""
+    from rdbcl_jax.sharding import make_mesh
+    from rdbcl_jax.toy import base
+
+    def on_step(step: int, loss: float) -> None:
+        if step % 50 == 0:
+            print(f"SFT of the base: step {step}, loss {loss:.3f}", flush=True)
+
+    base.make_base(config, directory, make_mesh(**config.mesh), on_step)
+
+
+def gate_base(config: ConfigDict, directory: pathlib.Path, base: pathlib.Path | None) -> None:
+    """Every check of the model that a run starts from, to gate.md and gate.json in `directory`."""
+    from rdbcl_jax.lab import faithfulness
+
+    faithfulness.write(
+        faithfulness.run_gate(config, checkpoint=base or config.model.path), directory
+    )
+
+
+def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | None) -> None:
+    """One run, from the base model at `base`; goes on where an earlier call was cut short."""
+    from rdbcl_jax.training.run import train
+
+    if (workdir / "results.json").exists() and not _asked_for(workdir, config):
+        raise ValueError(
+            f"{workdir} holds a run of another config, see its {ASKED}; the study was changed: "
+            "use a new workdir, or remove this run's"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / ASKED, config, indent=1)
+    link = workdir / "base"
+    if base and not link.is_symlink():
+        link.symlink_to(os.path.relpath(base, workdir))
+    train(config, workdir)
+
+
+def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether this very run is over."""
+    results: dict[str, Any] = read_json(workdir / "results.json", {})
+    return results.get("status") == "done" and _asked_for(workdir, config)
+
+
+def _asked_for(workdir: pathlib.Path, config: ConfigDict) -> bool:
+    """Whether the workdir is that of this config; what a gate asks changes no run."""
+    asked = read_json(workdir / ASKED, {})
+    return bool(asked) and all(name.startswith("gate.") for name in changes(asked, config))

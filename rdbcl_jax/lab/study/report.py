@@ -1,0 +1,484 @@
+"""A study's report: study.json holds every number, study.md the tables, PNG files the pictures.
+
+Numbers are computed once, from the runs' workdirs, and tables and pictures are made from them.
+Test accuracies are read of the chosen points and of declared curves alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdbcl_jax.json_files import plain, write_json
+from rdbcl_jax.lab.study import plots, tradeoff
+from rdbcl_jax.lab.study.selection import Choice, paired_bootstrap
+from rdbcl_jax.reporting.compare import markdown_table, spread
+from rdbcl_jax.reporting.page import DASH, percent
+from rdbcl_jax.reporting.plots import thin
+from rdbcl_jax.reporting.report import SIGNED
+from rdbcl_jax.reporting.run_log import Run, read_run
+
+COLUMNS = {  # of the first table: metric → title
+    "last": "Last",
+    "avg_seen": "Avg (seen)",
+    "bwt": "BWT",
+    "forgetting_max": "forgetting (max)",
+    "mft": "just trained",
+}
+TITLES = {**COLUMNS, "held_last": "old tasks, after", "held_change": "old tasks, change"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """An arm at one point in one setting, over the report seeds.
+
+    Attributes:
+      point: its overrides' name; empty where there are none.
+      runs: seed → workdir of a finished run.
+      failed: seed → error.
+    """
+
+    setting: str
+    arm: str
+    point: str
+    runs: Mapping[int, Path]
+    failed: Mapping[int, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Validation scores of a grid's points, one per tuning seed; NaN: failed or not there."""
+
+    setting: str
+    arm: str
+    points: Sequence[str]
+    scores: Sequence[Sequence[float]]
+    choice: Choice | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What the gate found of a base: `checks` are those of gate.json."""
+
+    name: str
+    passed: bool
+    checks: Sequence[Mapping[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a study has run, as far as it has come."""
+
+    name: str
+    metric: str
+    baseline: str
+    tuning_seeds: Sequence[int]
+    report_seeds: Sequence[int]
+    arms: Sequence[Cell]
+    curves: Sequence[tuple[str, float, Cell]]  # name, x
+    tuning: Sequence[Tuning]
+    failed: Mapping[str, str]  # run or base → error
+    gates: Sequence[Gate] = ()
+    stopped: str = ""  # why the study ended before its end
+
+
+def write_study_report(record: Record, out: Path) -> dict[str, Any]:
+    """Writes study.json, study.md and the pictures; returns the content of study.json."""
+    numbers = plain(summarise(record))
+    write_json(out / "study.json", numbers, indent=1)
+    pictures = plots.draw(numbers)
+    for name, figure in pictures.items():
+        figure.savefig(out / f"{name}.png", dpi=160, facecolor="white")
+    (out / "study.md").write_text(to_markdown(numbers, list(pictures)), encoding="utf-8")
+    return numbers
+
+
+# ------------------------------------------------------------------------------ numbers
+
+
+def summarise(record: Record) -> dict[str, Any]:
+    """All numbers of a study; per-seed values in the order of `seeds`."""
+    arms = [_cell(cell) for cell in record.arms]
+    for cell in arms:
+        base = _find(arms, cell["setting"], record.baseline)
+        cell["difference"] = None if cell is base else difference(cell, base, record.metric)
+    return {
+        "name": record.name,
+        "metric": record.metric,
+        "baseline": record.baseline,
+        "tuning_seeds": list(record.tuning_seeds),
+        "report_seeds": list(record.report_seeds),
+        "settings": list(dict.fromkeys(cell.setting for cell in record.arms)),
+        "arms": arms,
+        "curves": [{"curve": name, "x": x, **_cell(cell)} for name, x, cell in record.curves],
+        "tuning": [_tuning(tuning) for tuning in record.tuning],
+        "failed": dict(record.failed),
+        "gates": [dataclasses.asdict(gate) for gate in record.gates],
+        "stopped": record.stopped,
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    runs = {seed: read_run(path) for seed, path in cell.runs.items()}
+    tests = [run.results["splits"]["test"] for run in runs.values()]
+    return {
+        "setting": cell.setting,
+        "arm": cell.arm,
+        "point": cell.point,
+        "seeds": list(runs),
+        "failed": dict(cell.failed),
+        "tasks": next((run.tasks for run in runs.values()), []),
+        "metrics": {name: [t["metrics"].get(name) for t in tests] for name in _names(tests)},
+        "accuracy": [t["accuracy"] for t in tests],
+        "strength": _columns(strength(run) for run in runs.values()),
+        "cost": _columns(cost(run) for run in runs.values()),
+        "learning": _learning(list(runs.values())),
+        "progress": _progress(list(runs.values())),
+        "tradeoff": tradeoff.summary(list(runs.values()), [sampled(r) for r in runs.values()]),
+    }
+
+
+def _names(tests: Sequence[Mapping]) -> list[str]:
+    return list(dict.fromkeys(name for test in tests for name in test["metrics"]))
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
+    rows = list(rows)
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def strength(run: Run) -> dict[str, float]:
+    """How strong the KL term was, means over all steps: `kl_coef` (the realised β), `kl_loss`
+    (kl_coef · kl as it enters the loss) and `kl`, nats per token. NaN without a KL term."""
+
+    def mean(key: str) -> float:
+        values = run.series(key)[1]
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else math.nan
+
+    return {"kl_coef": mean("kl_coef/mean"), "kl_loss": mean("kl_loss"), "kl": mean("kl")}
+
+
+def cost(run: Run) -> dict[str, float]:
+    """Sampled responses; tokens of the prompts and responses that were learned from; and seconds of
+    learning (the sum of step times: evaluation, checkpoints and the report are not in it,
+    compilation is). All are 0 where nothing was learned."""
+    tokens, seconds = run.series("num_tokens")[1], run.series("step_time")[1]
+    return {
+        "sampled": float(sampled(run).sum()),
+        "tokens": float(tokens[-1]) if len(tokens) else 0.0,
+        "seconds": float(np.nansum(seconds)),
+    }
+
+
+def sampled(run: Run) -> np.ndarray:
+    """Responses that the policy sampled in each step, those that DAPO drew and dropped with them.
+
+    0 where all responses were given: there the loss is their likelihood, logged as `nll`. MSSR's
+    survey of a task's prompts and LwF's responses of the previous policy are not counted.
+    """
+    steps = np.array([row["step"] for row in run.steps], int)
+    if run.samples is None or not len(steps):
+        return np.zeros(len(steps))
+    kept = np.bincount(np.asarray(run.samples["step"]), minlength=steps.max() + 1)[steps]
+    return kept * np.array(_batches(run.steps), float)
+
+
+def _batches(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Batches that were sampled in each step; `batches` counts them from a task's start."""
+    found, task, before = [], None, 0
+    for row in rows:
+        if row.get("task") != task:
+            task, before = row.get("task"), 0
+        after = row.get("batches", before + 1)
+        found.append(0 if "nll" in row else after - before)
+        before = after
+    return found
+
+
+def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Accuracy of the sampled responses and entropy of the policy (where it was logged) by step,
+    means over seeds, and what each step had cost; empty where no responses were sampled."""
+    runs = [run for run in runs if sampled(run).any() and len(run.series("accuracy")[0])]
+    if not runs:
+        return {}
+    length = min(len(run.steps) for run in runs)
+    logged = [k for k in ("accuracy", "entropy") if all(len(r.series(k)[0]) for r in runs)]
+
+    columns = [{**_costs(r), **{name: r.series(name)[1] for name in logged}} for r in runs]
+    means = {k: np.mean([column[k][:length] for column in columns], axis=0) for k in columns[0]}
+    return {name: thin(x, x)[1].tolist() for name, x in means.items()}
+
+
+def _costs(run: Run) -> dict[str, np.ndarray]:
+    """Steps, sampled responses and tokens by the end of every step."""
+    return {
+        "step": np.arange(1.0, len(run.steps) + 1),
+        "sampled": np.cumsum(sampled(run)),
+        "tokens": run.series("num_tokens")[1],
+    }
+
+
+def _progress(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Accuracy on validation records, mean over the tasks of the sequence and over seeds, wherever
+    it was measured: before and after every task, and every `evaluation.every` steps."""
+    runs = [run for run in runs if run.steps]
+    if not runs:
+        return {}
+    found = [run.measured() for run in runs]
+    done = sorted(set.intersection(*(set(accuracies) for accuracies in found)))
+    costs = [
+        {name: np.concatenate([[0.0], x])[done] for name, x in _costs(run).items()} for run in runs
+    ]
+    means = {name: np.mean([cost[name] for cost in costs], axis=0) for name in costs[0]}
+    learned = slice(len(runs[0].tasks))  # held tasks come after them
+    accuracy = np.mean([[a[step][learned].mean() for step in done] for a in found], axis=0)
+    return {**{name: x.tolist() for name, x in means.items()}, "accuracy": accuracy.tolist()}
+
+
+def difference(cell: Mapping, base: Mapping, metric: str) -> dict[str, Any]:
+    """Cell − base of a metric, over the seeds that both have, with its bootstrap interval."""
+    ours = dict(zip(cell["seeds"], cell["metrics"].get(metric, []), strict=False))
+    theirs = dict(zip(base["seeds"], base["metrics"].get(metric, []), strict=False))
+    seeds = [s for s in ours if ours[s] is not None and theirs.get(s) is not None]
+    values = [ours[s] - theirs[s] for s in seeds]
+    low, high = paired_bootstrap(values)
+    mean = float(np.mean(values)) if values else math.nan
+    return {"seeds": seeds, "values": values, "mean": mean, "low": low, "high": high}
+
+
+def _find(cells: Sequence[Mapping], setting: str, arm: str) -> Mapping:
+    return next(c for c in cells if (c["setting"], c["arm"]) == (setting, arm))
+
+
+def _tuning(tuning: Tuning) -> dict[str, Any]:
+    choice = tuning.choice
+    return {
+        "setting": tuning.setting,
+        "arm": tuning.arm,
+        "points": list(tuning.points),
+        "scores": tuning.scores,
+        "chosen": tuning.points[choice.index] if choice else None,
+        "edges": list(choice.edges) if choice else [],
+    }
+
+
+# ------------------------------------------------------------------------------ Markdown
+
+
+def to_markdown(numbers: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+    """study.md, from the content of study.json."""
+    parts = [f"# {numbers['name']}", _intro(numbers)]
+    if numbers["stopped"]:
+        parts.append(f"**Stopped: {numbers['stopped']}**")
+    if numbers["gates"]:
+        parts += ["## Gate", _gates(numbers)]
+    if numbers["failed"]:
+        parts += ["## Failed", _failed(numbers)]
+    for setting in numbers["settings"]:
+        cells = [cell for cell in numbers["arms"] if cell["setting"] == setting]
+        several = f": {setting}" if len(numbers["settings"]) > 1 else ""
+        parts += [
+            f"## Results{several}",
+            _results(cells, numbers),
+            *_tradeoff(cells, several),
+            f"### By seed{several}",
+            _by_seed(cells, numbers),
+            f"### Strength of the KL term and cost{several}",
+            STRENGTH_NOTE,
+            _strengths(cells),
+        ]
+    if numbers["tuning"]:
+        parts += ["## Choice on validation", _choices(numbers)]
+    if numbers["curves"]:
+        parts += ["## Curves", _curves(numbers)]
+    parts += [f"![{name}]({name}.png)" for name in pictures]
+    return "\n\n".join(parts) + "\n"
+
+
+STRENGTH_NOTE = (
+    "Means over steps, then mean ± sd over seeds: kl_coef is the realised β, kl_loss = kl_coef · kl"
+    " as it enters the loss, and kl itself (both 10⁻³ nats per token); a dash where there is no KL"
+    " term. Sampled are responses of the policy, also those drawn and dropped; tokens are those of"
+    " prompts and responses learned from; minutes are those of learning, compilation included, on"
+    " this machine as it was shared."
+)
+
+
+def _intro(numbers: Mapping) -> str:
+    metric, seeds = TITLES.get(numbers["metric"], numbers["metric"]), numbers["report_seeds"]
+    text = f"Accuracy on the test split, %; mean ± sd over {len(seeds)} seeds"
+    text += f" ({', '.join(map(str, seeds))})."
+    if numbers["tuning"]:
+        chosen = ", ".join(map(str, numbers["tuning_seeds"]))
+        text += (
+            f" Points of grids were chosen by {metric} on the validation split over other seeds"
+            f" ({chosen}); * marks a choice at the edge of its grid."
+        )
+    return text + (
+        f" Differences are those to **{numbers['baseline']}**, paired by seed, with a 95 %"
+        " percentile bootstrap interval over seeds: it covers about 50, 75, 84 and 92 % of means"
+        " for 2, 3, 5 and 10 seeds of normal data, so look at the seeds themselves."
+    )
+
+
+def _failed(numbers: Mapping) -> str:
+    lines = (f"- `{name}`: {error}" for name, error in numbers["failed"].items())
+    return "These runs are in no number below.\n\n" + "\n".join(lines)
+
+
+def _gates(numbers: Mapping) -> str:
+    """Every base's verdict, and what it failed by; gate.md of its folder has all checks."""
+    rows = []
+    for gate in numbers["gates"]:
+        wrong = (
+            f"{c['task']} {c['name']} {percent(c['value'])}"
+            f" (asked: {percent(c['low'])} … {percent(c['high'])})"
+            for c in gate["checks"]
+            if not c["passed"]
+        )
+        verdict = "passed" if gate["passed"] else "FAILED"
+        rows.append([gate["name"], verdict, str(len(gate["checks"])), ", ".join(wrong)])
+    return markdown_table(["gate", "verdict", "checks", "failed by"], rows)
+
+
+def _tradeoff(cells: Sequence[Mapping], several: str) -> list[str]:
+    if not any(cell["tradeoff"] for cell in cells):
+        return []
+    return [f"### New tasks and old ones{several}", tradeoff.NOTE, tradeoff.table(cells)]
+
+
+def _results(cells: Sequence[Mapping], numbers: Mapping) -> str:
+    metric = numbers["metric"]
+    shown = COLUMNS if metric in COLUMNS else {metric: TITLES.get(metric, metric), **COLUMNS}
+    if all(len(cell["tasks"]) < 2 for cell in cells):  # the others are Last again, or 0
+        shown = {name: text for name, text in shown.items() if name in ("last", metric)}
+    title = shown[metric]
+    header = ["arm", "chosen", "n", *shown.values(), f"{title} − {numbers['baseline']} [95 %]"]
+    rows = []
+    for cell in cells:
+        n = f"{len(cell['seeds'])}"
+        if cell["failed"]:
+            n += f" ({len(cell['failed'])} failed)"
+        means = (_spread(cell["metrics"].get(name, []), signed=name in SIGNED) for name in shown)
+        rows.append([cell["arm"], _chosen(cell, numbers), n, *means, _interval(cell["difference"])])
+    return markdown_table(header, rows)
+
+
+def _chosen(cell: Mapping, numbers: Mapping) -> str:
+    place = (cell["setting"], cell["arm"])
+    edge = any((t["setting"], t["arm"]) == place and t["edges"] for t in numbers["tuning"])
+    return short(cell["point"]) + ("*" if edge else "")
+
+
+def short(point: str) -> str:
+    """`kl.beta=0.1` → `beta=0.1`, where that stays clear."""
+    parts = [part.rpartition("=") for part in point.split(",") if part]
+    last = [field.rsplit(".", 1)[-1] for field, _, _ in parts]
+    names = [b if last.count(b) == 1 else f for b, (f, _, _) in zip(last, parts, strict=True)]
+    return ", ".join(
+        f"{name}={value}" if name else value
+        for name, (_, _, value) in zip(names, parts, strict=True)
+    )
+
+
+def _interval(found: Mapping | None) -> str:
+    if not found or found["mean"] is None:
+        return DASH
+    ends = (
+        f" [{_signed(found['low'])}, {_signed(found['high'])}]" if found["low"] is not None else ""
+    )
+    return f"{_signed(found['mean'])}{ends}"
+
+
+def _signed(value: float) -> str:
+    return percent(value, signed=True)
+
+
+def _spread(values: Sequence[float | None], *, signed: bool = False) -> str:
+    return spread(np.array([v for v in values if v is not None]), signed=signed)
+
+
+def _by_seed(cells: Sequence[Mapping], numbers: Mapping) -> str:
+    """The metric of every seed, and its difference to the baseline's."""
+    rows = []
+    for cell in cells:
+        found = dict(zip(cell["seeds"], cell["metrics"].get(numbers["metric"], []), strict=False))
+        pairs = cell["difference"] or {"seeds": [], "values": []}
+        gaps = dict(zip(pairs["seeds"], pairs["values"], strict=True))
+        rows.append([cell["arm"], *(_seed(s, found, gaps, cell) for s in numbers["report_seeds"])])
+    return markdown_table(["arm", *(f"seed {s}" for s in numbers["report_seeds"])], rows)
+
+
+def _seed(seed: int, values: Mapping, gaps: Mapping, cell: Mapping) -> str:
+    if str(seed) in cell["failed"]:
+        return "failed"
+    text = percent(values.get(seed))
+    return f"{text} ({_signed(gaps[seed])})" if seed in gaps else text
+
+
+def _strengths(cells: Sequence[Mapping]) -> str:
+    header = ["arm", "kl_coef", "kl_loss", "kl", "sampled", "tokens", "minutes"]
+    rows = []
+    for cell in cells:
+        strengths = [
+            _number(cell["strength"].get(name, []), scale)
+            for name, scale in (("kl_coef", 1.0), ("kl_loss", 1e3), ("kl", 1e3))
+        ]
+        scales = {"sampled": 1.0, "tokens": 1.0, "seconds": 1 / 60}
+        costs = [_mean(cell["cost"].get(name, []), scale) for name, scale in scales.items()]
+        rows.append([cell["arm"], *strengths, *costs])
+    return markdown_table(header, rows)
+
+
+def _number(values: Sequence[float | None], scale: float) -> str:
+    found = scale * np.array([v for v in values if v is not None], float)
+    if not len(found):
+        return DASH
+    return f"{found.mean():.3g}" + (f" ± {found.std(ddof=1):.2g}" if len(found) > 1 else "")
+
+
+def _mean(values: Sequence[float | None], scale: float) -> str:
+    found = scale * np.array([v for v in values if v is not None], float)
+    return f"{found.mean():,.{0 if found.mean() >= 100 else 1}f}" if len(found) else DASH
+
+
+def _choices(numbers: Mapping) -> str:
+    """Every point of every grid, the chosen ones in bold."""
+    rows = []
+    for tuning in numbers["tuning"]:
+        for point, scores in zip(tuning["points"], tuning["scores"], strict=True):
+            whole = all(score is not None for score in scores)
+            mean = (
+                _spread(scores) if whole else f"out: {scores.count(None)} of {len(scores)} missing"
+            )
+            bold = "**" if point == tuning["chosen"] else ""
+            edges = f"edge of {', '.join(tuning['edges'])}" if bold and tuning["edges"] else ""
+            name = f"{bold}{short(point)}{bold}"
+            rows.append([tuning["arm"], tuning["setting"], name, f"{bold}{mean}{bold}", edges])
+    return markdown_table(
+        ["arm", "setting", "point", f"{numbers['metric']} (validation)", ""], rows
+    )
+
+
+def _curves(numbers: Mapping) -> str:
+    header = ["curve", "setting", "arm", "x", "point", "n", *COLUMNS.values(), "kl_coef"]
+    rows = [
+        [
+            cell["curve"],
+            cell["setting"],
+            cell["arm"],
+            f"{cell['x']:g}",
+            short(cell["point"]),
+            str(len(cell["seeds"])),
+            *(_spread(cell["metrics"].get(m, []), signed=m in SIGNED) for m in COLUMNS),
+            _number(cell["strength"].get("kl_coef", []), 1.0),
+        ]
+        for cell in numbers["curves"]
+    ]
+    return markdown_table(header, rows)

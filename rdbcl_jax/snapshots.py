@@ -1,0 +1,80 @@
+"""Policies by name: a Hugging Face directory, or a run's policy after one of its tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from ml_collections import ConfigDict
+
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.policy import Policy, load_policy
+from rdbcl_jax.workdir import place
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A policy at one moment of its training."""
+
+    name: str
+    policy: Policy
+    learned: Params  # the half that learns
+
+    @property
+    def params(self) -> Params:
+        """All of them, those that do not learn too; nothing is copied."""
+        return self.policy.whole(self.learned)
+
+
+def load_snapshots(
+    config: ConfigDict, names: Sequence[str], mesh: jax.sharding.Mesh
+) -> list[Snapshot]:
+    """Each name is one of
+
+    | | |
+    |---|---|
+    | `DIR` | a Hugging Face checkpoint directory |
+    | `WORKDIR@K` | a run's policy after its first K tasks; `WORKDIR@0` is its base |
+    | `WORKDIR` | the same after the last task that is finished |
+
+    Snapshots of one run share what was not trained. `config` must be the run's own where it says
+    what learns (`model.lora`, `model.freeze_vision`) and what from (`model.path`).
+
+    Raises:
+      FileNotFoundError: neither a checkpoint nor a workdir, or no such task in it.
+      ValueError: a workdir of another model; tokenizers that differ.
+    """
+    places = [place(config, name) for name in names]  # all found before any is read
+    loaded: dict[str, tuple[Policy, Params]] = {}
+    snapshots = []
+    for name, (path, workdir, task) in zip(names, places, strict=True):
+        if path not in loaded:
+            loaded[path] = load_policy(_at(config, path, workdir), mesh)
+        policy, params = loaded[path]
+        if task:
+            params = Checkpoints(workdir).restore_task(task, params)
+        snapshots.append(Snapshot(name, policy, params))
+    _check_tokenizers(snapshots)
+    return snapshots
+
+
+def _at(config: ConfigDict, path: str, workdir: pathlib.Path | None) -> ConfigDict:
+    """The config with the model at `path`; one that is no run's has no adapters."""
+    config = config.copy_and_resolve_references()
+    config.model.path = path
+    if workdir is None:
+        config.model.lora.rank, config.model.freeze_vision = 0, False
+    return config
+
+
+def _check_tokenizers(snapshots: Sequence[Snapshot]) -> None:
+    first, *others = snapshots
+    for other in others:
+        if other.policy.tokenizer.get_vocab() != first.policy.tokenizer.get_vocab():
+            raise ValueError(
+                f"{first.name} and {other.name} have different tokenizers, so neither can score "
+                "the other's tokens; give two policies of one family"
+            )

@@ -1,0 +1,95 @@
+"""The tiny base model: made from nothing, then given moderate skill by a short SFT.
+
+It stands in for an instruct model where none can be had: same modules, same files, same loading.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import SUITES, load_suite
+from rdbcl_jax.models import save_pretrained
+from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.policy import load_policy
+from rdbcl_jax.rewards.response_format import TAGS
+from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
+from rdbcl_jax.training.supervised import fine_tune
+
+WEIGHTS = "model.safetensors"
+
+
+def make_base(
+    config: ConfigDict,
+    directory: pathlib.Path,
+    mesh: jax.sharding.Mesh,
+    on_step: Callable[[int, float], None],
+) -> pathlib.Path:
+    """Writes the base model to `directory`, unless it is there already; returns the directory.
+
+    It depends on `config.base` and the shapes in `config.data` alone, not on the run's seed.
+    """
+    if (directory / WEIGHTS).exists():
+        return directory
+    if config.base.suite not in SUITES:
+        raise ValueError(f"config.base.suite is {config.base.suite!r}, expected one of {[*SUITES]}")
+    suite = load_suite(config.base.suite)
+    draft = directory.with_name(directory.name + ".draft")
+    if jax.process_index() == 0:
+        write_tiny_model(draft, TinySize(**config.base.size), extra_words=suite.words())
+        model = QwenVL(read_config(draft), "float32", "float32")
+        params = jax.device_get(model.init(jax.random.key(config.base.seed)))
+        save_pretrained(draft, model, params, like=draft)
+    multihost_utils.sync_global_devices("draft of the base model")
+    policy, params = load_policy(_at(config, draft), mesh)
+    demonstrations = suite.Demonstrations(
+        config.base.steps * config.base.batch_size, config.base.seed, follow=config.base.follow
+    )
+    if config.base.formatted < 1:
+        demonstrations = Careless(demonstrations, config.base.formatted, config.base.seed)
+    params = fine_tune(
+        policy,
+        params,
+        demonstrations,
+        config.base,
+        chunk_size=config.training.chunk_size,
+        seed=config.base.seed,
+        threads=config.data.threads,
+        on_step=on_step,
+    )
+    save_pretrained(draft, policy.model, params, like=draft)
+    if jax.process_index() == 0:
+        draft.rename(directory)  # in one move: what is there is complete
+    multihost_utils.sync_global_devices("base model")
+    return directory
+
+
+class Careless:
+    """Demonstrations of which only a share keeps to the response format: the others have the same
+    words without its tags, as a model answers that does not yet follow an instruction. Which ones
+    is a pure function of (seed, index)."""
+
+    def __init__(self, demonstrations: Sequence[tuple[Record, str]], formatted: float, seed: int):
+        self.demonstrations, self.formatted, self.seed = demonstrations, formatted, seed
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def __getitem__(self, index: int) -> tuple[Record, str]:
+        record, text = self.demonstrations[index]
+        keeps = np.random.default_rng([self.seed, index, 2]).random() < self.formatted
+        return record, text if keeps else " ".join(w for w in text.split() if w not in TAGS)
+
+
+def _at(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
+    """The config with the model at `path`, of which everything learns."""
+    config = config.copy_and_resolve_references()
+    config.model.path, config.model.lora.rank, config.model.freeze_vision = str(path), 0, False
+    return config

@@ -1,0 +1,120 @@
+"""A run by its workdir: its policies, and whether it is that of a config.
+
+`WORKDIR@K` is a run's policy after its first K tasks. The name stands wherever a Hugging Face
+checkpoint directory may: `config.model.path` among others, so that one run starts from what another
+has learned.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rdbcl_jax.config import default_config
+from rdbcl_jax.json_files import flatten, plain, read_json
+
+
+def place(config: ConfigDict, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
+    """Where a policy lies: (what its run started from, workdir, number of tasks).
+
+    For a checkpoint directory that is itself, without a workdir.
+
+    Args:
+      config: the run's own; its `model.path` says what the run started from.
+      name: `DIR`, `WORKDIR@K`, or `WORKDIR` for the policy after the last task that is finished.
+    Raises:
+      FileNotFoundError: neither a checkpoint nor a workdir, or no such task in it.
+    """
+    if is_directory(name):
+        return str(name), None, 0
+    name = str(name)
+    workdir, number = _parts(name)
+    saved = {int(p.name[5:]) for p in workdir.glob("checkpoints/task_*") if p.name[5:].isdigit()}
+    if not saved and not (workdir / "base").exists():
+        raise FileNotFoundError(
+            f"{name}: neither a checkpoint directory (no config.json) nor a run's workdir (no "
+            "checkpoints/task_… and no base/); expected DIR, WORKDIR or WORKDIR@TASKS"
+        )
+    start = str(config.model.path or workdir / "base")
+    try:
+        directory_of(start)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name}: the run's base model is not at {start}; set model.path ({error})"
+        ) from None
+    task = int(number) if number.isdigit() else -1
+    if number == "":
+        task = max(saved, default=0)
+    if task not in saved | {0}:
+        raise FileNotFoundError(f"{name}: found tasks {sorted(saved | {0})} in {workdir}, 0: base")
+    return start, workdir, task
+
+
+def directory_of(name: str | pathlib.Path) -> pathlib.Path:
+    """The checkpoint directory with a policy's config.json, tokenizer and processor: the one that
+    its run started from, or the run before that.
+
+    Raises:
+      FileNotFoundError: as `place`.
+    """
+    while not is_directory(name):
+        if not _results(name).exists():
+            raise FileNotFoundError(
+                f"{name}: neither a checkpoint directory (no config.json) nor a run (no "
+                "results.json); expected DIR, WORKDIR or WORKDIR@TASKS"
+            )
+        name, _, _ = place(run_config(name), name)
+    return pathlib.Path(name)
+
+
+def is_directory(name: str | pathlib.Path) -> bool:
+    """Whether it is a Hugging Face checkpoint directory."""
+    path = pathlib.Path(name)
+    # a workdir of a study has a config.json too
+    return (path / "config.json").exists() and not (path / "checkpoints").exists()
+
+
+def is_there(name: str | pathlib.Path) -> bool:
+    """Whether there is a folder of that name or run, whatever it holds."""
+    return pathlib.Path(name).exists() or _parts(str(name))[0].exists()
+
+
+def run_config(name: str | pathlib.Path) -> ConfigDict:
+    """The config of the run `WORKDIR` or `WORKDIR@K`, as its results.json has it."""
+    file = _results(name)
+    saved = read_json(file, {}).get("config")
+    if saved is None:
+        raise FileNotFoundError(f"{file} is not there; expected a run's workdir, or give --config")
+    config = default_config()
+    with config.unlocked():
+        config.update(saved)
+    return config
+
+
+def _results(name: str | pathlib.Path) -> pathlib.Path:
+    return _parts(str(name))[0] / "results.json"
+
+
+def _parts(name: str) -> tuple[pathlib.Path, str]:
+    """(workdir, K as it is written); K is empty without one."""
+    folder, at, number = name.rpartition("@")
+    return (pathlib.Path(folder), number or "?") if at else (pathlib.Path(name), "")
+
+
+def changes(saved: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted fields in which a config differs from one that a workdir holds: (there, now).
+
+    A field that the package has learned since the workdir was written is at its default there: a
+    new field's default leaves a run as it was.
+    """
+    there, now = flatten(saved), flatten(plain(config))
+    defaults = flatten(plain(default_config()))
+    there |= {name: defaults[name] for name in now.keys() - there.keys() if name in defaults}
+    return {
+        name: (there.get(name), now.get(name))
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+    }

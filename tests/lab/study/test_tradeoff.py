@@ -1,0 +1,79 @@
+"""New tasks against old ones: by hand, and in a study's report."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rdbcl_jax.lab.study import plots, tradeoff
+from rdbcl_jax.reporting.run_log import Run
+
+
+def run(tmp_path, *, advantage=(1.0, -1.0, 0.0, 0.0), extra=(), held=("a", "b")):
+    """Three steps of one task with two held ones: two groups of two responses in each step."""
+    test = [[0.1, 0.9, 0.7], [0.6, 0.5, 0.3]]
+    validation = [[0.2, 0.8, 0.8], [0.7, 0.4, 0.6]]
+    steps = [{"step": s, "task": "new", "batches": s + 1} for s in range(3)]
+    steps[1] |= {"eval/new/accuracy": 0.5, "eval/a/accuracy": 0.6, "eval/b/accuracy": 0.8}
+    columns = {
+        "step": np.repeat(np.arange(3), 4),
+        "length": np.tile([10, 20, 3, 4], 3),
+        "advantage": np.tile(advantage, 3),
+        **dict(extra),
+    }
+    return Run(
+        tmp_path,
+        {
+            "tasks": ["new"],
+            "held": list(held),
+            "status": "done",
+            "splits": {"test": {"accuracy": test}, "validation": {"accuracy": validation}},
+        },
+        steps,
+        pa.table(columns),
+        [],
+    )
+
+
+def test_a_path_by_hand(tmp_path):
+    found = tradeoff.path(run(tmp_path), sampled=np.full(3, 4.0))
+    np.testing.assert_array_equal(found["step"], [0, 2, 3])
+    np.testing.assert_array_equal(found["learned"], [0, 60, 90])  # equal rewards teach nothing
+    np.testing.assert_array_equal(found["generated"], [0, 74, 111])
+    np.testing.assert_allclose(found["new"], [0.2, 0.5, 0.7])
+    np.testing.assert_allclose(found["old"], [0.8, 0.7, 0.5])
+
+
+@pytest.mark.parametrize(
+    "changes,sampled,learned,generated",
+    [
+        ({"advantage": (1.0,) * 4}, 0.0, 37, 0),  # SFT: all given
+        ({"extra": [("kl_coef", np.full(12, 0.1))]}, 4.0, 37, 37),  # the KL term has a gradient
+        ({"extra": [("kl_coef", np.full(12, np.nan))]}, 12.0, 30, 111),  # DAPO: drawn three times
+    ],
+)
+def test_which_tokens_count(tmp_path, changes, sampled, learned, generated):
+    found = tradeoff.tokens(run(tmp_path, **changes), np.full(3, sampled))
+    np.testing.assert_array_equal(found, [[learned] * 3, [generated] * 3])
+
+
+def test_ends_are_of_the_test_split(tmp_path):
+    found = tradeoff.ends(run(tmp_path))
+    expected = {"new_before": 0.1, "new_after": 0.6, "old_before": 0.8, "old_after": 0.4}
+    assert found == pytest.approx({**expected, "forgotten": 0.4})
+
+
+def test_an_arm_over_two_seeds_in_table_and_picture(tmp_path):
+    runs = [run(tmp_path), run(tmp_path, advantage=(1.0,) * 4)]
+    found = tradeoff.summary(runs, [np.full(3, 4.0)] * 2)
+    np.testing.assert_array_equal(found["path"]["learned"], [0, 67, 100.5])
+    assert found["path"]["new"].shape == (2, 3)
+    cells = [{"arm": "x", "seeds": [0, 1], "failed": {}, "tradeoff": found}]
+    (row,) = [line for line in tradeoff.table(cells).splitlines() if line.startswith("| x |")]
+    assert "| 60.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 40.0 ± 0.0 | 3 | 100 | 111 |" in row
+    plots.tradeoff(cells).savefig(tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_without_held_tasks_there_is_none(tmp_path):
+    assert tradeoff.summary([run(tmp_path, held=())], [np.zeros(3)]) == {}
+    assert tradeoff.summary([], []) == {}

@@ -1,0 +1,157 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rdbcl_jax.json_files import plain
+from rdbcl_jax.reporting.run_log import RunLog, merge_parts, read_run, read_samples
+
+
+def samples(step, task="sum", rows=4, **more):
+    return {
+        "step": step,
+        "task": task,
+        "completion": [f"a{step}"] * rows,
+        "rp": np.ones(rows),
+    } | more
+
+
+def write_steps(log, steps, task="sum"):
+    for s in steps:
+        log.write_step({"step": s, "task": task, "reward": np.float32(s), "bad": np.nan})
+        log.write_samples(samples(s, task))
+
+
+def test_everything_comes_back(make_workdir):
+    run = read_run(make_workdir(steps=3, samples=5))
+    assert run.tasks == ["sum", "walk", "alternate", "horner", "jigsaw"]
+    assert run.complete and run.tasks_done == 5
+    assert run.matrix().shape == (6, 5) and np.isfinite(run.matrix("test", "parse_rate")).all()
+    assert len(run.steps) == 15 and run.samples.num_rows == 75 and len(run.examples) == 20
+    steps, reward = run.series("reward", "walk")
+    assert list(steps) == [3, 4, 5] and np.isfinite(reward).all()
+    assert "completion" not in run.samples.column_names
+    assert "completion" in read_samples(run.workdir).column_names
+
+
+def test_one_sample_file_a_task(make_workdir):
+    workdir = make_workdir(steps=3, samples=5)
+    names = sorted(p.name for p in (workdir / "samples").iterdir())
+    assert names == [f"{3 * k:08d}-{t}.parquet" for k, t in enumerate(read_run(workdir).tasks)]
+
+
+def test_samples_survive_a_kill(tmp_path):
+    log = RunLog(tmp_path)
+    write_steps(log, range(3))  # no close
+    assert read_samples(tmp_path)["step"].to_pylist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert [row["step"] for row in read_run(tmp_path).steps] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("resume", [0, 2, 4, 6, 9])
+def test_resume_leaves_no_duplicates(tmp_path, resume, closed):
+    """Killed or closed after steps 0–3 of one task and 4–6 of another, then resumed."""
+    log = RunLog(tmp_path)
+    write_steps(log, range(4), "a")
+    write_steps(log, range(4, 7), "b")
+    log.write_examples([{"step": 3, "task": "a"}, {"step": 6, "task": "b"}])
+    if closed:
+        log.close()
+    log = RunLog(tmp_path, resume_step=resume)
+    run = read_run(tmp_path)
+    kept = [s for s in range(7) if s < resume]
+    assert [row["step"] for row in run.steps] == kept
+    assert [e["step"] for e in run.examples] == [s for s in (3, 6) if s < resume]
+    write_steps(log, range(resume, 10), "b")
+    log.close()
+    expected = kept + list(range(resume, 10))
+    assert [row["step"] for row in read_run(tmp_path).steps] == expected
+    assert read_samples(tmp_path)["step"].to_pylist() == [s for s in expected for _ in range(4)]
+
+
+def test_kill_between_merge_and_cleanup(tmp_path):
+    log = RunLog(tmp_path)
+    write_steps(log, range(3))
+    folder = tmp_path / "samples"
+    parts = {path: path.read_bytes() for path in folder.glob("part-*")}
+    merge_parts(folder)
+    for path, data in parts.items():
+        path.write_bytes(data)
+    assert read_samples(tmp_path).num_rows == 12
+    RunLog(tmp_path, resume_step=3).close()
+    assert [p.name for p in folder.iterdir()] == ["00000000-sum.parquet"]
+
+
+def test_torn_line_and_odd_separators(tmp_path):
+    log = RunLog(tmp_path)
+    log.write_step({"step": 0, "task": "line\u2028separator"})
+    log.close()
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 1, "rew')
+    with RunLog(tmp_path, resume_step=1) as log:
+        log.write_step({"step": 1, "task": "b"})
+    assert [r["task"] for r in read_run(tmp_path).steps] == ["line\u2028separator", "b"]
+
+
+def test_tasks_may_differ_in_columns_and_types(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.write_samples(samples(0, "a", gold=[1, 2, 3, 4], kl=[None] * 4))
+        log.write_samples(samples(1, "b/ü", gold=["x"] * 4, kl=np.float32([1, 2, 3, 4]), new=True))
+    table = read_samples(tmp_path)
+    assert table["gold"].to_pylist() == ["1", "2", "3", "4"] + ["x"] * 4
+    assert table["kl"].to_pylist() == [None] * 4 + [1, 2, 3, 4]
+    assert table["new"].to_pylist() == [None] * 4 + [True] * 4
+
+
+def test_samples_of_one_step_in_two_calls_and_bad_text(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.write_samples(samples(0))
+        log.write_samples(samples(0) | {"completion": ["\ud800"] * 4})
+        log.write_samples(samples(0, rows=0))
+        with pytest.raises(ValueError, match="other lengths"):
+            log.write_samples({"step": [0, 0, 0], "task": "a", "rp": [1.0, 2.0]})
+    assert read_samples(tmp_path)["completion"].to_pylist() == ["a0"] * 4 + ["?"] * 4
+
+
+def test_results_are_strict_json_and_replaced_whole(tmp_path):
+    with RunLog(tmp_path) as log:
+        log.write_results({"x": np.float32("nan"), "y": np.arange(2), "z": (1, np.inf), 3: None})
+        log.write_results({"x": 1})
+        assert not list(tmp_path.glob("*.tmp"))
+    assert json.loads((tmp_path / "results.json").read_text()) == {"x": 1}
+    assert plain({"a": np.float32("nan"), "b": np.arange(2), "c": (1, -np.inf, {"d"})}) == {
+        "a": None,
+        "b": [0, 1],
+        "c": [1, None, ["d"]],
+    }
+
+
+def test_matrix_of_a_partial_run(make_workdir):
+    run = read_run(make_workdir(rows=3, steps=2))
+    assert run.tasks_done == 2 and not run.complete
+    assert np.isfinite(run.matrix()[:3]).all() and np.isnan(run.matrix()[3:]).all()
+
+
+def test_tensorboard_holds_each_step_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = RunLog(tmp_path)
+    write_steps(log, range(5))
+    log.close()
+    log = RunLog(tmp_path, resume_step=3)
+    write_steps(log, range(3, 7))
+    log.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [e.step for e in events.Scalars("reward")] == list(range(7))
+    assert "bad" not in events.Tags()["scalars"]
+
+
+def test_parts_are_ordinary_parquet(make_workdir):
+    workdir = make_workdir(steps=2, samples=3)
+    table = pq.read_table(workdir / "samples" / "00000000-sum.parquet")
+    assert {"rp", "kl_coef", "prompt", "rewards/format", "record_id"} <= set(table.column_names)
+
+
+def test_not_a_workdir(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a workdir"):
+        read_run(tmp_path)

@@ -1,0 +1,110 @@
+"""The command line as a user types it: help, errors, and what they say."""
+
+import ast
+import contextlib
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from rdbcl_jax.training.run import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def rdbcl(*args):
+    return subprocess.run(
+        [sys.executable, "-m", "rdbcl_jax.cli", *args],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+        timeout=400,
+    )
+
+
+def test_help_and_unknown_command():
+    shown = rdbcl("--help")
+    assert (
+        shown.returncode == 0 and "rdbcl train" in shown.stdout and "rdbcl report" in shown.stdout
+    )
+    wrong = rdbcl("trian")
+    assert wrong.returncode == 2 and "unknown command 'trian'" in wrong.stderr
+
+
+BAD_SETTINGS = pytest.mark.parametrize(
+    "flag,message",
+    [
+        ("--config.method=grop", "config.method is 'grop', expected one of ['cispo'"),
+        ("--config.sequence=('sum','soduko')", "task 'soduko' is in config.sequence"),
+        ("--config.rollout.temperature=0.0", "temperature > 0"),
+        ("--config.optimizer.schedule=cosinus", "schedule is 'cosinus'"),
+        ("--config.mesh.data=3", "does not fill"),
+        ("--config.model.path=/nowhere", "/nowhere"),
+        ("--config.portability.mapping=sigmoide", "unknown mapping 'sigmoide'"),
+        ("--config.rollout.prompts=7", "does not divide"),
+        ("--config.training.microbatches=3", "microbatches"),
+        ("--config.model.attention=flash", "attention backend is 'flash'"),
+    ],
+)
+
+
+@BAD_SETTINGS
+def test_bad_settings_are_found_before_anything_is_written(tmp_path, flag, message):
+    config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
+    name, value = flag.removeprefix("--config.").split("=")
+    with contextlib.suppress(SyntaxError, ValueError, NameError):
+        value = ast.literal_eval(value)
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        train(config, tmp_path / "run")
+    assert message in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_is_one_line_without_a_traceback(tmp_path):
+    out = rdbcl(
+        "train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.method=grop"
+    )
+    assert out.returncode == 1
+    assert "config.method is 'grop'" in out.stderr and "Traceback" not in out.stderr
+
+
+def test_a_field_that_does_not_exist(tmp_path):
+    out = rdbcl(
+        "train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.sed=1"
+    )
+    assert out.returncode != 0 and "sed" in out.stderr
+
+
+def test_report_of_no_run(tmp_path):
+    out = rdbcl("report", str(tmp_path))
+    assert out.returncode == 1 and "not a workdir" in out.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["quickstart", "rdbcl_qwen2_5_vl_3b", "rdbcl_qwen2_5_vl_7b"])
+def test_dry_run_of_every_recipe(tmp_path, recipe):
+    flags = ["--config.dry_run=True", "--config.sequence=('sum','gqa')"]
+    if recipe == "quickstart":
+        flags.pop()
+    else:  # not the hundreds of padded positions that real pictures need
+        flags += ["--config.data.prompt_lengths=(64,)", "--config.data.patch_slots=(64,)"]
+        flags.append("--config.training.microbatches=2")
+    out = rdbcl("train", f"--config=configs/{recipe}.py", f"--workdir={tmp_path}", *flags)
+    assert out.returncode == 0, out.stderr
+    assert (tmp_path / "report.html").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "done"
+    assert "\x1b" not in out.stdout  # no terminal: no escape codes
+
+
+def test_gate_of_two_things_at_once(tmp_path):
+    out = rdbcl(
+        "gate", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--checkpoint=/nowhere"
+    )
+    assert out.returncode == 1 and "either a workdir or a checkpoint" in out.stderr
