@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rdbcl_jax.core.continual_metrics import continual_metrics, held_metrics
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import sampling_of

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.models import from_pretrained, lora, partition
+from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.qwen_vl.images import image_processor
-from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rewards.spans import SpanFinder
 from rdbcl_jax.sharding import param_shardings
 from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
@@ -29,7 +29,7 @@ class Policy:
     held here once, and shared by the policy and its reference.
     """
 
-    model: QwenVL
+    model: VLM
     frozen: Params
     tokenizer: Any
     encoder: PromptEncoder
@@ -129,7 +129,7 @@ def allowed_sizes(config: ConfigDict, name: str) -> tuple[int, ...]:
     return (max(sizes),)
 
 
-def _learned(options: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[QwenVL, Params]:
+def _learned(options: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[VLM, Params]:
     """The model and all parameters of a run's policy `WORKDIR@K`, its adapters merged: what
     `rdbcl export` writes, without the way over files."""
     config = run_config(options.path)

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from rdbcl_jax.checkpoint import Checkpoints
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.workdir import place
 

@@ -9,9 +9,7 @@ import numpy as np
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import default_config
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models import save_pretrained
-from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import sampling_of
@@ -65,7 +63,7 @@ def one_device():
 def write_random_model(path):
     """A checkpoint directory of random weights, spread enough that no distribution is flat."""
     write_tiny_model(path, SIZE)
-    model = QwenVL(read_config(path))
+    model = from_config(path)
     params = model.init(jax.random.key(1))
     keys = iter(jax.random.split(jax.random.key(2), 100))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), params)

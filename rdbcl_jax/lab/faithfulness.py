@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import suite_of
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from rdbcl_jax.models import lora
-from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.qwen_vl.weights import Source, published_name, source_of
+from rdbcl_jax.models.registry import from_config
 from rdbcl_jax.sharding import param_shardings
 
 _REMAT = {False: "none", True: "full"}
@@ -37,7 +37,7 @@ def from_pretrained(
     param_dtype: str | None = None,
     remat: str | bool = "none",
     attention: str = "auto",
-) -> tuple[QwenVL, Params]:
+) -> tuple[VLM, Params]:
     """Reads a checkpoint directory: config.json and one or several safetensors files.
 
     Tensors go one by one into (sharded) device arrays, and of each only the parts that this host
@@ -47,17 +47,23 @@ def from_pretrained(
     Args:
       dtype: of activations; `param_dtype` of the parameters (default: the same).
       mesh: shards the parameters by `sharding.param_shardings`; None: one device.
-      remat: as in `QwenVL`; True means "full", False "none".
+      remat: what the backward pass recomputes: "none", each layer in "full", or all of it but the
+        results of matrix products ("dots"); True means "full", False "none".
       attention: the backend, as in `attention.attend`.
     Raises:
       ValueError: an unknown model_type, or one list of all missing, unexpected and mis-shaped
         tensors.
     """
     path = pathlib.Path(path)
-    config = read_config(path)
-    remat = _REMAT.get(remat, remat)
-    model = QwenVL(config, dtype, param_dtype or dtype, remat, attention=attention, mesh=mesh)
-    checkpoint = _Checkpoint(path, config.family)
+    model = from_config(
+        path,
+        dtype=dtype,
+        param_dtype=param_dtype or dtype,
+        remat=_REMAT.get(remat, remat),
+        attention=attention,
+        mesh=mesh,
+    )
+    checkpoint = _Checkpoint(path, model.config.family)
     shapes = model.abstract_params()
     sources = _sources(model, shapes)
     checkpoint.check(jax.tree.leaves(sources))
@@ -71,7 +77,7 @@ def from_pretrained(
 
 def save_pretrained(
     path: str | pathlib.Path,
-    model: QwenVL,
+    model: VLM,
     params: Params,
     processor: Any = None,
     *,
@@ -116,7 +122,7 @@ def save_pretrained(
 # -------------------------------------------------------------------------- reading
 
 
-def _sources(model: QwenVL, params: Params) -> Any:
+def _sources(model: VLM, params: Params) -> Any:
     """The `Source` of every parameter, in the structure of `params`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, p: source_of(tuple(k.key for k in path), p.shape, model.config), params
@@ -266,7 +272,7 @@ def _copy_other_files(like: pathlib.Path, path: pathlib.Path) -> None:
             shutil.copy2(file, path / file.name)
 
 
-def _write_configs(path: pathlib.Path, model: QwenVL) -> None:
+def _write_configs(path: pathlib.Path, model: VLM) -> None:
     config = model.config
     if not config.raw:
         raise ValueError("the model's config was not read from a config.json, so none can be saved")

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-Params = dict[str, Any]
+from rdbcl_jax.models.interface import Params
 
 ALL = ""
 WITHOUT_VISION = r"^(language_model|lm_head)/"

@@ -13,7 +13,7 @@ from numpy import ndarray
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.pipeline import Shard, eval_batches
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling

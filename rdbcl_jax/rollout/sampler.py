@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
+from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.kv_cache import Cache, empty_cache, grow, pad_rows, take_rows
-from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
 from rdbcl_jax.rollout.sampling import Sampling, draw
 
 _FIRST_CACHE = 64  # tokens; doubled until the longest response fits
@@ -36,7 +36,7 @@ class _State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "sampling"))
 def sample(
-    model: QwenVL,
+    model: VLM,
     params: Params,
     prompts: PromptBatch,
     key: Array,

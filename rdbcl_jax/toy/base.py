@@ -15,9 +15,7 @@ from ml_collections import ConfigDict
 
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import SUITES, load_suite
-from rdbcl_jax.models import save_pretrained
-from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
@@ -44,7 +42,7 @@ def make_base(
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
         write_tiny_model(draft, TinySize(**config.base.size), extra_words=suite.words())
-        model = QwenVL(read_config(draft), "float32", "float32")
+        model = from_config(draft, dtype="float32", param_dtype="float32")
         params = jax.device_get(model.init(jax.random.key(config.base.seed)))
         save_pretrained(draft, model, params, like=draft)
     multihost_utils.sync_global_devices("draft of the base model")

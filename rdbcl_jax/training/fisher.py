@@ -12,7 +12,7 @@ from jaxtyping import Array
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import partition
-from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rollout.generate import answers
 from rdbcl_jax.rollout.sampling import Sampling
@@ -54,7 +54,7 @@ def estimate_fisher(
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk_size"))
 def squared_gradients(
-    model: QwenVL,
+    model: VLM,
     params: Params,
     frozen: Params,
     prompts: PromptBatch,

@@ -18,7 +18,7 @@ from rdbcl_jax.batches import PromptBatch, Rollouts, TrainBatch, pytree
 from rdbcl_jax.data.pipeline import Shard, batches, indices, rehearsed
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import Method
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts

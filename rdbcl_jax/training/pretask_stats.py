@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from rdbcl_jax.core.portability import reasoning_portability
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rollout.generate import Answered, answers
 from rdbcl_jax.rollout.sampling import Sampling

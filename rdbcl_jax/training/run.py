@@ -27,9 +27,8 @@ from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.json_files import read_json
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models import attention
-from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models import attention, read_config
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report

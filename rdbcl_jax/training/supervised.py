@@ -12,7 +12,7 @@ from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.data.pipeline import Shard, batches, indices
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.sft import supervised
-from rdbcl_jax.models.qwen_vl.model import Params
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.sharding import put_batch
 from rdbcl_jax.training.state import make_init, make_optimizer

@@ -19,13 +19,13 @@ from rdbcl_jax.core.losses import mean_terms
 from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
-from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.sharding import replicated, split_rows
 from rdbcl_jax.training.state import TrainState
 
 
 def response_logprobs(
-    model: QwenVL,
+    model: VLM,
     params: Params,
     prompts: PromptBatch,
     tokens: Int[Array, "P G T"],
@@ -82,7 +82,7 @@ Update = Callable[..., tuple[TrainState, dict, dict]]
 
 
 def make_update(
-    model: QwenVL,
+    model: VLM,
     optimizer: optax.GradientTransformation,
     method: Method,
     config: UpdateConfig,

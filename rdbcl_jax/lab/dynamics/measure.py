@@ -30,7 +30,7 @@ from rdbcl_jax.data.pipeline import eval_batches
 from rdbcl_jax.data.prompts import SupervisedBatch
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import partition
-from rdbcl_jax.models.qwen_vl.model import Params, QwenVL
+from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.generate import answers
 from rdbcl_jax.rollout.sampling import sampling_of
@@ -207,7 +207,7 @@ def step_deviation(
     return float(abs(np.sqrt(real / exact) / eta - 1))
 
 
-def _differentiable(model: QwenVL) -> QwenVL:
+def _differentiable(model: VLM) -> VLM:
     """XLA's attention: the backward passes of other kernels cannot be transposed."""
     return dataclasses.replace(model, attention="xla")
 
@@ -228,7 +228,7 @@ def _singles(snapshot: Snapshot, texts: Texts):
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk_size"))
 def _gradient(
-    model: QwenVL, learned: Params, frozen: Params, batch: SupervisedBatch, chunk_size: int
+    model: VLM, learned: Params, frozen: Params, batch: SupervisedBatch, chunk_size: int
 ) -> Params:
     """Of −log π of the batch's texts, summed, in the parameters that learn: J(x_u)ᵀ G(x_u)."""
 
@@ -245,21 +245,21 @@ def _gradient(
     return jax.grad(loss)(learned)
 
 
-def _states(model: QwenVL, params: Params, batch: SupervisedBatch) -> tuple[Array, Array]:
+def _states(model: VLM, params: Params, batch: SupervisedBatch) -> tuple[Array, Array]:
     """Hidden states and head, float32: all that the log-probs depend on."""
     states = model.response_hidden(params, *batch), model.lm_head(params)
     return jax.tree.map(lambda a: a.astype(jnp.float32), states)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk_size"))
-def _norms(model: QwenVL, params: Params, batch: SupervisedBatch, chunk_size: int):
+def _norms(model: VLM, params: Params, batch: SupervisedBatch, chunk_size: int):
     """‖A‖² and ‖G‖² of each text, [rows]."""
     norms = token_norms(*_states(model, params, batch), batch.tokens, chunk_size=chunk_size)
     return _per_text(norms, batch)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk_size"))
-def _first_order(model: QwenVL, learned, frozen, gradient, batch, chunk_size: int):
+def _first_order(model: VLM, learned, frozen, gradient, batch, chunk_size: int):
     """Per text: squared norm of Δ log π, and Δ of its own log-prob; per unit of η."""
 
     def states(learned):
@@ -280,7 +280,7 @@ def _derivative(function, at, along):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk_size"))
-def _real_step(model: QwenVL, learned, frozen, gradient, batch, chunk_size: int, eta):
+def _real_step(model: VLM, learned, frozen, gradient, batch, chunk_size: int, eta):
     """The same of a real step of size `eta`, not divided by it."""
     moved = jax.tree.map(lambda p, g: p - eta * g, learned, gradient)
     before, after = (_states(model, partition.join(p, frozen), batch) for p in (learned, moved))

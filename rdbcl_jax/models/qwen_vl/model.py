@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import Images, PromptBatch
 from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
 from rdbcl_jax.models.layers import PRODUCT, inverse_frequencies, rotary
 from rdbcl_jax.models.lora import LoRA, adapt
@@ -32,8 +32,6 @@ from rdbcl_jax.models.qwen_vl.vision import (
     interpolated_positions,
     vision_rope,
 )
-
-Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""All that the engine knows of a model: a `VLM` scores and decodes tokens, its `Processor` turns
+records into the model's inputs on the host, and a `Family` brings both. A family's own inputs
+(positions, pictures) travel in `PromptBatch.model_inputs`, which nobody else looks into.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from jaxtyping import Array, Bool, Float, Int
+
+from rdbcl_jax.batches import PromptBatch
+from rdbcl_jax.models.kv_cache import Cache, KeyValues
+
+Params = dict[str, Any]  # nested, by the names of the checkpoint; layers of a stack lead
+
+
+class ModelConfig(Protocol):
+    """What config.json and generation_config.json say that the engine needs to know."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+    @property
+    def raw(self) -> str:
+        """config.json, word for word."""
+        ...
+
+
+class VLM(Protocol):
+    """A policy as pure functions of (params, arrays). It is hashable, a static argument of jit."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def init(self, key: Array) -> Params:
+        """Random parameters in the checkpoint's structure."""
+        ...
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, nothing allocated."""
+        ...
+
+    def lm_head(self, params: Params) -> Float[Array, "D V"]:
+        """The matrix that makes logits of hidden states."""
+        ...
+
+    def prefill(
+        self, params: Params, prompts: PromptBatch
+    ) -> tuple[Float[Array, "P L D"], KeyValues]:
+        """Hidden states of the prompts, and the keys and values that responses will read."""
+        ...
+
+    def response_hidden(
+        self,
+        params: Params,
+        prompts: PromptBatch,
+        tokens: Int[Array, "P G T"],
+        mask: Bool[Array, "P G T"],
+    ) -> Float[Array, "P G T D"]:
+        """The hidden state that predicts each response token: of the token just before it. A prompt
+        runs once for its G responses."""
+        ...
+
+    def for_decoding(self, params: Params, cache: KeyValues) -> tuple[Params, KeyValues]:
+        """Parameters and the prompts' cache as `decode` reads them fastest on this platform."""
+        ...
+
+    def decode(
+        self,
+        params: Params,
+        tokens: Int[Array, "P G"],
+        position: Int[Array, "P"],
+        prompt: KeyValues,
+        cache: Cache,
+        at: Int[Array, ""],
+    ) -> tuple[Float[Array, "P G D"], Cache]:
+        """One token for every rollout, after its prompt and the first `at` slots of its cache.
+        Returns hidden states, and the cache with this token in slot `at`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a family's folder brings, as `FAMILY`, to the registry.
+
+    Attributes:
+      read_config: of a checkpoint directory; ValueError for options that are not supported.
+      model: of a config; `dtype`, `param_dtype`, `remat`, `lora`, `attention` and `mesh` by name.
+    """
+
+    read_config: Callable[[str | pathlib.Path], ModelConfig]
+    model: Callable[..., VLM]

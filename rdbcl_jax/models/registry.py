@@ -1,0 +1,54 @@
+"""The model families, by the `model_type` of a checkpoint's config.json.
+
+A new one is a folder whose `__init__.py` defines `FAMILY`, and a line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+from typing import Any
+
+from rdbcl_jax.models.interface import VLM, Family, ModelConfig
+
+_FOLDERS = {
+    "qwen_vl": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+}
+MODEL_TYPES = tuple(name for names in _FOLDERS.values() for name in names)
+
+
+def family_of(path: str | pathlib.Path) -> Family:
+    """The family of a checkpoint directory.
+
+    Raises ValueError for an unknown `model_type`.
+    """
+    file = pathlib.Path(path) / "config.json"
+    model_type = json.loads(file.read_text()).get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"{file}: model_type is {model_type!r}, expected one of {MODEL_TYPES}")
+    return family(model_type)
+
+
+def family(model_type: str) -> Family:
+    """The family with a `model_type`, one of `MODEL_TYPES`."""
+    folder = next(folder for folder, names in _FOLDERS.items() if model_type in names)
+    return importlib.import_module(f"rdbcl_jax.models.{folder}").FAMILY
+
+
+def read_config(path: str | pathlib.Path) -> ModelConfig:
+    """Reads `path`/config.json (and generation_config.json for the end tokens).
+
+    Raises ValueError for an unknown `model_type`, and for options that are not supported.
+    """
+    return family_of(path).read_config(path)
+
+
+def from_config(path: str | pathlib.Path, **options: Any) -> VLM:
+    """The model of a checkpoint directory, whose weights are not read: they may be missing.
+
+    Args:
+      options: `dtype`, `param_dtype`, `remat`, `attention` and `mesh`, as in `from_pretrained`.
+    """
+    found = family_of(path)
+    return found.model(found.read_config(path), **options)
