@@ -9,7 +9,7 @@ from rdbcl_jax.lab.study.declare import Study
 from rdbcl_jax.lab.study.plan import make_plan
 from rdbcl_jax.methods import make_method
 
-FOLDER = pathlib.Path(__file__).parents[2] / "configs/studies"
+FOLDER = pathlib.Path(__file__).parents[3] / "configs/studies"
 RDB_CL = ("core", "forms", "curve", "orders", "regimes")
 FORMS = [
     (path.stem, form)

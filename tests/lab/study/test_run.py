@@ -12,14 +12,14 @@ import pytest
 
 from tests.compiler import QUICK
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 ARMS, SEEDS = ("grpo", "sft", "zero-shot"), (0, 1)
 
 
 def start(workdir, *flags):
     command = [sys.executable, "-m", "rdbcl_jax.cli", "study", f"--workdir={workdir}"]
     return subprocess.Popen(
-        [*command, "--config=tests/study/small_study.py", "--workers=2", *flags],
+        [*command, "--config=tests/lab/study/small_study.py", "--workers=2", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
