@@ -153,14 +153,15 @@ def _gate(argv: list[str]) -> None:
 
     def main(_):
         _quiet()
-        from rdbcl_jax.lab import faithfulness
+        from rdbcl_jax.lab.faithfulness import report
+        from rdbcl_jax.lab.faithfulness.run import run_gate
 
         with _errors_in_one_line("gate"):
-            found = faithfulness.run_gate(config.value, workdir.value, checkpoint.value)
+            found = run_gate(config.value, workdir.value, checkpoint.value)
         if folder := out.value or workdir.value:
-            faithfulness.write(found, folder)
-        print(faithfulness.to_markdown(found))
-        sys.exit(not faithfulness.passed(found))
+            report.write(found, folder)
+        print(report.to_markdown(found))
+        sys.exit(not report.passed(found))
 
     app.run(main, argv=argv)
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.tasks import SUITES, load_suite
+from rdbcl_jax.data.suites import TaughtSuite, load_suite
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
@@ -36,9 +36,10 @@ def make_base(
     """
     if (directory / WEIGHTS).exists():
         return directory
-    if config.base.suite not in SUITES:
-        raise ValueError(f"config.base.suite is {config.base.suite!r}, expected one of {[*SUITES]}")
-    suite = load_suite(config.base.suite)
+    try:
+        suite = load_suite(config.base.suite, TaughtSuite)
+    except ValueError as error:
+        raise ValueError(f"config.base.{error}") from None
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
         write_tiny_model(draft, TinySize(**config.base.size), extra_words=suite.words())

@@ -432,6 +432,8 @@ def dry(config: ConfigDict) -> ConfigDict:
         config.model.path = ""
     names = (*config.sequence, *config.evaluation.tasks)
     for name, built_in in zip(names, itertools.cycle(digits_suite.TASKS)):
+        if ":" in name:  # of a suite
+            continue
         if any(not _exists(config.tasks.get(name, {}).get(split)) for split in SPLITS):
             with config.unlocked():
                 config.tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)

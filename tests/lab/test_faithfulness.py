@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from rdbcl_jax.data.tasks import SUITES, load_suite
-from rdbcl_jax.lab import faithfulness
-from rdbcl_jax.lab.faithfulness import Check, follows
+from rdbcl_jax.data.suites import SUITES, load_suite
+from rdbcl_jax.lab.faithfulness.checks import Check
+from rdbcl_jax.lab.faithfulness.probes import follows, force, overwrite
+from rdbcl_jax.lab.faithfulness.report import passed, write
+from rdbcl_jax.lab.faithfulness.run import run_gate
 from rdbcl_jax.rewards.response_format import parse
 from tests import engine
 
@@ -21,9 +23,9 @@ def probes(suite, task, count=30):
     rng = np.random.default_rng(0)
     records = suite.make_records(task, "validation", count, seed=0)
     for decision in suite.OPTIONS:
-        yield from faithfulness._force(records, decision, rng)
+        yield from (force(suite, record, decision, rng) for record in records)
     for last in (False, True):
-        yield from (faithfulness._overwrite(record, last, rng) for record in records)
+        yield from (overwrite(suite, record, last, rng) for record in records)
 
 
 def continued(probe, suite):
@@ -56,11 +58,11 @@ def test_who_goes_on_from_the_trace_follows_and_who_answers_from_the_picture_doe
         stubborn = text.replace(
             parse(text).answer + " </answer>", probe.record.answer + " </answer>"
         )
-        verdict = follows(probe, text)
+        verdict = follows(suite, probe, text)
         assert verdict in (True, None)
         if verdict:
             told += 1
-            assert follows(probe, stubborn) is False
+            assert follows(suite, probe, stubborn) is False
     assert told > 30
 
 
@@ -68,9 +70,9 @@ def test_what_cannot_be_read_does_not_follow():
     suite = load_suite("digits")
     probe = next(probes(suite, "sum"))
     text = continued(probe, suite)
-    assert follows(probe, text.replace("</think>", "")) is False
-    assert follows(probe, text.replace(" next ", " ")) is False
-    assert follows(probe, text.replace(" next ", " next flip ")) is False
+    assert follows(suite, probe, text.replace("</think>", "")) is False
+    assert follows(suite, probe, text.replace(" next ", " ")) is False
+    assert follows(suite, probe, text.replace(" next ", " next flip ")) is False
 
 
 def test_a_random_model_fails_and_the_files_say_so(tmp_path):
@@ -78,9 +80,9 @@ def test_a_random_model_fails_and_the_files_say_so(tmp_path):
     config.gate.update(records=16, answer_only_steps=2)
     path = engine.write_random_model(tmp_path / "model")
     config.base.batch_size = 8
-    found = faithfulness.run_gate(config, checkpoint=path)
-    assert not faithfulness.passed(found)
-    faithfulness.write(found, tmp_path / "out")
+    found = run_gate(config, checkpoint=path)
+    assert not passed(found)
+    write(found, tmp_path / "out")
     written = json.loads((tmp_path / "out/gate.json").read_text())
     assert written["passed"] is False
     checks = written["models"]["base"]
@@ -108,18 +110,16 @@ def test_a_check_passes_within_its_range_only():
 
     assert check(0.8).passed and check(1.0).passed
     assert not check(0.79).passed and not check(float("nan")).passed
-    assert faithfulness.passed({"base": [check(0.9)]}) and not faithfulness.passed(
-        {"base": [check(0.9), check(0.1)]}
-    )
+    assert passed({"base": [check(0.9)]}) and not passed({"base": [check(0.9), check(0.1)]})
 
 
 def test_what_to_gate_is_said_once_and_built_in(tmp_path):
     config = engine.small_config()
     with pytest.raises(ValueError, match="either a workdir or a checkpoint"):
-        faithfulness.run_gate(config)
+        run_gate(config)
     config.sequence = ("sum", "geometry")
     with pytest.raises(ValueError, match="'geometry' is not built in"):
-        faithfulness.run_gate(config, workdir=tmp_path / "run")
+        run_gate(config, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -127,4 +127,4 @@ def test_a_suite_that_does_not_exist(tmp_path):
     config = engine.small_config()
     config.base.suite = "digit"
     with pytest.raises(ValueError, match="suite is 'digit'"):
-        faithfulness.run_gate(config, workdir=tmp_path / "run")
+        run_gate(config, workdir=tmp_path / "run")

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rdbcl_jax.data.prompts import PromptEncoder
-from rdbcl_jax.data.tasks import SUITES, load_suite
+from rdbcl_jax.data.suites import SUITES, load_suite
 from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.lab.suites.forks import FINISHES, ROUTES, TASKS, TURNS, Procedure
 from rdbcl_jax.models.qwen_vl.config import read_config

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rdbcl_jax.data import tasks
+from rdbcl_jax.data.suites import find_task
 from rdbcl_jax.lab.suites import puzzles
 from rdbcl_jax.rewards.response_format import parse
 from rdbcl_jax.rewards.verifiers import get_verifier
@@ -132,7 +132,7 @@ def test_mistakes_change_the_answer_and_all_words_are_known(task):
         known = set(puzzles.words())
         assert set(record.columns["response"].split()) - tags <= known
         assert set(record.prompt.split()) <= known
-    assert tasks.suite_of(task) is puzzles
+    assert find_task(task) == (puzzles, task)
 
 
 @pytest.mark.parametrize("task", puzzles.TASKS)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil
 
-from rdbcl_jax.data.tasks import load_suite
+from rdbcl_jax.data.suites import load_suite
 from rdbcl_jax.lab.study import load_config
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.rewards.response_format import in_format

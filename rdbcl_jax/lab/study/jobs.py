@@ -74,11 +74,10 @@ def make_base(config: ConfigDict, directory: pathlib.Path) -> None:
 
 def gate_base(config: ConfigDict, directory: pathlib.Path, base: pathlib.Path | None) -> None:
     """Every check of the model that a run starts from, to gate.md and gate.json in `directory`."""
-    from rdbcl_jax.lab import faithfulness
+    from rdbcl_jax.lab.faithfulness.report import write
+    from rdbcl_jax.lab.faithfulness.run import run_gate
 
-    faithfulness.write(
-        faithfulness.run_gate(config, checkpoint=base or config.model.path), directory
-    )
+    write(run_gate(config, checkpoint=base or config.model.path), directory)
 
 
 def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | None) -> None:

@@ -1,0 +1,47 @@
+"""The gate on models that files hold: a checkpoint, or what a run began and ended with."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.data.suites import TracedSuite, find_task
+from rdbcl_jax.lab.faithfulness.checks import Check, gate
+from rdbcl_jax.policy import load_policy
+from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.toy.base import make_base
+
+
+def run_gate(
+    config: ConfigDict,
+    workdir: str | pathlib.Path | None = None,
+    checkpoint: str | pathlib.Path | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> dict[str, list[Check]]:
+    """Gates a checkpoint directory, or a workdir: its base model (made, if there is none) and the
+    policy after its last finished task. Returns the checks of each, by its name.
+
+    Raises:
+      ValueError: not exactly one of the two given; a task of no suite.
+    """
+    if (workdir is None) == (checkpoint is None):
+        raise ValueError("give either a workdir or a checkpoint directory")
+    for task in config.sequence:
+        find_task(task, TracedSuite)
+    mesh = make_mesh(**config.mesh)
+    config = config.copy_and_resolve_references()
+    if checkpoint is None:
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        base = config.model.path or make_base(config, workdir / "base", mesh, on_step)
+    config.model.path = str(checkpoint or base)
+    policy, params = load_policy(config, mesh)
+    found = {"base": gate(policy, params, config, zero_shot=True)}
+    done = [int(p.name[5:]) for p in sorted(pathlib.Path(workdir or "").glob("checkpoints/task_*"))]
+    if workdir is not None and done:
+        params = Checkpoints(workdir).restore_task(done[-1], params)
+        found[f"after task {done[-1]}"] = gate(policy, params, config)
+    return found
