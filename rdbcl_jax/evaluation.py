@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rdbcl_jax.core.continual_metrics import continual_metrics, held_metrics
+from rdbcl_jax.core.continual_metrics import continual_metrics, held_out_metrics
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
+from rdbcl_jax.results import SplitResults
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import all_hosts_sum
@@ -65,10 +66,10 @@ def evaluate(
     )
 
 
-def split_results(rows: Sequence[Evaluation], learned: int) -> dict:
+def split_results(rows: Sequence[Evaluation], learned: int) -> SplitResults:
     """One split's part of results.json: matrices with row 0 = base model, and every metric.
 
-    The first `learned` columns are the tasks of the sequence, in its order; any others are held.
+    The first `learned` columns are the tasks of the sequence, in its order; others are held out.
     """
     accuracy = [row.accuracy for row in rows]
     metrics = {}
@@ -76,10 +77,10 @@ def split_results(rows: Sequence[Evaluation], learned: int) -> dict:
         matrix = np.asarray(accuracy)
         metrics = continual_metrics(matrix[:, :learned])
         if matrix.shape[1] > learned:
-            metrics |= held_metrics(matrix[:, learned:])
-    return {
-        "accuracy": accuracy,
-        "parse_rate": [row.parse_rate for row in rows],
-        "count": rows[0].count,
-        "metrics": metrics,
-    }
+            metrics |= held_out_metrics(matrix[:, learned:])
+    return SplitResults(
+        accuracy=accuracy,
+        parse_rate=[row.parse_rate for row in rows],
+        count=rows[0].count,
+        metrics={name: float(value) for name, value in metrics.items()},
+    )

@@ -14,7 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rdbcl_jax.config import default_config
-from rdbcl_jax.json_files import flatten, plain, read_json
+from rdbcl_jax.json_files import flatten, plain
+from rdbcl_jax.results import FILE, read_results
 
 
 def place(config: ConfigDict, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
@@ -85,17 +86,17 @@ def is_there(name: str | pathlib.Path) -> bool:
 def run_config(name: str | pathlib.Path) -> ConfigDict:
     """The config of the run `WORKDIR` or `WORKDIR@K`, as its results.json has it."""
     file = _results(name)
-    saved = read_json(file, {}).get("config")
+    saved = read_results(file.parent)
     if saved is None:
         raise FileNotFoundError(f"{file} is not there; expected a run's workdir, or give --config")
     config = default_config()
     with config.unlocked():
-        config.update(saved)
+        config.update(saved.config)
     return config
 
 
 def _results(name: str | pathlib.Path) -> pathlib.Path:
-    return _parts(str(name))[0] / "results.json"
+    return _parts(str(name))[0] / FILE
 
 
 def _parts(name: str) -> tuple[pathlib.Path, str]:

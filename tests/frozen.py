@@ -166,11 +166,11 @@ def _finish(*processes: subprocess.Popen) -> None:
 
 def summary(workdir: pathlib.Path) -> dict:
     results = json.loads((workdir / "results.json").read_text())
-    kept = ("method", "seed", "status", "tasks", "splits", "device")
+    kept = ("method", "seed", "status", "tasks", "device")
     lines = (workdir / "metrics.jsonl").read_text().splitlines() if _learned(workdir) else []
     steps = [json.loads(line) for line in lines]
     return {
-        "results": {name: results[name] for name in kept},
+        "results": {name: results[name] for name in kept} | {"splits": _splits(results)},
         "steps": [{k: v for k, v in row.items() if k not in TIMES} for row in steps],
         "samples": {p.name: table_hash(p) for p in sorted(workdir.glob("samples/*.parquet"))},
         "rollouts": {p.name: table_hash(p) for p in sorted(workdir.glob("rollouts/*.parquet"))},
@@ -181,6 +181,15 @@ def summary(workdir: pathlib.Path) -> dict:
             p.name: hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(workdir.glob("base/*.safetensors"))
         },
+    }
+
+
+def _splits(results: dict) -> dict:
+    """Of either version of results.json: version 1 says held for held out."""
+    names = {"held_last": "held_out_last", "held_change": "held_out_change"}
+    return {
+        split: {**found, "metrics": {names.get(k, k): v for k, v in found["metrics"].items()}}
+        for split, found in results["splits"].items()
     }
 
 

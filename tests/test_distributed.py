@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.policy import allowed_sizes
-from rdbcl_jax.reporting.run_log import read_run, read_samples
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.training import learner
 from rdbcl_jax.training.learner import _component_means
 from tests.compiler import QUICK

@@ -10,7 +10,7 @@ import rdbcl_jax
 ROOT = pathlib.Path(rdbcl_jax.__file__).parent
 FLOORS = (
     ("core", "version", "batches"),
-    ("models", "sharding", "checkpoint", "config", "json_files"),
+    ("models", "sharding", "checkpoint", "config", "json_files", "results"),
     ("rewards", "data", "workdir", "policy"),
     ("rollout", "methods"),
     ("training", "evaluation", "snapshots", "export", "reporting", "toy"),

@@ -67,7 +67,7 @@ def get_config(form: str = "full") -> ConfigDict:
         baseline="rft",
         report_seeds=range(2 if small else 3),
         settings=settings,
-        metric="held_last",
+        metric="held_out_last",
     )
 
 

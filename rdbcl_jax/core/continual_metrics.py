@@ -69,12 +69,12 @@ def continual_metrics(matrix: Float[Array, "T+1 T"]) -> dict[str, Float[Array, "
     }
 
 
-def held_metrics(matrix: Float[Array, "T+1 H"]) -> dict[str, Float[Array, ""]]:
+def held_out_metrics(matrix: Float[Array, "T+1 H"]) -> dict[str, Float[Array, ""]]:
     """What became of H ≥ 1 tasks that were not learned while T others were; in the matrix's units.
 
     With h[i, j] the accuracy on task j after training through task i, i = 0 the base model:
-    `held_last` is mean_j h[T, j], and `held_change` mean_j (h[T, j] − h[0, j]), negative where what
-    the base model could do was forgotten.
+    `held_out_last` is mean_j h[T, j], and `held_out_change` mean_j (h[T, j] − h[0, j]), negative
+    where what the base model could do was forgotten.
 
     Raises:
         ValueError: the matrix is not [T + 1, H] with T ≥ 1 and H ≥ 1.
@@ -82,7 +82,8 @@ def held_metrics(matrix: Float[Array, "T+1 H"]) -> dict[str, Float[Array, ""]]:
     matrix = to_float(matrix)
     if matrix.ndim != 2 or matrix.shape[0] < 2 or matrix.shape[1] < 1:
         raise ValueError(
-            "the accuracy matrix of held tasks is [T + 1, H] (row 0 the base model, then one row "
-            f"per learned task), T ≥ 1 and H ≥ 1; got {list(matrix.shape)}"
+            "the accuracy matrix of held-out tasks is [T + 1, H] (row 0 the base model, then "
+            f"one row per learned task), T ≥ 1 and H ≥ 1; got {list(matrix.shape)}"
         )
-    return {"held_last": matrix[-1].mean(), "held_change": (matrix[-1] - matrix[0]).mean()}
+    change = (matrix[-1] - matrix[0]).mean()
+    return {"held_out_last": matrix[-1].mean(), "held_out_change": change}

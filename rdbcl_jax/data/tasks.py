@@ -44,7 +44,7 @@ def load_sequence(config: ConfigDict) -> list[TaskData]:
     return [_load_task(config, name, SPLITS) for name in config.sequence]
 
 
-def load_held(config: ConfigDict) -> list[TaskData]:
+def load_held_out(config: ConfigDict) -> list[TaskData]:
     """Every task of `config.evaluation.tasks`: its validation and test records.
 
     Raises:

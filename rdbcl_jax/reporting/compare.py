@@ -20,7 +20,7 @@ from rdbcl_jax.json_files import flatten
 from rdbcl_jax.reporting import page, plots
 from rdbcl_jax.reporting.page import DASH, escape, percent
 from rdbcl_jax.reporting.report import DEFINITIONS, SIGNED
-from rdbcl_jax.reporting.run_log import Run, read_run
+from rdbcl_jax.reporting.run_files import Run, read_run
 
 NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir)$")
 PAIRED_NOTE = (
@@ -53,9 +53,10 @@ class Group:
         """Seed → metric, runs that share a seed averaged; a run without a seed counts alone."""
         found: dict[Any, list[float]] = {}
         for run in self.complete:
-            value = run.results["splits"].get(split, {}).get("metrics", {}).get(metric)
+            value = run.results.metrics(split).get(metric)
             if value is not None:
-                found.setdefault(run.results.get("seed", run.workdir), []).append(value)
+                seed = run.workdir if run.results.seed is None else run.results.seed
+                found.setdefault(seed, []).append(value)
         return {seed: float(np.mean(values)) for seed, values in found.items()}
 
 
@@ -97,7 +98,7 @@ def compare_runs(
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group by method and configuration; a label names only what sets a method's groups apart."""
-    configs = [flatten(run.results.get("config") or {}) | {"tasks": run.tasks} for run in runs]
+    configs = [flatten(run.results.config) | {"tasks": run.tasks} for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
     names = [name for name in names if not NOT_CONFIGURATION.search(name) and name != "method"]
     differing = [name for name in names if len({_key(c.get(name)) for c in configs}) > 1]
@@ -113,7 +114,7 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _method(run: Run) -> str:
-    return str(run.results.get("method", "run"))
+    return run.results.method or "run"
 
 
 def _label(key: tuple, fields: dict[str, Any], found: Iterable[tuple]) -> str:
@@ -154,7 +155,7 @@ def _metric_names(groups: Sequence[Group], split: str) -> list[str]:
     names = dict.fromkeys(DEFINITIONS)
     for group in groups:
         for run in group.complete:
-            names |= dict.fromkeys(run.results["splits"].get(split, {}).get("metrics", {}))
+            names |= dict.fromkeys(run.results.metrics(split))
     return [name for name in names if any(len(g.values(name, split)) for g in groups)]
 
 
@@ -391,7 +392,7 @@ def _run_row(run: Run, group: Group, split: str) -> list[str]:
     return [
         escape("/".join(run.workdir.parts[-2:])),
         escape(group.label),
-        escape(run.results.get("seed", DASH)),
+        escape(DASH if run.results.seed is None else run.results.seed),
         "complete" if run.complete else partial,
         percent(float(run.matrix(split)[done].mean())) if total else DASH,
     ]

@@ -86,19 +86,19 @@ def heat_map(
     tasks: Sequence[str],
     *,
     caption: str,
-    held: Sequence[str] = (),
+    held_out: Sequence[str] = (),
     hue: str = "accuracy",
     counts: Sequence[int] = (),
 ) -> str:
     """The accuracy matrix as a table: a shade per cell, a frame where a task was just trained.
 
-    `held` tasks, which are not learned, have the last columns; a row's mean leaves them out.
+    `held_out` tasks, which are not learned, have the last columns; a row's mean leaves them out.
     """
-    columns = [*tasks, *held]
+    columns = [*tasks, *held_out]
     names = ["base", *(f"after {task}" for task in tasks)]
     labels = ["base", *(f'<i class="after">after </i>{escape(task)}' for task in tasks)]
     head = "".join(f'<th scope="col">{escape(task)}</th>' for task in tasks)
-    after = "".join(f'<th scope="col"><i>{escape(task)}</i></th>' for task in held)
+    after = "".join(f'<th scope="col"><i>{escape(task)}</i></th>' for task in held_out)
     lines = []
     for i, row in enumerate(matrix):
         cells = [

@@ -122,7 +122,7 @@ def before_and_after(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
     return figure
 
 
-def held(steps: np.ndarray, accuracies: np.ndarray, tasks: Sequence[str]) -> Figure:
+def held_out(steps: np.ndarray, accuracies: np.ndarray, tasks: Sequence[str]) -> Figure:
     """Accuracy [n, H] on tasks that are not learned, along the run."""
     figure, ax = panel(WIDE)
     for column, colour in zip(accuracies.T, colours(tasks).values(), strict=True):

@@ -53,20 +53,20 @@ def never_fails(method: Callable) -> Callable:
 
 
 class Progress:
-    """Where the run is. `steps` is one number for all tasks, or one per task; `held` are tasks that
-    are evaluated after them and not learned."""
+    """Where the run is. `steps` is one number for all tasks, or one per task; `held_out` are tasks
+    that are evaluated after them and not learned."""
 
     def __init__(
         self,
         tasks: Sequence[str],
         steps: int | Sequence[int],
         *,
-        held: Sequence[str] = (),
+        held_out: Sequence[str] = (),
         enabled: bool = True,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.tasks, self.held = list(tasks), list(held)
+        self.tasks, self.held_out = list(tasks), list(held_out)
         self.steps = [steps] * len(self.tasks) if isinstance(steps, int) else list(steps)
         self.enabled = enabled
         self._stream = stream or sys.stdout
@@ -232,7 +232,7 @@ class Progress:
 
     def _print_row(self, name: str, accuracies: list[float], trained: int) -> None:
         """One row of the matrix; on a terminal the rows form a table, trained tasks in bold."""
-        columns = [*self.tasks, *self.held]
+        columns = [*self.tasks, *self.held_out]
         cells = list(zip(columns, accuracies, strict=True))
         if self._live is None:
             self._say(f"accuracy {name}: " + ", ".join(f"{t} {a:.1%}" for t, a in cells))

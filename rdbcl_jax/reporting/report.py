@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from rdbcl_jax.json_files import plain
 from rdbcl_jax.reporting import page, plots
 from rdbcl_jax.reporting.page import escape, percent
 from rdbcl_jax.reporting.progress import duration
-from rdbcl_jax.reporting.run_log import Run, read_run
+from rdbcl_jax.reporting.run_files import Run, read_run
+from rdbcl_jax.results import SplitResults
 
 DEFINITIONS = {
     "last": "Mean accuracy over all tasks after the last one.",
@@ -33,10 +35,11 @@ DEFINITIONS = {
     "transfer": "Mean accuracy on tasks still to come, after each task (upper triangle).",
     "fwt_zeroshot": "Forward transfer: accuracy on a task just before its training, minus the"
     " base model's.",
-    "held_last": "Mean accuracy over the tasks that were not learned, after the last one that was.",
-    "held_change": "The same minus the base model's: negative where they were forgotten.",
+    "held_out_last": "Mean accuracy over the tasks that were not learned, after the last one that"
+    " was.",
+    "held_out_change": "The same minus the base model's: negative where they were forgotten.",
 }
-SIGNED = {"bwt", "bwt_over_t", "fwt_zeroshot", "held_change"}  # differences: shown with a sign
+SIGNED = {"bwt", "bwt_over_t", "fwt_zeroshot", "held_out_change"}  # differences: shown with a sign
 
 PANELS = {  # of the section on the run's health: key → title, note
     "kl": ("KL to the previous policy", "nats per token; starts at 0 with every task"),
@@ -91,12 +94,12 @@ def write_report(workdir: str | os.PathLike) -> Path:
 
 
 def _method(run: Run) -> str:
-    return str(run.results.get("method", "run"))
+    return run.results.method or "run"
 
 
 def main_split(run: Run) -> str:
     """The split that the headline shows: test where there is one."""
-    splits = list(run.results.get("splits", {}))
+    splits = list(run.results.splits)
     return "test" if "test" in splits or not splits else splits[0]
 
 
@@ -106,8 +109,8 @@ def _header(run: Run) -> str:
         status = '<span class="status done">done</span>'
     else:
         status = f'<span class="status running">partial: {done} of {len(run.tasks)} tasks</span>'
-    facts = [f"seed {results['seed']}"] if "seed" in results else []
-    facts += [str(results["device"])] if results.get("device") else []
+    facts = [f"seed {results.seed}"] if results.seed is not None else []
+    facts += [results.device] if results.device else []
     facts += [f"{len(run.steps)} steps logged"] if run.steps else []
     facts += [duration(total)] if (total := _total_seconds(run)) else []
     meta = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
@@ -140,12 +143,12 @@ def _tiles(run: Run) -> str:
 
 
 def _held_tile(run: Run, metrics: dict[str, Any]) -> list[str]:
-    if not run.held:
+    if not run.held_out:
         return []
-    change = metrics.get("held_change")
-    note = f"{len(run.held)} tasks not learned"
+    change = metrics.get("held_out_change")
+    note = f"{len(run.held_out)} tasks not learned"
     note += "" if change is None else f" {_change(change)}"
-    return [page.tile("Held", percent(metrics.get("held_last")), note)]
+    return [page.tile("Held out", percent(metrics.get("held_out_last")), note)]
 
 
 def _change(points: float) -> str:
@@ -154,7 +157,7 @@ def _change(points: float) -> str:
 
 
 def _split_metrics(run: Run, split: str) -> dict[str, Any]:
-    return run.results.get("splits", {}).get(split, {}).get("metrics") or {}
+    return run.results.metrics(split)
 
 
 # ------------------------------------------------------------------------------ accuracy
@@ -165,7 +168,7 @@ def _result(run: Run) -> str:
         return ""
     split = main_split(run)
     matrix = run.matrix(split)
-    others = [name for name in run.results.get("splits", {}) if name != split]
+    others = [name for name in run.results.splits if name != split]
     pictures = (
         page.figure(
             plots.retention(matrix, run.tasks),
@@ -178,14 +181,14 @@ def _result(run: Run) -> str:
             "ring: base model; pale dot: just trained; large dot: last row",
         ),
     )
-    if run.held:
+    if run.held_out:
         pictures += (_held(run),)
     return page.section(
         "Accuracy",
         _matrices(run, split),
         _task_legend(run),
         page.grid(pictures, wide=True),
-        page.legend(plots.colours(run.held).items()) if run.held else "",
+        page.legend(plots.colours(run.held_out).items()) if run.held_out else "",
         *(page.details(f"The {name} split", _matrices(run, name)) for name in others),
         intro=f"Accuracy on every task ({escape(split)} split, %) before training and after each"
         " task. A frame marks the task that was just trained: below it is what was kept, to its"
@@ -198,28 +201,30 @@ def _held(run: Run) -> str:
     points = run.measured()
     steps = np.array(sorted(points))
     accuracies = np.array([points[step] for step in steps])[:, len(run.tasks) :]
-    drawing = plots.held(steps, accuracies, run.held)
+    drawing = plots.held_out(steps, accuracies, run.held_out)
     return page.figure(drawing, "Not learned, %", "validation split; colours below")
 
 
 def _matrices(run: Run, split: str) -> str:
     """Accuracy and parse rate, side by side unless the tasks are too many."""
-    data = run.results.get("splits", {}).get(split, {})
-    counts = data.get("count") or ()
-    columns = len(run.tasks) + len(run.held)
-    counts = [counts] * columns if isinstance(counts, int) else counts
-    words = "framed: just trained" + ("; slanted: not learned" if run.held else "")
-    caption, same = f"Accuracy, %<small>{words}</small>", {"held": run.held, "counts": counts}
-    maps = [page.heat_map(run.matrix(split, held=True), run.tasks, caption=caption, **same)]
-    if data.get("parse_rate"):
+    data = run.results.splits.get(split, SplitResults())
+    counts = data.count
+    columns = len(run.tasks) + len(run.held_out)
+    words = "framed: just trained" + ("; slanted: not learned" if run.held_out else "")
+    caption, same = (
+        f"Accuracy, %<small>{words}</small>",
+        {"held_out": run.held_out, "counts": counts},
+    )
+    maps = [page.heat_map(run.matrix(split, held_out=True), run.tasks, caption=caption, **same)]
+    if data.parse_rate:
         caption = "Parse rate, %<small>losing the format is not losing the knowledge</small>"
-        parse = run.matrix(split, "parse_rate", held=True)
+        parse = run.matrix(split, "parse_rate", held_out=True)
         maps.append(page.heat_map(parse, run.tasks, caption=caption, hue="parse", **same))
     return page.grid(maps, wide=True) if columns <= 7 else "\n".join(maps)
 
 
 def _metrics(run: Run) -> str:
-    splits = list(run.results.get("splits", {}))
+    splits = list(run.results.splits)
     splits.sort(key=lambda name: name != main_split(run))
     values = {split: _split_metrics(run, split) for split in splits}
     names = dict.fromkeys([*DEFINITIONS, *(name for v in values.values() for name in v)])
@@ -454,15 +459,13 @@ def _image(data: str | None) -> str:
 
 def _setup(run: Run) -> str:
     results = run.results
-    facts = {"device": results.get("device"), **(results.get("versions") or {})}
-    facts = {name: value for name, value in facts.items() if value is not None}
-    base = results.get("base") or {}
-    config = json.dumps(results.get("config") or {}, indent=2, ensure_ascii=False)
+    facts = {"device": results.device} if results.device else {}
+    facts |= results.versions
+    config = json.dumps(plain(results.config), indent=2, ensure_ascii=False)
     return page.section(
         "Setup",
         page.details("Configuration", f"<pre>{escape(config)}</pre>" if config != "{}" else ""),
         page.details("Environment", _facts(facts)),
-        page.details("Base model", _facts(base)),
         _timing(run),
     )
 
@@ -481,8 +484,7 @@ def _short(value: Any) -> str:
 
 
 def _seconds(run: Run) -> dict[str, float]:
-    timing = run.results.get("timing") or {}
-    return {name: value for name, value in timing.items() if isinstance(value, int | float)}
+    return dict(run.results.timing)
 
 
 def _total_seconds(run: Run) -> float:

@@ -22,9 +22,8 @@ from ml_collections import ConfigDict
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data.records import load_images
-from rdbcl_jax.data.tasks import BUILT_IN, EVALUATED, SPLITS, TaskData, load_held, load_sequence
+from rdbcl_jax.data.tasks import BUILT_IN, EVALUATED, SPLITS, TaskData, load_held_out, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
-from rdbcl_jax.json_files import read_json
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, read_config
@@ -32,7 +31,9 @@ from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
-from rdbcl_jax.reporting.run_log import RunLog, read_steps
+from rdbcl_jax.reporting.run_files import read_steps
+from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.results import RunResults, read_results
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.sharding import local_rows, make_mesh
@@ -50,7 +51,7 @@ from rdbcl_jax.workdir import changes, directory_of, is_there
 EXAMPLES_PER_TASK = 4
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | pathlib.Path) -> RunResults:
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
     return _Run(config, pathlib.Path(workdir)).run()
 
@@ -86,7 +87,7 @@ class _Run:
         self.rewards = RewardConfig(**self.config.rewards.to_dict())
         self.mesh = make_mesh(**self.config.mesh)
         check(self.config, self.mesh)
-        self.tasks, self.held = load_sequence(self.config), load_held(self.config)
+        self.tasks, self.held_out = load_sequence(self.config), load_held_out(self.config)
         self.demonstrations = list(_demonstrations(self.method, self.tasks))
         workdir.mkdir(parents=True, exist_ok=True)
         self.checkpoints = Checkpoints(workdir)
@@ -97,7 +98,7 @@ class _Run:
     def steps(self) -> int:
         return self.config.training.steps
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunResults:
         names = [task.name for task in self.tasks]
         done = self.checkpoints.latest_step() or 0
         check_resume(self.workdir, self.config, done)
@@ -106,7 +107,10 @@ class _Run:
         folder = self.workdir / f"processes/{process}" if process else self.workdir
         with (
             Progress(
-                names, self.steps, held=[task.name for task in self.held], enabled=process == 0
+                names,
+                self.steps,
+                held_out=[task.name for task in self.held_out],
+                enabled=process == 0,
             ) as self.progress,
             RunLog(folder, resume_step=done) as self.log,
         ):
@@ -146,10 +150,13 @@ class _Run:
             self.policy.encoder.encode_responses(texts, records)
 
     def _learn_all(self, done: int) -> None:
-        saved = read_json(self.workdir / "results.json", {}) if done else {}
+        saved = read_results(self.workdir) if done else None
         self.rows = {
-            split: [Evaluation(a, p, saved["splits"][split]["count"]) for a, p in rows]
-            for split, rows in _saved_rows(saved).items()
+            name: [
+                Evaluation(accuracy, parse_rate, split.count)
+                for accuracy, parse_rate in zip(split.accuracy, split.parse_rate, strict=True)
+            ]
+            for name, split in (saved.splits if saved else {}).items()
         }
         self.tokens = _last_tokens(self.workdir) if done else 0
         first = done // self.steps
@@ -255,7 +262,7 @@ class _Run:
         self.progress.start_task(k, step=start)
 
         def probe(params) -> dict[str, float]:
-            tasks = [*self.tasks, *self.held]
+            tasks = [*self.tasks, *self.held_out]
             records = [task.validation for task in tasks]
             found = evaluate(self.policy, params, records, self.rewards, self.config)
             pairs = zip(tasks, found.accuracy, strict=True)
@@ -289,7 +296,7 @@ class _Run:
         """Row `row` of both matrices, unless it is there from before a resume."""
         if len(self.rows.get("test", [])) > row:
             return
-        tasks = [*self.tasks, *self.held]
+        tasks = [*self.tasks, *self.held_out]
         self.progress.phase(f"evaluating all {len(tasks)} tasks")
         records = [getattr(task, split) for split in EVALUATED for task in tasks]
         with self._timed("evaluation"):
@@ -302,20 +309,20 @@ class _Run:
 
     # ------------------------------------------------------------------ what is written
 
-    def _write_results(self, status: str) -> dict[str, Any]:
+    def _write_results(self, status: str) -> RunResults:
         self.timing["total"] = time.perf_counter() - self.started
-        results = {
-            "method": self.config.method,
-            "seed": self.config.seed,
-            "status": status,
-            "tasks": [task.name for task in self.tasks],
-            "held": [task.name for task in self.held],
-            "splits": {s: split_results(rows, len(self.tasks)) for s, rows in self.rows.items()},
-            "config": self.config.to_dict(),
-            "versions": _versions(),
-            "device": f"{jax.device_count()} × {jax.devices()[0].device_kind}",
-            "timing": self.timing,
-        }
+        results = RunResults(
+            method=self.config.method,
+            seed=self.config.seed,
+            status=status,
+            tasks=[task.name for task in self.tasks],
+            held_out=[task.name for task in self.held_out],
+            splits={s: split_results(rows, len(self.tasks)) for s, rows in self.rows.items()},
+            config=self.config.to_dict(),
+            versions=_versions(),
+            device=f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+            timing=dict(self.timing),
+        )
         self.log.write_results(results)
         return results
 
@@ -406,12 +413,12 @@ FREE_ON_RESUME = ("training.checkpoint_every", "data.threads", "mesh.", "model.p
 
 def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
     """Raises ValueError where a started workdir belongs to a run of another config."""
-    saved = read_json(workdir / "results.json", {}).get("config") if done else None
+    saved = read_results(workdir) if done else None
     if saved is None:
         return
     differing = [
         f"{name}: {there} in the workdir, {now} now"
-        for name, (there, now) in changes(saved, config).items()
+        for name, (there, now) in changes(saved.config, config).items()
         if not name.startswith(FREE_ON_RESUME)
     ]
     if differing:
@@ -461,11 +468,6 @@ def _png(images: Sequence) -> str | None:
 def _versions() -> dict[str, str]:
     packages = ("rdbcl_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
-
-
-def _saved_rows(results: dict) -> dict[str, list]:
-    splits = results.get("splits", {})
-    return {s: list(zip(d["accuracy"], d["parse_rate"], strict=True)) for s, d in splits.items()}
 
 
 def _last_tokens(workdir: pathlib.Path) -> int:

@@ -1,6 +1,7 @@
 """A synthetic workdir: what a run of five tasks would leave, made of seeded random numbers."""
 
 import base64
+import dataclasses
 import io
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.results import RunResults, SplitResults
 
 TASKS = ["sum", "walk", "alternate", "horner", "jigsaw"]
 WORDS = ["the", "digit", "at", "cell", "plus", "so", "state", "moves", "to", "is", "wait", "then"]
@@ -174,24 +176,23 @@ def results(rng, method, seed, tasks, rows, gain, config):
             matrix[i, j] = np.clip((base[j] if i == 0 else learned) + rng.normal(0, 0.015), 0, 1)
     matrix[rows:] = np.nan
     parse = np.where(np.isfinite(matrix), np.clip(rng.normal(0.985, 0.01, matrix.shape), 0, 1), 0)
-    split = {
-        "accuracy": matrix,
-        "parse_rate": np.where(np.isfinite(matrix), parse, np.nan),
-        "metrics": metrics(matrix),
-        "count": [384] * T,
-    }
-    return {
-        "method": method,
-        "seed": seed,
-        "tasks": tasks,
-        "splits": {"test": split, "validation": split | {"accuracy": matrix - 0.01}},
-        "base": {"parameters": 1_234_567, "sft_steps": 900, "accuracy": base.mean()},
-        "config": {"method": method, "seed": seed, "learning_rate": 1e-4, "group_size": 8} | config,
-        "versions": {"python": "3.11.9", "jax": "0.10.2", "rdbcl_jax": "0.1.0"},
-        "timing": {"base": 95.2, "sampling": 60.1, "update": 48.8, "evaluation": 21.0},
-        "device": "cpu (4 cores)",
-        "status": "done" if rows == T + 1 else "running",
-    }
+    split = SplitResults(
+        accuracy=matrix,
+        parse_rate=np.where(np.isfinite(matrix), parse, np.nan),
+        metrics=metrics(matrix),
+        count=[384] * T,
+    )
+    return RunResults(
+        method=method,
+        seed=seed,
+        tasks=tasks,
+        splits={"test": split, "validation": dataclasses.replace(split, accuracy=matrix - 0.01)},
+        config={"method": method, "seed": seed, "learning_rate": 1e-4, "group_size": 8} | config,
+        versions={"python": "3.11.9", "jax": "0.10.2", "rdbcl_jax": "0.1.0"},
+        timing={"base": 95.2, "sampling": 60.1, "update": 48.8, "evaluation": 21.0},
+        device="cpu (4 cores)",
+        status="done" if rows == T + 1 else "running",
+    )
 
 
 def metrics(a):

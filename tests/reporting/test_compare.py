@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.reporting.compare import compare_runs, group_runs, latex_escape, paired, spread
-from rdbcl_jax.reporting.run_log import read_run
+from rdbcl_jax.reporting.run_files import read_run
 
 SMALL = {"steps": 1, "samples": 2, "examples": 0}
 
@@ -24,7 +24,7 @@ def runs(make_workdir):
 
 
 def last(path):
-    return read_run(path).results["splits"]["test"]["metrics"]["last"]
+    return read_run(path).results.metrics("test")["last"]
 
 
 def test_groups_by_method_and_configuration(runs):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.reporting.report import DEFINITIONS, write_report
-from rdbcl_jax.reporting.run_log import RunLog, read_run
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.results import RunResults, SplitResults
 
 SMALL = {"steps": 4, "samples": 6, "examples": 1}
 NASTY = '<script>alert("x")</script><img src=x onerror=y>&amp;'
@@ -46,7 +48,7 @@ def test_matrices_show_the_input(full, what, caption):
 
 def test_metrics_and_headline_show_the_input(full):
     run, text = full
-    metrics = run.results["splits"]["test"]["metrics"]
+    metrics = run.results.metrics("test")
     for name, value in metrics.items():
         row = re.search(rf"<code>{name}</code></th><td>([^<]*)</td>", text)
         assert float(row[1].replace("−", "-")) == pytest.approx(100 * value, abs=0.05)
@@ -94,7 +96,8 @@ def test_only_metrics(tmp_path):
 
 
 def test_only_results(tmp_path):
-    results = {"method": "zero_shot", "tasks": ["a"], "splits": {"test": {"accuracy": [[0.5]]}}}
+    splits = {"test": SplitResults(accuracy=[[0.5]])}
+    results = RunResults(method="zero_shot", tasks=["a"], splits=splits)
     with RunLog(tmp_path) as log:
         log.write_results(results)
     assert "50.0" in text_of(tmp_path)

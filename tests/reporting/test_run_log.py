@@ -1,11 +1,10 @@
-import json
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rdbcl_jax.json_files import plain
-from rdbcl_jax.reporting.run_log import RunLog, merge_parts, read_run, read_samples
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.reporting.samples import merge_parts, read_samples
 
 
 def samples(step, task="sum", rows=4, **more):
@@ -112,19 +111,6 @@ def test_samples_of_one_step_in_two_calls_and_bad_text(tmp_path):
         with pytest.raises(ValueError, match="other lengths"):
             log.write_samples({"step": [0, 0, 0], "task": "a", "rp": [1.0, 2.0]})
     assert read_samples(tmp_path)["completion"].to_pylist() == ["a0"] * 4 + ["?"] * 4
-
-
-def test_results_are_strict_json_and_replaced_whole(tmp_path):
-    with RunLog(tmp_path) as log:
-        log.write_results({"x": np.float32("nan"), "y": np.arange(2), "z": (1, np.inf), 3: None})
-        log.write_results({"x": 1})
-        assert not list(tmp_path.glob("*.tmp"))
-    assert json.loads((tmp_path / "results.json").read_text()) == {"x": 1}
-    assert plain({"a": np.float32("nan"), "b": np.arange(2), "c": (1, -np.inf, {"d"})}) == {
-        "a": None,
-        "b": [0, 1],
-        "c": [1, None, ["d"]],
-    }
 
 
 def test_matrix_of_a_partial_run(make_workdir):

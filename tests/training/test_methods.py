@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rdbcl_jax.reporting.run_log import read_run, read_samples
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.training import run as run_module
 from rdbcl_jax.training.collect import collect
@@ -48,10 +49,10 @@ def run(config, workdir, base):
 
 def test_zero_shot_repeats_the_base(base):
     _, results = base
-    for part in results["splits"].values():
-        assert np.shape(part["accuracy"]) == (3, 2)
-        assert part["accuracy"][0] == part["accuracy"][1] == part["accuracy"][2]
-    assert results["status"] == "done"
+    for part in results.splits.values():
+        assert np.shape(part.accuracy) == (3, 2)
+        assert part.accuracy[0] == part.accuracy[1] == part.accuracy[2]
+    assert results.status == "done"
 
 
 CASES = {
@@ -96,7 +97,7 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
     config = tiny(method, **CASES[method])
     results = run(config, whole, base)
     steps = read_run(whole).steps
-    assert results["status"] == "done" and len(steps) == 4
+    assert results.status == "done" and len(steps) == 4
     assert all(np.isfinite(row["loss"]) and row["skipped_updates"] == 0 for row in steps)
     assert any(row["grad_norm"] > 0 for row in steps)
     assert prompts_by_task(whole) == TASKS_OF_PROMPTS.get(method, [{"sum": 8}, {"jigsaw": 8}])
@@ -115,7 +116,7 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(run_module.Checkpoints, "save_step", save_and_die)
             run(config, parts, base) if kill_at == 2 else train(config, parts)
-    assert train(config, parts)["splits"] == results["splits"]
+    assert train(config, parts).splits == results.splits
     assert read_samples(parts).equals(read_samples(whole))
     for mine, other in zip(read_run(parts).steps, steps, strict=True):
         assert {**mine, "step_time": 0} == {**other, "step_time": 0}

@@ -1,6 +1,5 @@
 """The whole line on a very small model: what it writes, which reference it uses, how it resumes."""
 
-import json
 import re
 
 import jax
@@ -12,7 +11,9 @@ from rdbcl_jax.cli import run as command_line
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.policy import load_policy
-from rdbcl_jax.reporting.run_log import read_run, read_samples
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.samples import read_samples
+from rdbcl_jax.results import read_results
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training import run as run_module
 from rdbcl_jax.training.learner import Learner
@@ -65,15 +66,15 @@ def test_reference_is_the_policy_from_before_the_task(watched):
 
 def test_results(watched):
     workdir, results, _ = watched
-    written = json.loads((workdir / "results.json").read_text())
-    assert written["splits"] == results["splits"] and written["config"]["seed"] == 0
-    assert results["status"] == "done" and results["tasks"] == ["sum", "jigsaw"]
+    written = read_results(workdir)
+    assert written.splits == results.splits and written.config["seed"] == 0
+    assert results.status == "done" and results.tasks == ["sum", "jigsaw"]
     for split, count in (("validation", 8), ("test", 16)):
-        part = results["splits"][split]
-        assert np.shape(part["accuracy"]) == np.shape(part["parse_rate"]) == (3, 2)
-        assert part["count"] == [count, count]
-        last = np.mean(part["accuracy"][-1])
-        np.testing.assert_allclose(part["metrics"]["last"], last, rtol=1e-6)
+        part = results.splits[split]
+        assert np.shape(part.accuracy) == np.shape(part.parse_rate) == (3, 2)
+        assert part.count == [count, count]
+        last = np.mean(part.accuracy[-1])
+        np.testing.assert_allclose(part.metrics["last"], last, rtol=1e-6)
     assert (workdir / "report.html").stat().st_size > 10_000
 
 
@@ -126,7 +127,7 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
         patch.setattr(run_module.Checkpoints, "save_step", save_and_die)
         train(config, tmp_path)
     results = train(config, tmp_path)
-    assert results["splits"] == expected["splits"]
+    assert results.splits == expected.splits
     ours, theirs = read_run(tmp_path), read_run(workdir)
     timings = {"step_time"}
     for mine, other in zip(ours.steps, theirs.steps, strict=True):
@@ -135,7 +136,7 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
         }
     assert read_samples(tmp_path).equals(read_samples(workdir))
     again = train(config, tmp_path)  # nothing left to do
-    assert again["splits"] == expected["splits"]
+    assert again.splits == expected.splits
 
 
 def test_several_updates_per_batch_leave_the_reference_where_it_was(watched, tmp_path):
@@ -209,7 +210,7 @@ def test_report_and_comparison(watched, tmp_path, monkeypatch, capsys):
     other.mkdir()
     (other / "base").symlink_to(workdir / "base")
     results = train(config, other)
-    assert results["method"] == "grpo"
+    assert results.method == "grpo"
     assert "kl" not in read_run(other).steps[-1]
     monkeypatch.setattr(
         "sys.argv", ["rdbcl", "report", str(workdir), str(other), f"--out={tmp_path / 'out'}"]

@@ -17,6 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rdbcl_jax.results import RENAMED
+
 Overrides = Mapping[str, Any]
 REFERENCE = re.compile(r"\{arm:([^{}]+)\}")
 NAME = re.compile(r"[\w .+=,()-]+")
@@ -122,7 +124,7 @@ class Study:
         self.tuning_seeds: tuple[int, ...] = tuple(config.tuning_seeds)
         self.report_seeds: tuple[int, ...] = tuple(config.report_seeds)
         self.baseline: str = config.baseline
-        self.metric: str = config.metric
+        self.metric: str = RENAMED.get(config.metric, config.metric)
         self._check()
 
     def _check(self) -> None:

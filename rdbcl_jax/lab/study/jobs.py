@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rdbcl_jax.json_files import plain, read_json, write_json
+from rdbcl_jax.results import FILE, read_results
 from rdbcl_jax.workdir import changes, is_directory
 
 ASKED = "config.json"  # in a run's workdir: the config that it was asked for
@@ -84,7 +85,7 @@ def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | No
     """One run, from the base model at `base`; goes on where an earlier call was cut short."""
     from rdbcl_jax.training.run import train
 
-    if (workdir / "results.json").exists() and not _asked_for(workdir, config):
+    if (workdir / FILE).exists() and not _asked_for(workdir, config):
         raise ValueError(
             f"{workdir} holds a run of another config, see its {ASKED}; the study was changed: "
             "use a new workdir, or remove this run's"
@@ -99,8 +100,8 @@ def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | No
 
 def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Whether this very run is over."""
-    results: dict[str, Any] = read_json(workdir / "results.json", {})
-    return results.get("status") == "done" and _asked_for(workdir, config)
+    results = read_results(workdir)
+    return results is not None and results.status == "done" and _asked_for(workdir, config)
 
 
 def _asked_for(workdir: pathlib.Path, config: ConfigDict) -> bool:

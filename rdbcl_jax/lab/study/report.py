@@ -21,7 +21,8 @@ from rdbcl_jax.reporting.compare import markdown_table, spread
 from rdbcl_jax.reporting.page import DASH, percent
 from rdbcl_jax.reporting.plots import thin
 from rdbcl_jax.reporting.report import SIGNED
-from rdbcl_jax.reporting.run_log import Run, read_run
+from rdbcl_jax.reporting.run_files import Run, read_run
+from rdbcl_jax.results import SplitResults
 
 COLUMNS = {  # of the first table: metric → title
     "last": "Last",
@@ -30,7 +31,7 @@ COLUMNS = {  # of the first table: metric → title
     "forgetting_max": "forgetting (max)",
     "mft": "just trained",
 }
-TITLES = {**COLUMNS, "held_last": "old tasks, after", "held_change": "old tasks, change"}
+TITLES = {**COLUMNS, "held_out_last": "old tasks, after", "held_out_change": "old tasks, change"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,7 @@ def summarise(record: Record) -> dict[str, Any]:
 
 def _cell(cell: Cell) -> dict[str, Any]:
     runs = {seed: read_run(path) for seed, path in cell.runs.items()}
-    tests = [run.results["splits"]["test"] for run in runs.values()]
+    tests = [run.results.splits["test"] for run in runs.values()]
     return {
         "setting": cell.setting,
         "arm": cell.arm,
@@ -133,8 +134,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "seeds": list(runs),
         "failed": dict(cell.failed),
         "tasks": next((run.tasks for run in runs.values()), []),
-        "metrics": {name: [t["metrics"].get(name) for t in tests] for name in _names(tests)},
-        "accuracy": [t["accuracy"] for t in tests],
+        "metrics": {name: [t.metrics.get(name) for t in tests] for name in _names(tests)},
+        "accuracy": [t.accuracy for t in tests],
         "strength": _columns(strength(run) for run in runs.values()),
         "cost": _columns(cost(run) for run in runs.values()),
         "learning": _learning(list(runs.values())),
@@ -143,8 +144,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _names(tests: Sequence[Mapping]) -> list[str]:
-    return list(dict.fromkeys(name for test in tests for name in test["metrics"]))
+def _names(tests: Sequence[SplitResults]) -> list[str]:
+    return list(dict.fromkeys(name for test in tests for name in test.metrics))
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
@@ -236,7 +237,7 @@ def _progress(runs: Sequence[Run]) -> dict[str, list[float]]:
         {name: np.concatenate([[0.0], x])[done] for name, x in _costs(run).items()} for run in runs
     ]
     means = {name: np.mean([cost[name] for cost in costs], axis=0) for name in costs[0]}
-    learned = slice(len(runs[0].tasks))  # held tasks come after them
+    learned = slice(len(runs[0].tasks))  # those held out come after them
     accuracy = np.mean([[a[step][learned].mean() for step in done] for a in found], axis=0)
     return {**{name: x.tolist() for name, x in means.items()}, "accuracy": accuracy.tolist()}
 

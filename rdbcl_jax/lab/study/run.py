@@ -34,6 +34,7 @@ from rdbcl_jax.lab.study.plan import Plan, Run, at_chosen, blocked, make_plan, r
 from rdbcl_jax.lab.study.progress import StudyProgress
 from rdbcl_jax.lab.study.report import Cell, Gate, Record, Tuning, write_study_report
 from rdbcl_jax.lab.study.workers import Done, Job, Workers, default_workers
+from rdbcl_jax.results import read_results
 
 LOG = "log.txt"
 BASE, GATE = ("base",), ("gate",)  # groups of the jobs that runs wait for
@@ -107,8 +108,7 @@ class _Runner:
         return make_plan(self.study, self.scores, self.runs)
 
     def _score(self, name: str) -> None:
-        results = read_json(self.runs / name / "results.json", {})
-        value = results["splits"]["validation"]["metrics"].get(self.study.metric)
+        value = read_results(self.runs / name).metrics("validation").get(self.study.metric)
         if value is None:
             self._fail(name, f"its results.json has no metric {self.study.metric!r}")
         else:

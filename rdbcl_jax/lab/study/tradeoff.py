@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rdbcl_jax.reporting.compare import markdown_table, spread
-from rdbcl_jax.reporting.run_log import Run
+from rdbcl_jax.reporting.run_files import Run
 
 GRADIENT = 1e-3  # of an advantage: what equal rewards leave by rounding is below
 
@@ -26,13 +26,13 @@ NOTE = (
 
 
 def summary(runs: Sequence[Run], sampled: Sequence[np.ndarray]) -> dict[str, Any]:
-    """The ends and the mean path of an arm's runs; empty where no task is held.
+    """The ends and the mean path of an arm's runs; empty where no task is held out.
 
     Args:
       runs: finished, one per seed, of one config.
       sampled: per run, responses sampled in each of its steps.
     """
-    if not runs or not all(run.held for run in runs):
+    if not runs or not all(run.held_out for run in runs):
         return {}
     paths = [path(run, count) for run, count in zip(runs, sampled, strict=True)]
     same = {name: np.mean([p[name] for p in paths], axis=0) for name in AXES}
@@ -45,7 +45,7 @@ AXES = ("step", "learned", "generated")
 
 def ends(run: Run, split: str = "test") -> dict[str, float]:
     """Mean accuracy on new and old tasks before and after, fractions in [0, 1]."""
-    matrix, new = run.matrix(split, held=True), len(run.tasks)
+    matrix, new = run.matrix(split, held_out=True), len(run.tasks)
     return {
         "new_before": float(matrix[0, :new].mean()),
         "new_after": float(matrix[-1, :new].mean()),

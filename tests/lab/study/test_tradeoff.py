@@ -5,11 +5,12 @@ import pyarrow as pa
 import pytest
 
 from rdbcl_jax.lab.study import plots, tradeoff
-from rdbcl_jax.reporting.run_log import Run
+from rdbcl_jax.reporting.run_files import Run
+from rdbcl_jax.results import RunResults, SplitResults
 
 
-def run(tmp_path, *, advantage=(1.0, -1.0, 0.0, 0.0), extra=(), held=("a", "b")):
-    """Three steps of one task with two held ones: two groups of two responses in each step."""
+def run(tmp_path, *, advantage=(1.0, -1.0, 0.0, 0.0), extra=(), held_out=("a", "b")):
+    """Three steps of one task with two held-out ones: two groups of two responses in each step."""
     test = [[0.1, 0.9, 0.7], [0.6, 0.5, 0.3]]
     validation = [[0.2, 0.8, 0.8], [0.7, 0.4, 0.6]]
     steps = [{"step": s, "task": "new", "batches": s + 1} for s in range(3)]
@@ -22,12 +23,12 @@ def run(tmp_path, *, advantage=(1.0, -1.0, 0.0, 0.0), extra=(), held=("a", "b"))
     }
     return Run(
         tmp_path,
-        {
-            "tasks": ["new"],
-            "held": list(held),
-            "status": "done",
-            "splits": {"test": {"accuracy": test}, "validation": {"accuracy": validation}},
-        },
+        RunResults(
+            status="done",
+            tasks=["new"],
+            held_out=list(held_out),
+            splits={"test": SplitResults(test), "validation": SplitResults(validation)},
+        ),
         steps,
         pa.table(columns),
         [],
@@ -74,6 +75,6 @@ def test_an_arm_over_two_seeds_in_table_and_picture(tmp_path):
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 
-def test_without_held_tasks_there_is_none(tmp_path):
-    assert tradeoff.summary([run(tmp_path, held=())], [np.zeros(3)]) == {}
+def test_without_held_out_tasks_there_is_none(tmp_path):
+    assert tradeoff.summary([run(tmp_path, held_out=())], [np.zeros(3)]) == {}
     assert tradeoff.summary([], []) == {}

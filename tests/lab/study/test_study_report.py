@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from rdbcl_jax.json_files import read_json, write_json
+from rdbcl_jax.json_files import read_json
 from rdbcl_jax.lab.study.report import (
     Cell,
     Gate,
@@ -17,7 +17,9 @@ from rdbcl_jax.lab.study.report import (
     strength,
     write_study_report,
 )
-from rdbcl_jax.reporting.run_log import RunLog, read_run
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.results import read_results, write_results
 from tests.reporting.conftest import write_workdir
 
 TASKS = ["sum", "walk"]
@@ -184,9 +186,9 @@ def test_a_run_without_metrics_of_its_matrix(runs, tmp_path):
     """A metric that one run's results lack: its seed is left out, not the arm."""
     workdir = tmp_path / "run"
     shutil.copytree(runs["rdbcl"][1], workdir)
-    results = read_json(workdir / "results.json", {})
-    results["splits"]["test"]["metrics"]["last"] = None
-    write_json(workdir / "results.json", results)
+    results = read_results(workdir)
+    results.splits["test"].metrics["last"] = None
+    write_results(workdir, results)
     cells = record(runs).arms
     other = dataclasses.replace(cells[1], runs={0: cells[1].runs[0], 1: workdir})
     numbers = write_study_report(record(runs, arms=[cells[0], other]), tmp_path)

@@ -1,0 +1,119 @@
+"""samples/: what each step sampled, as Parquet, one row per response and one file per task.
+
+Parquet cannot be appended to, so each step writes a small part, and the parts of a task are merged
+into one file when the task is over. A kill in the middle loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rdbcl_jax.json_files import plain
+
+TEXT_COLUMNS = ("task", "record_id", "prompt", "completion", "gold")  # always stored as strings
+
+
+def write_part(folder: Path, rows: Mapping[str, Any], *, after: str | None = None) -> str | None:
+    """Writes one step's rows: columns of equal length, or one value for all; "step" and "task" are
+    among them. `after`, the task of the part before, has its parts merged where another begins.
+
+    Returns:
+      The task of the last part, `after` where there are no rows.
+    """
+    table = _sample_table(rows)
+    if not len(table):
+        return after
+    task, step = table["task"][0].as_py(), table["step"][0].as_py()
+    if after not in (None, task):
+        merge_parts(folder)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"part-{step:08d}.parquet"
+    _write_table(_concat([pq.read_table(path), table]) if path.exists() else table, path)
+    return task
+
+
+def merge_parts(folder: Path) -> None:
+    """Gather the parts of a finished task in one file, `<first step>-<task>.parquet`."""
+    _, parts = _sample_files(folder)
+    if parts:
+        table = _concat([pq.read_table(path) for path in parts])
+        task = re.sub(r"[^\w.-]+", "_", str(table["task"][0]))
+        _write_table(table, folder / f"{parts[0].stem[5:]}-{task}.parquet")
+    for path in folder.glob("part-*.parquet"):
+        path.unlink()
+
+
+def truncate_samples(folder: Path, step: int) -> None:
+    """Keep only rows of steps before `step`."""
+    merged, parts = _sample_files(folder)
+    for path in folder.glob("part-*.parquet"):
+        if path not in parts or int(path.stem[5:]) >= step:
+            path.unlink()
+    for path in merged:
+        steps = np.asarray(_steps_of(path))
+        if np.all(steps >= step):
+            path.unlink()
+        elif np.any(steps >= step):
+            _write_table(pq.read_table(path).filter(steps < step), path)
+
+
+def read_samples(workdir: str | os.PathLike, *, numeric: bool = False) -> pa.Table | None:
+    """The per-sample table of all tasks; `numeric` leaves the long text columns out."""
+    merged, parts = _sample_files(Path(workdir) / "samples")
+    tables = []
+    for path in merged + parts:
+        names = pq.read_schema(path).names
+        if numeric:
+            names = [name for name in names if name == "task" or name not in TEXT_COLUMNS]
+        tables.append(pq.read_table(path, columns=names))
+    return _concat(tables) if tables else None
+
+
+def _sample_table(rows: Mapping[str, Any]) -> pa.Table:
+    length = max((len(v) for v in rows.values() if _is_column(v)), default=1)
+    columns = {k: v if _is_column(v) else [v] * length for k, v in rows.items()}
+    wrong = {k: len(v) for k, v in columns.items() if len(v) != length}
+    if wrong:
+        raise ValueError(f"samples: {length} rows expected, but columns have other lengths {wrong}")
+    return pa.table({k: _column(k, v) for k, v in columns.items()})
+
+
+def _is_column(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (hasattr(value, "shape") and len(value.shape) > 0)
+
+
+def _column(name: str, values: Any) -> pa.Array:
+    if name in TEXT_COLUMNS:
+        texts = (v if isinstance(v, str | None) else str(plain(v)) for v in values)
+        valid = [t if t is None else t.encode("utf-8", "replace").decode() for t in texts]
+        return pa.array(valid, pa.string())
+    return pa.array(values if isinstance(values, list | tuple) else np.asarray(values))
+
+
+def _write_table(table: pa.Table, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(table, temporary)
+    os.replace(temporary, path)
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables, promote_options="permissive")  # tasks differ in their rewards
+
+
+def _sample_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Merged files, and the parts that no merged file holds yet (a kill may leave both)."""
+    merged = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("part-"))
+    last = max((max(_steps_of(path)) for path in merged), default=-1)
+    return merged, [p for p in sorted(folder.glob("part-*.parquet")) if int(p.stem[5:]) > last]
+
+
+def _steps_of(path: Path) -> list[int]:
+    return pq.read_table(path, columns=["step"])["step"].to_pylist()
