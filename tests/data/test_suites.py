@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rdbcl_jax.data.suites import SUITES, TaughtSuite, TracedSuite, find_task, load_suite
-from rdbcl_jax.data.tasks import load_held, load_sequence, read_source
+from rdbcl_jax.data.tasks import load_held_out, load_sequence, read_source
 from rdbcl_jax.lab.portability.report import read_sources
 from tests.engine import small_config
 
@@ -56,7 +56,7 @@ def test_a_suite_of_ones_own_is_named_by_its_module():
     config.evaluation.tasks = (f"{OWN}:after_next",)
     config.tasks.mine = dict.fromkeys(("train", "validation", "test"), f"{OWN}:after_next")
     first, second, third = load_sequence(config)
-    (fourth,) = load_held(config)
+    (fourth,) = load_held_out(config)
     assert [t.name for t in (first, second, third, fourth)] == ["next", "sum", "mine", "after_next"]
     assert len(first.train) == config.data.train_count
     assert first.train[0].answer == "b" and third.train[0].answer == "c"
