@@ -1,8 +1,7 @@
 """The three shapes that data has on its way through a step: PromptBatch → Rollouts → TrainBatch.
 
 Axis names used everywhere: P prompts, G rollouts per prompt, B = P·G, L prompt length,
-T response length, K images per prompt, S patch slots per image, N = S / merge² visual tokens
-per image, C numbers per patch. Every array leads with P, so one sharding rule serves them all.
+T response length. Every array leads with P, so one sharding rule serves them all.
 Masks travel as masks: nothing is ever inferred from a token id.
 """
 
@@ -10,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -25,30 +25,14 @@ def pytree(cls):
 
 
 @pytree
-class Images:
-    """Image patches, laid out window by window so that window attention is a plain reshape.
-
-    Each group of merge² neighbouring slots is one visual token; windows that the image does not
-    fill are padded with masked slots. `models.qwen_vl.inputs` makes this layout on the host.
-    """
-
-    patches: Float[ArrayLike, "P K S C"]  # flattened pixels, as the Hugging Face processor gives
-    coords: Int[ArrayLike, "P K S 2"]  # (row, column) of each patch in its image's grid
-    mask: Bool[ArrayLike, "P K S"]
-    grid: Int[ArrayLike, "P K 2"]  # (rows, columns) of each image's patch grid; 0 where no image
-
-
-@pytree
 class PromptBatch:
     """Prompts, left-padded: the last column is each prompt's last token."""
 
     tokens: Int[ArrayLike, "P L"]
     mask: Bool[ArrayLike, "P L"]
-    positions: Int[ArrayLike, "P L 3"]  # M-RoPE: temporal, height, width
     next_position: Int[ArrayLike, "P"]  # position of the first response token
-    image_slots: Int[ArrayLike, "P L"]  # visual token of the row, in [0, K·N); -1 for text
-    images: Images | None  # None: no row of the batch has an image
     record_ids: Int[ArrayLike, "P"]  # index into the task's records
+    model_inputs: typing.Any = ()  # the model family's own; every leaf leads with P
 
 
 @pytree
@@ -83,3 +67,24 @@ class TrainBatch:
     previous_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method reads none
     previous_is_policy: Bool[ArrayLike, ""] = False
     replayed: Bool[ArrayLike, "P"] = False  # prompts of an earlier task
+
+
+def fitting_size(
+    name: str, sizes: Sequence[int], allowed: Sequence[int], records: Sequence[str]
+) -> int:
+    """The smallest allowed size that holds all `sizes`, one a record; the largest of them where
+    `allowed` is empty.
+
+    Args:
+      name: of the list of allowed sizes, for the error.
+    Raises:
+      ValueError: naming a record that does not fit.
+    """
+    largest = int(np.argmax(sizes))
+    fitting = [size for size in allowed if size >= sizes[largest]]
+    if allowed and not fitting:
+        raise ValueError(
+            f"record {records[largest]!r} needs {sizes[largest]} of {name}, at most "
+            f"{max(allowed)} allowed; add a larger size to {name} or leave the record out"
+        )
+    return min(fitting) if allowed else sizes[largest]

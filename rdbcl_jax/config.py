@@ -177,6 +177,7 @@ def data() -> dict:
         "patch_slots": (1024, 2048, 4096),
         "images_per_prompt": (1,),
         "template": "{prompt}",
+        "system_prompt": "",  # of records without a system message of their own; empty: none
         "threads": 2,
     }
 

@@ -13,9 +13,8 @@ from transformers import AutoTokenizer
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.data.prompts import PromptEncoder
-from rdbcl_jax.models import from_pretrained, lora, partition
+from rdbcl_jax.models import from_pretrained, lora, partition, read_processor
 from rdbcl_jax.models.interface import VLM, Params
-from rdbcl_jax.models.qwen_vl.images import image_processor
 from rdbcl_jax.rewards.spans import SpanFinder
 from rdbcl_jax.sharding import param_shardings
 from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
@@ -95,16 +94,16 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
     tokenizer = AutoTokenizer.from_pretrained(directory)
     encoder = PromptEncoder(
         tokenizer,
-        image_processor(
+        read_processor(
             directory,
             min_pixels=options.min_pixels or None,
             max_pixels=options.max_pixels or None,
+            patch_slots=allowed_sizes(config, "patch_slots"),
+            images_per_prompt=allowed_sizes(config, "images_per_prompt"),
         ),
-        model.config,
         lengths=allowed_sizes(config, "prompt_lengths"),
-        slots=allowed_sizes(config, "patch_slots"),
-        images_per_row=allowed_sizes(config, "images_per_prompt"),
         response_lengths=(config.rollout.max_tokens,),
+        system_prompt=config.data.system_prompt,
         template=config.data.template,
     )
     return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), params

@@ -1,18 +1,16 @@
-"""Records to model inputs: chat template, image processing, padding to a few fixed shapes."""
+"""Records to prompts: chat template, the model's processor, padding to a few fixed shapes."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from rdbcl_jax.batches import PromptBatch
+from rdbcl_jax.batches import PromptBatch, fitting_size
 from rdbcl_jax.data.records import IMAGE_MARK, Record, load_images
-from rdbcl_jax.models.qwen_vl import inputs
-from rdbcl_jax.models.qwen_vl.config import QwenVLConfig
+from rdbcl_jax.models.interface import Processor
 
 
 class SupervisedBatch(NamedTuple):
@@ -27,30 +25,26 @@ class PromptEncoder:
     """Turns records into a `PromptBatch` of numpy arrays.
 
     Args:
-      lengths, slots, images_per_row, response_lengths: the sizes L, S, K and T that batches may
-        have, each a list of which the smallest that fits is taken, so that a run compiles few
-        programs. Empty: exactly what a batch needs. With `images_per_row=(1,)` batches without
-        images have the same shapes as the others.
-      system_prompt: a system message before every prompt; None for none.
+      lengths, response_lengths: the sizes L and T that batches may have, each a list of which the
+        smallest that fits is taken, so that a run compiles few programs. Empty: exactly what a
+        batch needs.
+      system_prompt: a system message before the prompts of records that have none of their own;
+        empty for none.
       template: the text of the user's message; `{prompt}` stands for the record's.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        image_processor: Any,
-        config: QwenVLConfig,
+        processor: Processor,
         *,
         lengths: Sequence[int] = (),
-        slots: Sequence[int] = (),
-        images_per_row: Sequence[int] = (),
         response_lengths: Sequence[int] = (),
-        system_prompt: str | None = None,
+        system_prompt: str = "",
         template: str = "{prompt}",
     ):
-        self.tokenizer, self.image_processor, self.config = tokenizer, image_processor, config
-        self.lengths, self.slots = tuple(lengths), tuple(slots)
-        self.images_per_row, self.response_lengths = tuple(images_per_row), tuple(response_lengths)
+        self.tokenizer, self.processor = tokenizer, processor
+        self.lengths, self.response_lengths = tuple(lengths), tuple(response_lengths)
         self.system_prompt, self.template = system_prompt, template
 
     # ------------------------------------------------------------ batches
@@ -67,23 +61,25 @@ class PromptEncoder:
           ids: what `record_ids` holds; default 0, 1, ….
           prefixes: per record, the beginning of a response that the model shall continue.
         Raises:
-          ValueError: naming the record whose images do not match its placeholders, or whose
-            prompt or image exceeds the largest size allowed.
+          ValueError: naming the record whose images do not match its placeholders, whose prompt or
+            image exceeds the largest size allowed, or that has images where the model reads none.
         """
-        pixels, grids = self._process_images(records)
-        rows = self._tokenize(records, grids, prefixes)
-        lengths = [len(row) for row in rows]
-        tokens, mask = pad(rows, self._pick("lengths", lengths, records), self._pad_id, left=True)
-        images, indices = self._place(pixels, grids, records)
-        positions, following = inputs.rope_positions(tokens, mask, grids, self.config)
+        names = [record.id for record in records]
+        self._check_images(records)
+        pictures = self.processor.pictures([load_images(record) for record in records])
+        rows = [
+            self.processor.expand(*parts)
+            for parts in zip(self._tokenize(records, prefixes), pictures, names, strict=True)
+        ]
+        length = fitting_size("lengths", [len(row) for row in rows], self.lengths, names)
+        tokens, mask = pad(rows, length, self._pad_id, left=True)
+        model_inputs, following = self.processor.model_inputs(tokens, mask, pictures, names)
         return PromptBatch(
             tokens=tokens,
             mask=mask,
-            positions=positions,
             next_position=following,
-            image_slots=inputs.image_slots(tokens, mask, indices, self.config),
-            images=images,
             record_ids=np.asarray(range(len(records)) if ids is None else ids, np.int32),
+            model_inputs=model_inputs,
         )
 
     def encode_supervised(
@@ -123,45 +119,36 @@ class PromptEncoder:
                     "demonstrations.no_reasoning)"
                 )
         rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
-        length = self._pick("response_lengths", [len(row) for row in rows], records)
+        lengths, names = [len(row) for row in rows], [record.id for record in records]
+        length = fitting_size("response_lengths", lengths, self.response_lengths, names)
         return pad(rows, length, self._pad_id)
 
     # ------------------------------------------------------------ pieces
 
     @property
     def _pad_id(self) -> int:
-        pad_id = self.config.pad_token_id
+        pad_id = self.processor.config.pad_token_id
         return self.tokenizer.eos_token_id if pad_id is None else pad_id
 
     def messages(self, record: Record) -> list[dict[str, Any]]:
-        """The record as a chat: images where `<image>` marks them, else before the text."""
+        """The record as a chat: images where `<image>` marks them, else before the text. Its own
+        system message goes before the encoder's."""
         text = self.template.replace("{prompt}", record.prompt)
-        if IMAGE_MARK not in text:
-            text = IMAGE_MARK * len(record.images) + text
-        first, *others = text.split(IMAGE_MARK)
-        parts = [{"type": "text", "text": first}]
-        for other in others:
-            parts += [{"type": "image"}, {"type": "text", "text": other}]
-        parts = [part for part in parts if part.get("text", "image")]
-        chat = [{"role": "user", "content": parts}]
-        if self.system_prompt is not None:
-            chat.insert(0, {"role": "system", "content": self.system_prompt})
+        content = _parts(text, len(record.images)) if self.processor.reads_images else text
+        chat = [{"role": "user", "content": content}]
+        if system := record.system or self.system_prompt:
+            chat.insert(0, {"role": "system", "content": system})
         return chat
 
-    def _process_images(self, records):
-        """Per record, per image: patches [rows · columns, C] and (rows, columns) of its grid."""
-        flat = [image for record in records for image in load_images(record)]
-        if not flat:
-            return [[] for _ in records], [[] for _ in records]
-        out = self.image_processor(flat, return_tensors="np")
-        grids = [(int(rows), int(columns)) for _, rows, columns in out["image_grid_thw"]]
-        ends = np.cumsum([rows * columns for rows, columns in grids])
-        patches = np.split(np.asarray(out["pixel_values"], np.float32), ends[:-1])
-        counts = np.cumsum([0, *(len(record.images) for record in records)])
-        bounds = list(itertools.pairwise(counts))
-        return [patches[a:b] for a, b in bounds], [grids[a:b] for a, b in bounds]
+    def _check_images(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.images and not self.processor.reads_images:
+                raise ValueError(
+                    f"record {record.id!r} has {len(record.images)} images, but the model reads "
+                    "text only; choose a model with vision in model.path, or leave the record out"
+                )
 
-    def _tokenize(self, records, grids, prefixes) -> list[list[int]]:
+    def _tokenize(self, records, prefixes) -> list[list[int]]:
         texts = [
             self.tokenizer.apply_chat_template(
                 self.messages(record), tokenize=False, add_generation_prompt=True
@@ -170,44 +157,18 @@ class PromptEncoder:
         ]
         if prefixes is not None:
             texts = [text + prefix for text, prefix in zip(texts, prefixes, strict=True)]
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [
-            self._expand(row, record, image_grids)
-            for row, record, image_grids in zip(rows, records, grids, strict=True)
-        ]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def _expand(self, row: list[int], record: Record, grids) -> list[int]:
-        """Repeats each image placeholder once per visual token of its image."""
-        pad_id, merge = self.config.image_token_id, self.config.vision.merge_size
-        if (found := row.count(pad_id)) != len(grids):
-            raise ValueError(
-                f"record {record.id!r}: {found} image placeholders in its prompt, expected one for "
-                f"each of its {len(grids)} images; mark their places by {IMAGE_MARK}, or not at all"
-            )
-        sizes = iter(rows * columns // merge**2 for rows, columns in grids)
-        return [t for token in row for t in [token] * (next(sizes) if token == pad_id else 1)]
 
-    def _place(self, pixels, grids, records):
-        vision = self.config.vision
-        counts = [len(row) for row in grids]
-        per_row = self._pick("images_per_row", counts, records)
-        needed = [max((inputs.slots_needed(*g, vision) for g in row), default=0) for row in grids]
-        slots = self._pick("slots", needed, records) if per_row else None
-        return inputs.place_images(
-            pixels, grids, vision, slots=slots or None, images_per_row=per_row
-        )
-
-    def _pick(self, name: str, sizes: Sequence[int], records: Sequence[Record]) -> int:
-        """The smallest allowed size that holds all; the error names a record that does not fit."""
-        largest = int(np.argmax(sizes))
-        allowed = getattr(self, name)
-        fitting = [size for size in allowed if size >= sizes[largest]]
-        if allowed and not fitting:
-            raise ValueError(
-                f"record {records[largest].id!r} needs {sizes[largest]} of {name}, at most "
-                f"{max(allowed)} allowed; add a larger size to {name} or leave the record out"
-            )
-        return min(fitting) if allowed else sizes[largest]
+def _parts(text: str, images: int) -> list[dict[str, str]]:
+    """A message's content: text and, at their marks or first, so many images."""
+    if IMAGE_MARK not in text:
+        text = IMAGE_MARK * images + text
+    first, *others = text.split(IMAGE_MARK)
+    parts = [{"type": "text", "text": first}]
+    for other in others:
+        parts += [{"type": "image"}, {"type": "text", "text": other}]
+    return [part for part in parts if part.get("text", "image")]
 
 
 def pad(

@@ -49,6 +49,7 @@ class Record:
       images: PIL images, paths or encoded bytes, as `load_images` reads them.
       answer: the gold answer, as the verifier of that name parses it.
       columns: all that else was known, for reward functions and tables.
+      system: the system message of a chat; empty without one.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Record:
     answer: str
     verifier: str
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
+    system: str = ""
 
 
 def load_records(source: str | Path, *, task: str, verifier: str | None = None) -> list[Record]:
@@ -219,7 +221,7 @@ def _record(
     columns = {key: value for key, value in row.items() if key not in used}
     if system:
         columns["system"] = system
-    return Record(record_id, task, prompt, images, answer, name, columns)
+    return Record(record_id, task, prompt, images, answer, name, columns, system)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]):

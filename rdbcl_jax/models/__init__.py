@@ -1,6 +1,6 @@
 """Policies: pure functions of (params, arrays), read from Hugging Face checkpoint directories."""
 
 from rdbcl_jax.models.checkpoints import from_pretrained, save_pretrained
-from rdbcl_jax.models.registry import from_config, read_config
+from rdbcl_jax.models.registry import from_config, read_config, read_processor
 
-__all__ = ["from_config", "from_pretrained", "read_config", "save_pretrained"]
+__all__ = ["from_config", "from_pretrained", "read_config", "read_processor", "save_pretrained"]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch
@@ -22,12 +23,22 @@ class ModelConfig(Protocol):
     """What config.json and generation_config.json say that the engine needs to know."""
 
     @property
+    def vocab_size(self) -> int:
+        """V, of the logits: it may exceed the tokenizer's."""
+        ...
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a response."""
         ...
 
     @property
     def pad_token_id(self) -> int | None: ...
+
+    @property
+    def forbidden_token_ids(self) -> tuple[int, ...]:
+        """Tokens that no response may hold, such as pictures' placeholders."""
+        ...
 
     @property
     def raw(self) -> str:
@@ -88,6 +99,47 @@ class VLM(Protocol):
         ...
 
 
+class Processor(Protocol):
+    """A record's images and tokens as a model reads them: numpy, on the host, from any thread.
+
+    Of a batch the engine calls `pictures`, then `expand` of each row of token ids, pads the rows on
+    the left, and calls `model_inputs`. Records are named in errors.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def reads_images(self) -> bool:
+        """False: records with images are an error, and the chat template gets plain text."""
+        ...
+
+    def pictures(self, images: Sequence[Sequence[Any]]) -> Sequence[Any]:
+        """Per prompt, what its PIL images in RGB are to the model; `expand` and `model_inputs` get
+        it back."""
+        ...
+
+    def expand(self, row: list[int], pictures: Any, record: str) -> list[int]:
+        """The token ids of a prompt, each image's placeholder repeated as often as the model wants.
+
+        Raises ValueError where images and placeholders differ in number.
+        """
+        ...
+
+    def model_inputs(
+        self,
+        tokens: Int[np.ndarray, "P L"],
+        mask: Bool[np.ndarray, "P L"],
+        pictures: Sequence[Any],
+        records: Sequence[str],
+    ) -> tuple[Any, Int[np.ndarray, "P"]]:
+        """`PromptBatch.model_inputs` and `next_position`.
+
+        Raises ValueError for a record whose images are more, or larger, than the sizes allowed.
+        """
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """What a family's folder brings, as `FAMILY`, to the registry.
@@ -95,7 +147,11 @@ class Family:
     Attributes:
       read_config: of a checkpoint directory; ValueError for options that are not supported.
       model: of a config; `dtype`, `param_dtype`, `remat`, `lora`, `attention` and `mesh` by name.
+      processor: of a checkpoint directory and its config; by name `min_pixels` and `max_pixels`,
+        limits of an image's area (None: the checkpoint's own), and the sizes that batches may have,
+        `patch_slots` of an image and `images_per_prompt` (empty: what a batch needs).
     """
 
     read_config: Callable[[str | pathlib.Path], ModelConfig]
     model: Callable[..., VLM]
+    processor: Callable[..., Processor]

@@ -10,7 +10,7 @@ import json
 import pathlib
 from typing import Any
 
-from rdbcl_jax.models.interface import VLM, Family, ModelConfig
+from rdbcl_jax.models.interface import VLM, Family, ModelConfig, Processor
 
 _FOLDERS = {
     "qwen_vl": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
@@ -52,3 +52,9 @@ def from_config(path: str | pathlib.Path, **options: Any) -> VLM:
     """
     found = family_of(path)
     return found.model(found.read_config(path), **options)
+
+
+def read_processor(path: str | pathlib.Path, **options: Any) -> Processor:
+    """The processor of a checkpoint directory; options as in `Family.processor`."""
+    found = family_of(path)
+    return found.processor(path, found.read_config(path), **options)

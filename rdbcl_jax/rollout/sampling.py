@@ -52,8 +52,8 @@ def sampling_of(policy: Policy, rollout: ConfigDict, *, greedy: bool = False) ->
     """A run's sampling options for its policy. Pictures' ids, padding and ids that are no token are
     forbidden: a response that held them could not be scored again."""
     config, stops = policy.model.config, policy.stop_ids
-    beyond = range(len(policy.tokenizer), config.text.vocab_size)
-    forbidden = {*config.vision_token_ids, policy.tokenizer.pad_token_id, *beyond}
+    beyond = range(len(policy.tokenizer), config.vocab_size)
+    forbidden = {*config.forbidden_token_ids, policy.tokenizer.pad_token_id, *beyond}
     return Sampling(
         max_tokens=rollout.max_tokens,
         temperature=rollout.temperature,

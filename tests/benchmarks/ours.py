@@ -143,7 +143,7 @@ class Program:
         self.sampling = Sampling(
             w.response_length,
             stop_ids=w.stop_ids,
-            forbidden_ids=self.model.config.vision_token_ids,
+            forbidden_ids=self.model.config.forbidden_token_ids,
         )
         self.memory = Memory()
         self.steps = 0

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -6,15 +7,14 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from rdbcl_jax.data.prompts import PromptEncoder, pad
-from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.images import image_processor
+from rdbcl_jax.data.records import Record, load_records
+from rdbcl_jax.models import read_processor
 from rdbcl_jax.toy import digits_suite, tiny
 
 SIZES = {
     "lengths": (16, 32),
-    "slots": (16, 32),
-    "images_per_row": (1, 2),
+    "patch_slots": (16, 32),
+    "images_per_prompt": (1, 2),
     "response_lengths": (16,),
 }
 
@@ -22,8 +22,13 @@ SIZES = {
 @pytest.fixture(scope="module")
 def make_encoder(tmp_path_factory):
     path = tiny.write_tiny_model(tmp_path_factory.mktemp("tiny"))
-    parts = (AutoTokenizer.from_pretrained(path), image_processor(path), read_config(path))
-    return lambda **options: PromptEncoder(*parts, **options)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+
+    def make(patch_slots=(), images_per_prompt=(), **options):
+        sizes = {"patch_slots": patch_slots, "images_per_prompt": images_per_prompt}
+        return PromptEncoder(tokenizer, read_processor(path, **sizes), **options)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +60,16 @@ def test_image_tokens_equal_visual_tokens_and_point_at_their_patches(encoder):
         digits_suite.make_record(t, "test", i, seed=0) for i, t in enumerate(digits_suite.TASKS)
     ]
     batch = encoder.encode(records)
-    merge = encoder.config.vision.merge_size
+    own, images = batch.model_inputs, batch.model_inputs.images
+    merge = encoder.processor.config.vision.merge_size
     for row, one in enumerate(records):
-        slots = batch.image_slots[row][batch.image_slots[row] >= 0]
-        assert len(slots) == batch.images.mask[row].sum() // merge**2 == len(set(slots))
+        slots = own.image_slots[row][own.image_slots[row] >= 0]
+        assert len(slots) == images.mask[row].sum() // merge**2 == len(set(slots))
         for unit, slot in enumerate(slots):  # row-major in the text, wherever the patches lie
-            patch = batch.images.coords[row, 0, slot * merge**2]
+            patch = images.coords[row, 0, slot * merge**2]
             columns = one.images[0].width // 8
             assert tuple(patch) == (unit // columns * merge, unit % columns * merge)
-            pixels = batch.images.patches[row, 0, slot * merge**2].reshape(3, 2, 4, 4)[0, 0]
+            pixels = images.patches[row, 0, slot * merge**2].reshape(3, 2, 4, 4)[0, 0]
             y, x = 4 * patch
             shown = np.asarray(one.images[0])[y : y + 4, x : x + 4]
             np.testing.assert_allclose(pixels, shown / 127.5 - 1, atol=1e-6)
@@ -76,34 +82,55 @@ def test_batch_agrees_with_each_record_alone(encoder):
     together = encoder.encode(records)
     for row, one in enumerate(records):
         alone = encoder.encode([one])
-        for name in ("tokens", "positions", "image_slots"):
+        for of in (
+            lambda batch: batch.tokens,
+            lambda batch: batch.model_inputs.positions,
+            lambda batch: batch.model_inputs.image_slots,
+        ):
             np.testing.assert_array_equal(
-                getattr(together, name)[row][together.mask[row]],
-                getattr(alone, name)[0][alone.mask[0]],
+                of(together)[row][together.mask[row]], of(alone)[0][alone.mask[0]]
             )
         assert together.next_position[row] == alone.next_position[0]
 
 
 def test_sizes_are_the_smallest_that_fit(encoder, make_encoder):
     small = encoder.encode([record("sum", (16, 16))])
-    assert small.tokens.shape == (1, 16) and small.images.patches.shape == (1, 1, 16, 96)
+    assert small.tokens.shape == (1, 16) and small.model_inputs.images.patches.shape == (
+        1,
+        1,
+        16,
+        96,
+    )
     large = encoder.encode([record("sum", (16, 16)), record("sum 4 red day", (32, 16))])
-    assert large.tokens.shape == (2, 32) and large.images.patches.shape == (2, 1, 32, 96)
+    assert large.tokens.shape == (2, 32) and large.model_inputs.images.patches.shape == (
+        2,
+        1,
+        32,
+        96,
+    )
     exact = make_encoder().encode(digits_suite.make_records("sum", "test", 2, seed=0))
     assert exact.tokens.shape == (2, 15)
 
 
 def test_rows_with_no_one_and_two_images_mix(encoder):
-    batch = encoder.encode([record(), record("sum 4", (16, 16)), record("sum", (16, 16), (24, 16))])
-    assert batch.images.grid.tolist() == [[[0, 0]] * 2, [[4, 4], [0, 0]], [[4, 4], [4, 6]]]
-    assert (batch.image_slots >= 0).sum(1).tolist() == [0, 4, 10]
-    assert batch.image_slots[2].max() >= 8  # the second image's tokens follow the first's slots
+    records = [record(), record("sum 4", (16, 16)), record("sum", (16, 16), (24, 16))]
+    own = encoder.encode(records).model_inputs
+    assert own.images.grid.tolist() == [
+        [[0, 0]] * 2,
+        [[4, 4], [0, 0]],
+        [[4, 4], [4, 6]],
+    ]
+    assert (own.image_slots >= 0).sum(1).tolist() == [0, 4, 10]
+    assert own.image_slots[2].max() >= 8  # the second image's tokens follow the first's slots
 
 
 def test_text_only_batches(make_encoder):
-    assert make_encoder().encode([record()]).images is None
-    always = make_encoder(images_per_row=(1,), slots=(16,)).encode([record()])
-    assert always.images.patches.shape == (1, 1, 16, 96) and not always.images.mask.any()
+    assert make_encoder().encode([record()]).model_inputs.images is None
+    always = make_encoder(images_per_prompt=(1,), patch_slots=(16,)).encode([record()])
+    assert (
+        always.model_inputs.images.patches.shape == (1, 1, 16, 96)
+        and not always.model_inputs.images.mask.any()
+    )
 
 
 def test_marks_say_where_images_stand(encoder):
@@ -120,6 +147,22 @@ def test_template_and_system_prompt(make_encoder):
         "<|im_start|> system red <|im_end|> <|im_start|> user walk sum 4 back <|im_end|>"
         " <|im_start|> assistant"
     )
+
+
+def test_a_records_own_system_message_goes_before_the_runs(make_encoder, tmp_path):
+    chat = [{"role": "system", "content": "day"}, {"role": "user", "content": "sum 4"}]
+    rows = [{"prompt": chat, "answer": "4"}, {"prompt": "sum 4", "answer": "4"}]
+    (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = load_records(tmp_path / "chats.jsonl", task="sum")
+
+    def prompts(**options):
+        encoder = make_encoder(**options)
+        return [text(encoder, encoder.encode([one]), 0) for one in records]
+
+    plain = "<|im_start|> user sum 4 <|im_end|> <|im_start|> assistant"
+    own, runs = (f"<|im_start|> system {word} <|im_end|> {plain}" for word in ("day", "red"))
+    assert prompts() == [own, plain]
+    assert prompts(system_prompt="red") == [own, runs]
 
 
 def test_prefix_begins_the_response(encoder):

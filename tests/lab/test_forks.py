@@ -12,8 +12,7 @@ from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.suites import SUITES, load_suite
 from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.lab.suites.forks import FINISHES, ROUTES, TASKS, TURNS, Procedure
-from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.images import image_processor
+from rdbcl_jax.models import read_processor
 from rdbcl_jax.rewards.response_format import parse
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.toy import digits, tiny
@@ -232,10 +231,8 @@ def test_prompts_and_responses_fit_the_testbed(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoder = PromptEncoder(
         tokenizer,
-        image_processor(path),
-        read_config(path),
+        read_processor(path, patch_slots=first.data.patch_slots),
         lengths=first.data.prompt_lengths,
-        slots=first.data.patch_slots,
         response_lengths=(first.rollout.max_tokens,),
     )
     for task in TASKS:

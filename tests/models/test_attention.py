@@ -105,7 +105,8 @@ def test_models_run_on_splash(family):
     def hidden(model):
         return jax.jit(model.response_hidden)(models.params, prompts, tokens, mask)
 
-    assert str(jax.make_jaxpr(model.visual_tokens)(models.params, prompts.images)).count("pallas")
+    images = prompts.model_inputs.images
+    assert str(jax.make_jaxpr(model.visual_tokens)(models.params, images)).count("pallas")
     assert worst(hidden(model), hidden(models.model), mask) <= 1e-5
 
 

@@ -12,7 +12,7 @@ from oracle import pair
 from PIL import Image
 
 from rdbcl_jax.models.qwen_vl import inputs
-from rdbcl_jax.models.qwen_vl.images import image_processor, slot_sizes
+from rdbcl_jax.models.qwen_vl.processor import image_processor, slot_sizes
 
 QWEN2_5 = {
     "image_processor_type": "Qwen2VLImageProcessor",

@@ -63,17 +63,17 @@ def test_rope_positions_are_transformers(rows):
     )
     mask = arrays["attention_mask"].astype(bool)
     np.testing.assert_array_equal(
-        prompts.positions[mask], expected.permute(1, 2, 0).numpy()[mask], strict=False
+        prompts.model_inputs.positions[mask], expected.permute(1, 2, 0).numpy()[mask], strict=False
     )
     lengths = mask.sum(1)
     np.testing.assert_array_equal(prompts.next_position, lengths + delta[:, 0].numpy())
     image = (arrays["input_ids"] == IMAGE) & mask
-    np.testing.assert_array_equal(prompts.image_slots >= 0, image)
+    np.testing.assert_array_equal(prompts.model_inputs.image_slots >= 0, image)
 
 
 def test_images_go_to_the_row_that_shows_them():
     arrays = processed(([2, (4, 4)], "left"), ([3], "left"), ([(6, 4), 1, (4, 4)], "left"))
-    images = pair("qwen2_5_vl").model.prepare(**arrays).images
+    images = pair("qwen2_5_vl").model.prepare(**arrays).model_inputs.images
     np.testing.assert_array_equal(images.grid[..., 0], [[4, 0], [0, 0], [6, 4]])
     np.testing.assert_array_equal(images.mask.sum(-1), [[16, 0], [0, 0], [24, 16]])
 

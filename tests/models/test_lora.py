@@ -128,7 +128,7 @@ def test_a_frozen_vision_tower_has_no_gradient_and_no_backward_pass(family):
         gradient = jax.jit(jax.grad(loss, argnums))
         return gradient.lower(trained, frozen).cost_analysis()["flops"]
 
-    forward = jax.jit(model.visual_tokens).lower(models.params, prompts.images)
+    forward = jax.jit(model.visual_tokens).lower(models.params, prompts.model_inputs.images)
     # the whole gradient costs the vision tower's backward pass more: about twice its forward pass
     assert flops((0, 1)) - flops(0) > 1.5 * forward.cost_analysis()["flops"]
     grads = jax.jit(jax.grad(loss))(trained, frozen)

@@ -83,7 +83,8 @@ def test_text_only_batch(loaded):
     policy, params = loaded
     only_text = [engine.records(4)[3]] * 2
     encoder_prompts = policy.encoder.encode(only_text)
-    without = dataclasses.replace(encoder_prompts, images=None)
+    blind = dataclasses.replace(encoder_prompts.model_inputs, images=None)
+    without = dataclasses.replace(encoder_prompts, model_inputs=blind)
     sampling = sampling_of(policy, engine.small_config().rollout, greedy=True)
     outs = [
         sample(policy.model, params, p, jax.random.key(0), samples=1, sampling=sampling)

@@ -15,6 +15,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import partition, save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
+from rdbcl_jax.models.qwen_vl.inputs import Inputs
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
@@ -122,8 +123,8 @@ def test_pictures_of_any_size_compile_once_per_shape_of_the_config(tmp_path, dev
                 for i, size in enumerate(sizes)
             ]
         )
-        grids |= {tuple(grid) for grid in batch.images.grid[:, 0].tolist()}
-        shapes |= {(batch.tokens.shape, batch.images.patches.shape)}
+        grids |= {tuple(grid) for grid in batch.model_inputs.images.grid[:, 0].tolist()}
+        shapes |= {(batch.tokens.shape, batch.model_inputs.images.patches.shape)}
         hidden, _ = prefill(policy.whole(params), put_batch(batch, policy.mesh))
         assert np.isfinite(hidden).all()
     assert len(grids) > 20 and 1 < len(shapes) <= 4
@@ -174,11 +175,13 @@ def abstract_prompts(count, length):
     return PromptBatch(
         tokens=array(jnp.int32, count, length),
         mask=array(bool, count, length),
-        positions=array(jnp.int32, count, length, 3),
         next_position=array(jnp.int32, count),
-        image_slots=array(jnp.int32, count, length),
-        images=None,
         record_ids=array(jnp.int32, count),
+        model_inputs=Inputs(
+            positions=array(jnp.int32, count, length, 3),
+            image_slots=array(jnp.int32, count, length),
+            images=None,
+        ),
     )
 
 

@@ -67,7 +67,7 @@ def run(policy, params, batch, chosen=None, optimizer=None, **options):
 
 def test_at_a_tasks_start_kl_is_exactly_zero_and_rp_exactly_one(loaded, sampled):
     batch = engine.train_batch(*sampled, reference_is_policy=jnp.asarray(True))
-    assert batch.prompts.images is not None
+    assert batch.prompts.model_inputs.images is not None
     _, metrics, samples = run(*loaded, batch)
     assert metrics["kl"] == 0 and metrics["kl_loss"] == 0
     assert (np.asarray(samples["rp"]) == 1).all() and (np.asarray(samples["kl"]) == 0).all()
@@ -83,8 +83,10 @@ def test_scored_reference_equals_the_policy_only_with_its_own_image(loaded, samp
     )
     assert abs(metrics["kl"]) < 1e-9
     np.testing.assert_allclose(samples["rp"], 1, atol=1e-5)
-    blank = dataclasses.replace(prompts.images, patches=prompts.images.patches * 0)
-    blind = scored(policy, params, dataclasses.replace(prompts, images=blank), rollouts)
+    seen = prompts.model_inputs
+    blank = dataclasses.replace(seen.images, patches=seen.images.patches * 0)
+    unseen = dataclasses.replace(prompts, model_inputs=dataclasses.replace(seen, images=blank))
+    blind = scored(policy, params, unseen, rollouts)
     _, metrics, _ = run(
         policy, params, engine.train_batch(prompts, rollouts, reference_logps=blind)
     )

@@ -3,5 +3,6 @@
 from rdbcl_jax.models.interface import Family
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.models.qwen_vl.processor import QwenProcessor
 
-FAMILY = Family(read_config, QwenVL)
+FAMILY = Family(read_config, QwenVL, QwenProcessor.from_pretrained)

@@ -69,7 +69,11 @@ class QwenVLConfig:
     raw: str = dataclasses.field(default="", repr=False)  # config.json, word for word
 
     @property
-    def vision_token_ids(self) -> tuple[int, ...]:
+    def vocab_size(self) -> int:
+        return self.text.vocab_size
+
+    @property
+    def forbidden_token_ids(self) -> tuple[int, ...]:
         """Ids that stand for pictures: the sampler never emits them."""
         return (
             self.image_token_id,

@@ -1,7 +1,8 @@
 """Host-side layout of a processor's output: patch slots, M-RoPE positions, token-to-patch indices.
 
 Plain numpy. Everything that depends on an image's size is settled here, so the jitted model sees
-static shapes and index arrays only.
+static shapes and index arrays only. Axis names beside those of `batches`: K images per prompt,
+S patch slots per image, N = S / merge² visual tokens per image, C numbers per patch.
 """
 
 from __future__ import annotations
@@ -10,9 +11,51 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
-from rdbcl_jax.batches import Images
+from rdbcl_jax.batches import ArrayLike, pytree
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
+
+
+@pytree
+class Images:
+    """Image patches, laid out window by window so that window attention is a plain reshape.
+
+    Each group of merge² neighbouring slots is one visual token; windows that the image does not
+    fill are padded with masked slots.
+    """
+
+    patches: Float[ArrayLike, "P K S C"]  # flattened pixels, as the Hugging Face processor gives
+    coords: Int[ArrayLike, "P K S 2"]  # (row, column) of each patch in its image's grid
+    mask: Bool[ArrayLike, "P K S"]
+    grid: Int[ArrayLike, "P K 2"]  # (rows, columns) of each image's patch grid; 0 where no image
+
+
+@pytree
+class Inputs:
+    """What a Qwen-VL reads beside a prompt's tokens: `PromptBatch.model_inputs`."""
+
+    positions: Int[ArrayLike, "P L 3"]  # M-RoPE: temporal, height, width
+    image_slots: Int[ArrayLike, "P L"]  # visual token of the row, in [0, K·N); -1 for text
+    images: Images | None  # None: no row of the batch has an image
+
+
+def lay_out(
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    pixels: Sequence[Sequence[np.ndarray]],
+    grids: Sequence[Sequence[tuple[int, int]]],
+    config: QwenVLConfig,
+    **sizes: int | None,
+) -> tuple[Inputs, np.ndarray]:
+    """The model's inputs for token rows [P, L], and the position that follows each.
+
+    Args:
+      pixels, grids, sizes: as in `place_images`.
+    """
+    images, indices = place_images(pixels, grids, config.vision, **sizes)
+    positions, following = rope_positions(tokens, mask, grids, config)
+    return Inputs(positions, image_slots(tokens, mask, indices, config), images), following
 
 
 @functools.lru_cache(maxsize=4096)

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from rdbcl_jax.batches import Images, PromptBatch
+from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
@@ -92,11 +92,9 @@ class QwenVL:
         if attention_mask is not None:
             mask = np.asarray(attention_mask).astype(bool)
         pixels, grids = _split_images(tokens, mask, pixel_values, image_grid_thw, self.config)
-        images, indices = inputs.place_images(pixels, grids, self.config.vision)
-        slots = inputs.image_slots(tokens, mask, indices, self.config)
-        positions, following = inputs.rope_positions(tokens, mask, grids, self.config)
+        model_inputs, following = inputs.lay_out(tokens, mask, pixels, grids, self.config)
         record_ids = np.arange(len(tokens), dtype=np.int32)
-        return PromptBatch(tokens, mask, positions, following, slots, images, record_ids)
+        return PromptBatch(tokens, mask, following, record_ids, model_inputs)
 
     def hidden(self, params: Params, **processor_output) -> Float[Array, "B L D"]:
         """Last hidden states, after the final norm, for a processor's output."""
@@ -114,7 +112,7 @@ class QwenVL:
     ) -> tuple[Float[Array, "P L D"], KeyValues]:
         """Hidden states of the prompts, and the keys and values that responses will read."""
         x, deep = self._embed_prompts(params, prompts)
-        rope = self._rope(prompts.positions)
+        rope = self._rope(prompts.model_inputs.positions)
 
         def body(x, layer, index):
             x, key_value = self._text_layer(layer, x, rope, prompts.mask)
@@ -139,7 +137,7 @@ class QwenVL:
         x_prompt, deep = self._embed_prompts(params, prompts)
         inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
         x = self._embed_tokens(params, inputs_)
-        prompt_rope = self._rope(prompts.positions)
+        prompt_rope = self._rope(prompts.model_inputs.positions)
         steps = jnp.arange(inputs_.shape[-1])
         rope = self._rope(_text_positions(prompts.next_position[:, None, None] + steps))
         rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
@@ -231,7 +229,7 @@ class QwenVL:
         (x, cache), _ = jax.lax.scan(body, (x, cache), xs)
         return self._final_norm(params, x)[..., 0, :], cache
 
-    def visual_tokens(self, params: Params, images: Images) -> Float[Array, "1+E P KN D"]:
+    def visual_tokens(self, params: Params, images: inputs.Images) -> Float[Array, "1+E P KN D"]:
         """Every visual token of a row, in slot order (window by window), level by level.
 
         Level 0 stands in the place of the image tokens' embeddings. The E levels after it
@@ -299,10 +297,11 @@ class QwenVL:
     def _embed_prompts(self, params, prompts: PromptBatch):
         """Embeddings [P, L, D], and what DeepStack adds later, [E, P, L, D] or None."""
         x = self._embed_tokens(params, prompts.tokens)
-        if prompts.images is None:
+        own: inputs.Inputs = prompts.model_inputs
+        if own.images is None:
             return x, None
-        levels = self.visual_tokens(params, prompts.images).astype(x.dtype)
-        image_slots = jnp.asarray(prompts.image_slots)[..., None]
+        levels = self.visual_tokens(params, own.images).astype(x.dtype)
+        image_slots = jnp.asarray(own.image_slots)[..., None]
         placed = jnp.take_along_axis(levels, jnp.maximum(image_slots, 0)[None], axis=2)
         x = jnp.where(image_slots >= 0, placed[0], x)
         return x, jnp.where(image_slots >= 0, placed[1:], 0) if len(placed) > 1 else None

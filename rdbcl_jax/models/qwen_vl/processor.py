@@ -1,0 +1,130 @@
+"""Pictures to patches and tokens, on the host: Hugging Face's own image processor, and sizes that
+few programs serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rdbcl_jax.batches import fitting_size
+from rdbcl_jax.models.qwen_vl import inputs
+from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
+
+# of a prompt's images: patches [rows · columns, C], and (rows, columns) of its grid
+Pictures = list[tuple[np.ndarray, tuple[int, int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenProcessor:
+    """The `Processor` of Qwen-VL.
+
+    Attributes:
+      patch_slots, images_per_prompt: the sizes S and K that batches may have; empty: what a batch
+        needs. With `images_per_prompt=(1,)` batches without images have the others' shapes.
+    """
+
+    config: QwenVLConfig
+    image_processor: Any
+    patch_slots: tuple[int, ...] = ()
+    images_per_prompt: tuple[int, ...] = ()
+    reads_images: ClassVar[bool] = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | pathlib.Path,
+        config: QwenVLConfig,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        patch_slots: Sequence[int] = (),
+        images_per_prompt: Sequence[int] = (),
+    ) -> QwenProcessor:
+        """Reads a checkpoint directory; arguments as in `image_processor` and of the class."""
+        processor = image_processor(path, min_pixels=min_pixels, max_pixels=max_pixels)
+        return cls(config, processor, tuple(patch_slots), tuple(images_per_prompt))
+
+    def pictures(self, images: Sequence[Sequence[Any]]) -> list[Pictures]:
+        """Each prompt's images, as patches."""
+        flat = [image for row in images for image in row]
+        if not flat:
+            return [[] for _ in images]
+        out = self.image_processor(flat, return_tensors="np")
+        grids = [(int(rows), int(columns)) for _, rows, columns in out["image_grid_thw"]]
+        ends = np.cumsum([rows * columns for rows, columns in grids])
+        patches = np.split(np.asarray(out["pixel_values"], np.float32), ends[:-1])
+        made = list(zip(patches, grids, strict=True))
+        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
+        return [made[a:b] for a, b in bounds]
+
+    def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
+        """Repeats each image placeholder once per visual token of its image."""
+        pad_id, merge = self.config.image_token_id, self.config.vision.merge_size
+        if (found := row.count(pad_id)) != len(pictures):
+            raise ValueError(
+                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
+                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
+            )
+        sizes = iter(rows * columns // merge**2 for _, (rows, columns) in pictures)
+        return [t for token in row for t in [token] * (next(sizes) if token == pad_id else 1)]
+
+    def model_inputs(
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        pictures: Sequence[Pictures],
+        records: Sequence[str],
+    ) -> tuple[inputs.Inputs, np.ndarray]:
+        """Positions, and the patches in their slots; the position that follows each row."""
+        vision = self.config.vision
+        grids = [[grid for _, grid in row] for row in pictures]
+        pixels = [[patches for patches, _ in row] for row in pictures]
+        counts = [len(row) for row in grids]
+        count = fitting_size("images_per_prompt", counts, self.images_per_prompt, records)
+        needed = [max((inputs.slots_needed(*g, vision) for g in row), default=0) for row in grids]
+        slots = fitting_size("patch_slots", needed, self.patch_slots, records) if count else None
+        return inputs.lay_out(
+            tokens, mask, pixels, grids, self.config, slots=slots or None, images_per_row=count
+        )
+
+
+def image_processor(
+    path: str | pathlib.Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> Any:
+    """The image processor of a checkpoint directory, of all three families.
+
+    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
+    and resized pixels would then differ between machines.
+
+    Args:
+      min_pixels, max_pixels: an image is resized to an area between them, its aspect ratio kept;
+        default: as the checkpoint says.
+    """
+    from transformers import Qwen2VLImageProcessorPil
+
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    given = {name: value for name, value in limits.items() if value is not None}
+    return Qwen2VLImageProcessorPil.from_pretrained(path, **given)
+
+
+def slot_sizes(config: VisionConfig, largest: int, *, growth: float = 1.5) -> tuple[int, ...]:
+    """Numbers of patch slots to pad images to: whole windows, each about `growth` times the last.
+
+    Batches of any image sizes then compile at most one program a size, and at most `growth` times
+    the slots needed are computed. What pads a batch takes the smallest that fits
+    (`QwenProcessor.patch_slots`).
+
+    Args:
+      largest: at least the slots of the largest image (`inputs.slots_needed`).
+    """
+    window = max(config.window_units, 1) ** 2 * config.merge_size**2
+    windows, sizes = 1, []
+    while windows * window < largest:
+        sizes.append(windows * window)
+        windows = max(windows + 1, int(windows * growth))
+    return (*sizes, windows * window)
