@@ -207,7 +207,7 @@ def base() -> dict:
 
 
 def gate() -> dict:
-    """What `rdbcl gate` asks of a model: fractions in [0, 1], see rdbcl_jax.lab.faithfulness."""
+    """What `rdbcl gate` asks of a model: fractions in [0, 1]."""
     return {
         "records": 128,  # per task and check
         "zero_shot": (0.15, 0.6),  # accuracy of the base model

@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -9,9 +11,9 @@ import rdbcl_jax
 
 ROOT = pathlib.Path(rdbcl_jax.__file__).parent
 FLOORS = (
-    ("core", "version", "batches"),
-    ("models", "sharding", "checkpoint", "config", "json_files", "results"),
-    ("rewards", "data", "workdir", "policy"),
+    ("core", "version", "batches", "spelling"),
+    ("models", "sharding", "checkpoint", "config", "json_files", "results", "commands"),
+    ("distributed", "rewards", "data", "workdir", "policy"),
     ("rollout", "methods"),
     ("training", "evaluation", "snapshots", "export", "reporting", "toy"),
     ("training.run",),
@@ -68,3 +70,35 @@ def test_no_circles():
         return seen
 
     assert not [r for r in edges if r in reach(r)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_says_its_job(path):
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_only_the_table_of_suites_names_the_laboratory():
+    naming = {
+        str(path.relative_to(ROOT))
+        for path in MODULES
+        if room(path) != "lab"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and "rdbcl_jax.lab" in str(node.value)
+    }
+    assert naming == {"data/suites.py"}
+
+
+@pytest.mark.parametrize(
+    "module,absent",
+    [
+        ("rdbcl_jax", ("rdbcl_jax.lab", "matplotlib", "tensorboardX", "transformers")),
+        ("rdbcl_jax.cli", ("rdbcl_jax.lab", "matplotlib", "tensorboardX", "flax", "transformers")),
+        ("rdbcl_jax.export", ("rdbcl_jax.lab", "matplotlib", "tensorboardX")),
+        ("rdbcl_jax.training.collect", ("rdbcl_jax.lab", "matplotlib", "tensorboardX")),
+        ("rdbcl_jax.training.run", ("rdbcl_jax.lab",)),  # draws a report, and logs to TensorBoard
+    ],
+)
+def test_what_an_import_brings_along(module, absent):
+    code = f"import sys, {module}; print([m for m in sys.modules if m in {absent}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -7,8 +7,6 @@ again, a memorised response, the records of the Fisher information, prompts of e
 import pathlib
 import sys
 
-import jax
-
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
     "dapo": {"rollout.resample": 2},
@@ -19,10 +17,10 @@ METHODS = {
 
 
 def main(folder: str, *flags: str) -> None:
-    from rdbcl_jax.cli import _join_processes
+    from rdbcl_jax.distributed import join_processes
 
     if "--distributed" in flags:
-        _join_processes(jax)
+        join_processes()
     from rdbcl_jax.training.run import train
     from tests.small_config import get_config
 

@@ -6,7 +6,6 @@ be imported, such as `my_package.my_suite`. A built-in task goes by its own name
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.spelling import did_you_mean
 
 # they stand on floors above, and are imported when asked
 SUITES = {
@@ -97,7 +97,7 @@ def load_suite(name: str, needs: type = Suite) -> Any:
             raise  # the suite is there, and a package that it imports is not
         raise ValueError(
             f"suite is {name!r}, expected one of {[*SUITES]}, or the name of a module that can be "
-            f"imported{suggestion(name, SUITES)}"
+            f"imported{did_you_mean(name, SUITES)}"
         ) from None
     missing = [member for member in _members(needs) if not hasattr(suite, member)]
     if missing:
@@ -136,12 +136,6 @@ def names_a_suite(source: str) -> bool:
     files = source.endswith(DATA_FILES) or pathlib.Path(source).exists()
     dotted = all(part.isidentifier() for part in suite.split("."))
     return bool(colon) and dotted and suite != "tfds" and not files
-
-
-def suggestion(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """`; did you mean 'forks'?`, or nothing where nothing is near."""
-    near = difflib.get_close_matches(name, [*known], 1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _members(protocol: type) -> list[str]:

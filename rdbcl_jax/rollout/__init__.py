@@ -1,0 +1,1 @@
+"""Rollouts: responses drawn from a policy, in one jitted loop."""

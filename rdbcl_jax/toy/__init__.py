@@ -1,0 +1,1 @@
+"""The quickstart's: a tiny base model made from nothing, and verifiable tasks on real digits."""

@@ -1,0 +1,1 @@
+"""Dynamics, `rdbcl dynamics`: what a step on some texts does to the predictions on others."""

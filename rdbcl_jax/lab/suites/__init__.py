@@ -1,0 +1,1 @@
+"""Suites of verifiable tasks that only studies use."""
