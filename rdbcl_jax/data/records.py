@@ -22,13 +22,13 @@ import glob
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from rdbcl_jax.rewards.verifiers import get_verifier
+from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
 IMAGE_MARK = "<image>"  # where in a prompt an image stands
 PROMPTS = ("prompt", "problem", "question", "conversations")
@@ -62,7 +62,9 @@ class Record:
     system: str = ""
 
 
-def load_records(source: str | Path, *, task: str, verifier: str | None = None) -> list[Record]:
+def load_records(
+    source: str | Path, *, task: str, verifier: str | None = None, trusted: Collection[str] = ()
+) -> list[Record]:
     """Reads and checks all records of a source.
 
     Args:
@@ -70,6 +72,8 @@ def load_records(source: str | Path, *, task: str, verifier: str | None = None) 
         name), or `tfds:name/split` through TensorFlow Datasets.
       task: the name that the records' task gets.
       verifier: of all records; None takes each row's `verifier` column, else `exact`.
+      trusted: verifiers of the form `package.module:function` that rows may name. Others are
+        refused: no data file says what is imported.
 
     Raises:
       FileNotFoundError: no such file.
@@ -78,7 +82,7 @@ def load_records(source: str | Path, *, task: str, verifier: str | None = None) 
     """
     records, seen = [], {}
     for where, folder, default_id, row in _rows(str(source)):
-        record = _record(row, where, folder, default_id, task, verifier)
+        record = _record(row, where, folder, default_id, task, verifier, trusted)
         if record.id in seen:
             raise ValueError(
                 f"{where}: id {record.id!r} was already used at {seen[record.id]}; "
@@ -204,6 +208,7 @@ def _record(
     default_id: str,
     task: str,
     verifier: str | None,
+    trusted: Collection[str],
 ) -> Record:
     """Builds and checks one record; every error starts by saying which record it is."""
     given = row.get("id")
@@ -212,7 +217,7 @@ def _record(
         prompt, second_turn, inline, system = _question(row)
         images = _images(_first(row, IMAGES) or inline, folder)
         _check_marks(prompt, images)
-        name = verifier or row.get("verifier") or "exact"
+        name = verifier or _named_verifier(row, trusted)
         answer = _answer(row, second_turn)
         _check_gold(name, answer)
     except ValueError as error:
@@ -222,6 +227,16 @@ def _record(
     if system:
         columns["system"] = system
     return Record(record_id, task, prompt, images, answer, name, columns, system)
+
+
+def _named_verifier(row: Mapping[str, Any], trusted: Collection[str]) -> str:
+    name = str(row.get("verifier") or "exact")
+    if is_imported(name) and name not in trusted:
+        raise ValueError(
+            f"its verifier is {name!r}, and a data file cannot name code to import; name it as the "
+            "verifier of a task in config.tasks, or register it"
+        )
+    return name
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]):

@@ -103,13 +103,14 @@ def _study() -> Run:
     def run(args: list[str]) -> None:
         from rdbcl_jax.lab.study.run import run_study
 
-        file, _, _ = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+        file = config_flags.get_config_filename(flags.FLAGS["config"])
         results = run_study(
             config.value,
             workdir.value,
-            name=pathlib.Path(file).stem,
+            name=pathlib.Path(file.partition(":")[0]).stem,
             workers=workers.value,
             gate=gate.value,
+            config_file=file,
         )
         print(pathlib.Path(workdir.value) / "study.md")
         if results["stopped"]:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.functions import load_function
 from rdbcl_jax.rewards.response_format import in_format
-from rdbcl_jax.rewards.scoring import load_function
 
 TARGETS = ("reasoning", "answer", "rollouts")
 

@@ -10,7 +10,6 @@ jigsaw reward of arXiv:2506.23508, hit fraction + all right + format, is then
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float
 
+from rdbcl_jax.rewards.functions import load_function
 from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
 
@@ -177,22 +177,6 @@ def _total(components, weights, n: int) -> np.ndarray:
 
 
 # --- user functions ------------------------------------------------------------------------------
-
-
-def load_function(name: str, function: Callable | str) -> Callable:
-    """The function that `"package.module:function"` names; a function is taken as it is.
-
-    Raises ValueError, saying for which `name`, where there is none.
-    """
-    if callable(function):
-        return function
-    module, colon, attribute = function.partition(":")
-    if not colon:
-        raise ValueError(f"function {name!r} is {function!r}, expected package.module:function")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"function {name!r}: cannot import {function!r}: {error}") from error
 
 
 def _call(

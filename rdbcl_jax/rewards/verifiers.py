@@ -4,11 +4,16 @@ A verifier has two halves. `prepare` parses the gold answer and raises ValueErro
 it runs once when a record is loaded, so that no unparsable gold can ever score. `compare` judges
 the text of one answer block and never raises: an answer that is not understood scores 0. Exactly
 1 means correct. Everything matches the *whole* answer: no verifier searches it for something right.
+
+A verifier of one's own is named by where it is, `package.module:function` in `config.tasks`: a
+function of an answer and the gold answer, or a `Verifier`. `register` gives it a short name, which
+only processes know that ran the same line; a study's workers run its config file for that.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import unicodedata
@@ -16,6 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rdbcl_jax.rewards import boxes, mathematics
+from rdbcl_jax.rewards.functions import load_function
+from rdbcl_jax.spelling import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +42,16 @@ class Verifier:
         """The score in [0, 1] of the text of an answer block; an empty one is never right.
 
         Raises:
-          ValueError: the gold answer is unparsable.
+          ValueError: the gold answer is unparsable, or the score is not in [0, 1].
         """
         prepared = self.prepare(gold)
         if not answer.strip():
             return 0.0
         extra = () if self.parameter is None else (self.parameter,)
-        return float(self.compare(answer, prepared, *extra))
+        score = float(self.compare(answer, prepared, *extra))
+        if not 0 <= score <= 1:
+            raise ValueError(f"verifier {self.name!r} scored {score}, expected a number in [0, 1]")
+        return score
 
 
 VERIFIERS: dict[str, Verifier] = {}
@@ -61,21 +71,56 @@ def register(
 
 
 def get_verifier(name: str) -> Verifier:
-    """The verifier of that name. `number:0.05` sets the parameter of a verifier that has one.
+    """The verifier of that name, or at `package.module:function`, which is imported.
+
+    `number:0.05` and `package.module:function:0.05` set the parameter of a verifier that has one.
+    A plain function is called with the answer and the gold answer, both text, and the parameter if
+    there is one.
 
     Raises:
       ValueError: no such verifier, or a parameter that it does not take.
     """
+    return _imported(name) if is_imported(name) else _registered(name)
+
+
+def is_imported(name: str) -> bool:
+    """Whether a verifier's name says where its code is, rather than which of those known it is."""
+    base, _, function = name.partition(":")
+    return base not in VERIFIERS and function.partition(":")[0].isidentifier()
+
+
+def _registered(name: str) -> Verifier:
     base, colon, parameter = name.partition(":")
     if base not in VERIFIERS:
-        raise ValueError(f"unknown verifier {name!r}; there are: {', '.join(sorted(VERIFIERS))}")
-    verifier = VERIFIERS[base]
-    if not colon:
-        return verifier
+        raise ValueError(
+            f"unknown verifier {name!r}; there are: {', '.join(sorted(VERIFIERS))}, and your own "
+            f"as package.module:function{did_you_mean(base, VERIFIERS)}"
+        )
+    return _with_parameter(VERIFIERS[base], name, parameter) if colon else VERIFIERS[base]
+
+
+@functools.lru_cache
+def _imported(name: str) -> Verifier:
+    module, function, *parameter = name.split(":", 2)
+    found = load_function("verifier", f"{module}:{function}")
+    if not isinstance(found, Verifier):
+        if not callable(found):
+            raise ValueError(f"verifier {name!r} is no function, but {found!r}"[:200])
+        found = Verifier(name, _as_it_is, found, 0.0 if parameter else None)
+    return _with_parameter(found, name, parameter[0]) if parameter else found
+
+
+def _with_parameter(verifier: Verifier, name: str, parameter: str) -> Verifier:
     value = parse_number(parameter)
     if verifier.parameter is None or value is None or value < 0:
-        raise ValueError(f"verifier {name!r}: {base!r} takes no such parameter")
+        raise ValueError(f"verifier {name!r}: {verifier.name!r} takes no such parameter")
     return dataclasses.replace(verifier, name=name, parameter=value)
+
+
+def _as_it_is(gold: str) -> str:
+    if not gold.strip():
+        raise ValueError("the gold answer is empty")
+    return gold
 
 
 # --- exact: the same words -----------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Reading records in three conventions, and what a user is told when something is wrong."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -12,7 +13,9 @@ import pytest
 from PIL import Image
 
 from rdbcl_jax.data.records import Record, load_images, load_records
+from rdbcl_jax.data.tasks import read_source
 from rdbcl_jax.rewards.scoring import score
+from tests.engine import small_config
 
 
 def encoded(color=(255, 0, 0), size=(4, 2)):
@@ -134,6 +137,24 @@ def test_the_verifier_of_each_row(folder):
     rows = [{"prompt": "?", "answer": "B", "verifier": "choice"}, {"prompt": "?", "answer": "B"}]
     records = load_records(jsonl(folder, *rows), task="t")
     assert [record.verifier for record in records] == ["choice", "exact"]
+
+
+def test_a_data_file_names_no_code_that_the_config_does_not(folder):
+    own = "tests.rewards.test_verifiers:within"
+    rows = [{"prompt": "?", "answer": "7", "verifier": v} for v in ("number:0.05", own)]
+    path = str(jsonl(folder, *rows))
+    with pytest.raises(ValueError, match=r"line 2 .*cannot name code to import"):
+        load_records(path, task="t")
+    records = load_records(path, task="t", trusted=[own])
+    assert [record.verifier for record in records] == ["number:0.05", own]
+    config = small_config()
+    config.tasks.mine = {"test": path}
+    with pytest.raises(ValueError, match="cannot name code to import"):
+        read_source(path, config, split="test", task="mine")
+    config.tasks.other = {"test": path, "verifier": own}
+    assert read_source(path, config, split="test", task="mine") == [
+        dataclasses.replace(record, task="mine") for record in records
+    ]
 
 
 def test_a_pattern_of_files_is_read_in_order(folder):

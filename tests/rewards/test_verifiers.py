@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdbcl_jax.rewards import boxes
-from rdbcl_jax.rewards.verifiers import VERIFIERS, get_verifier, parse_number, register
+from rdbcl_jax.rewards.verifiers import (
+    VERIFIERS,
+    Verifier,
+    get_verifier,
+    parse_number,
+    register,
+)
 
 BOX = "[[0, 0, 10, 10]]"
 IN_IMAGE = '{"size": [100, 50], "boxes": [[0, 0, 10, 10], [20, 20, 40, 40]]}'
@@ -221,7 +227,10 @@ def test_numbers_round_trip(value):
     assert parse_number(repr(value)) == value
 
 
-@pytest.mark.parametrize("name", ["nope", "exact:1", "number:", "number:x", "number:-1", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["nope", "exact:1", "number:", "number:x", "number:-1", "", "numbr:0.05", "no.such:thing"],
+)
 def test_unknown_names_and_parameters(name):
     with pytest.raises(ValueError, match=r"verifier"):
         get_verifier(name)
@@ -241,3 +250,30 @@ def test_a_verifier_of_ones_own():
             register("not a name", prepare, close)
     finally:
         del VERIFIERS["close"]
+
+
+def within(answer, gold, tolerance=1.0):
+    """A verifier of one's own as a function: right where it is near enough."""
+    return float(abs(float(answer) - float(gold)) <= tolerance)
+
+
+WITHIN = Verifier("within", float, within, 2.0)
+EAGER = Verifier("eager", str, lambda answer, gold: 2.0)
+
+
+def test_a_verifier_of_ones_own_is_named_by_where_it_is():
+    here = "tests.rewards.test_verifiers"
+    assert score(f"{here}:within", "8", "7") == 1.0 and score(f"{here}:within", "9", "7") == 0.0
+    assert score(f"{here}:within:2.5", "9", "7") == 1.0
+    assert score(f"{here}:WITHIN", "9", "7") == 1.0
+    assert score(f"{here}:WITHIN:0.5", "8", "7") == 0.0
+    assert score(f"{here}:within", " ", "7") == 0.0
+    with pytest.raises(ValueError, match="gold answer is empty"):
+        get_verifier(f"{here}:within").prepare(" ")
+    with pytest.raises(ValueError, match="could not convert"):
+        get_verifier(f"{here}:WITHIN").prepare("seven")
+    with pytest.raises(ValueError, match="expected a number in"):
+        score(f"{here}:EAGER", "8", "7")
+    for name in (f"{here}:BOX", f"{here}:nothing", f"{here}:within:x", f"{here}:EAGER:1"):
+        with pytest.raises(ValueError, match="verifier"):
+            get_verifier(name)

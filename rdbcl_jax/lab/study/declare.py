@@ -72,6 +72,14 @@ def load_config(file: str | pathlib.Path, *args: str) -> ConfigDict:
     return module.get_config(*args)
 
 
+def execute(file: str) -> None:
+    """Runs a config file for what it registers, such as verifiers: FILE, or FILE:FORM where
+    `get_config` takes the form; nothing where there is none."""
+    path, colon, form = file.partition(":")
+    if path:
+        load_config(path, *([form] if colon else []))
+
+
 def study_config(
     run: ConfigDict,
     arms: Sequence[Arm],

@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rdbcl_jax.json_files import read_json
-from rdbcl_jax.lab.study.declare import Study, point_name
+from rdbcl_jax.lab.study.declare import Study, execute, point_name
 from rdbcl_jax.lab.study.jobs import (
     base_name,
     finished,
@@ -47,6 +47,7 @@ def run_study(
     name: str,
     workers: int | None = None,
     gate: bool = False,
+    config_file: str = "",
 ) -> dict[str, Any]:
     """Runs a study, or what is left of it, and writes its report.
 
@@ -60,6 +61,8 @@ def run_study(
         nothing, and writes the report of what is there.
       gate: every base must pass `lab.faithfulness` before a run starts from it; the first that does
         not ends the study, jobs that run then are cut short, and `stopped` says so.
+      config_file: FILE or FILE:FORM that `config` is from; each worker runs it before its first
+        job, for what it registers.
     Returns:
       What study.json holds; `failed` is {name of a run: error}, `stopped` why the study did.
     Raises:
@@ -68,7 +71,7 @@ def run_study(
     study, workdir = Study(config), pathlib.Path(workdir).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
-        runner = _Runner(study, workdir, name, gate)
+        runner = _Runner(study, workdir, name, gate, config_file)
         if workers != 0:
             runner.work(workers or default_workers())
         return write_study_report(runner.record(), workdir)
@@ -86,8 +89,11 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 class _Runner:
-    def __init__(self, study: Study, workdir: pathlib.Path, name: str, gate: bool):
+    def __init__(
+        self, study: Study, workdir: pathlib.Path, name: str, gate: bool, config_file: str
+    ):
         self.study, self.workdir, self.name, self.gate = study, workdir, name, gate
+        self.config_file = config_file
         self.stopped = ""  # which base did not pass
         self.runs = workdir / "runs"
         self.scores: dict[str, float] = {}  # of runs that are over; NaN: failed
@@ -123,7 +129,9 @@ class _Runner:
         """Runs all that is wanted and not there yet."""
         with (
             StudyProgress(self.name, workers) as progress,
-            Workers(workers, self.workdir / "cache") as pool,
+            Workers(
+                workers, self.workdir / "cache", functools.partial(execute, self.config_file)
+            ) as pool,
         ):
             while True:
                 plan = self.plan()

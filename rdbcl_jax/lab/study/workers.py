@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import multiprocessing
 import os
@@ -58,7 +59,9 @@ def default_workers() -> int:
 class Workers:
     """A pool of processes; `start` a job on an idle one, `wait` for one that is over."""
 
-    def __init__(self, count: int, cache: pathlib.Path):
+    def __init__(self, count: int, cache: pathlib.Path, prepare: Callable[[], None]):
+        """`prepare` is called in each process before its first job: it travels by its name."""
+        self._prepare = prepare
         self._context = multiprocessing.get_context("spawn")
         self._environment = {
             "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -92,7 +95,7 @@ class Workers:
     def _open(self, cores: Sequence[int]) -> tuple[multiprocessing.Process, Connection]:
         """A process that starts, and stays, on its cores: libraries count them when imported."""
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,))
+        process = self._context.Process(target=_serve, args=(theirs, self._prepare))
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(len(cores)))
         with _environment({**self._environment, **threads}), _on(cores):
             process.start()
@@ -135,20 +138,22 @@ class _Worker:
 # ------------------------------------------------------------------------------ in the worker
 
 
-def _serve(connection: Connection) -> None:
+def _serve(connection: Connection, prepare: Callable[[], None]) -> None:
+    prepare = functools.cache(prepare)  # again for the next job where it fails
     threading.Thread(target=_die_with_parent, daemon=True).start()
     for noisy in ("absl", "orbax", "grain", "jax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     while True:
-        connection.send(_do(connection.recv()))
+        connection.send(_do(connection.recv(), prepare))
 
 
-def _do(job: Job) -> str:
+def _do(job: Job, prepare: Callable[[], None]) -> str:
     """Returns what went wrong: nothing that a job does or meets ends the worker."""
     try:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with _output(job.log):
             try:
+                prepare()
                 job.work(job.config, job.workdir)
             except Exception:
                 traceback.print_exc()

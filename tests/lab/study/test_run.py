@@ -91,3 +91,23 @@ def _check_report(workdir, lost):
     assert cells["sft"]["strength"]["kl_coef"][0] is None
     table = (workdir / "study.md").read_text()
     assert f"| {lost.parent.name} |  | 1 (1 failed) |" in table and "| failed |" in table
+
+
+@pytest.mark.slow
+def test_workers_know_what_the_config_file_registers(tmp_path):
+    command = [sys.executable, "-m", "rdbcl_jax.cli", "study", f"--workdir={tmp_path / 'study'}"]
+    done = subprocess.run(
+        [*command, "--config=tests/lab/study/own_verifier.py:any", "--workers=1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": QUICK,
+            "OWN_RECORDS": str(tmp_path / "own.jsonl"),
+        },
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(finished(tmp_path / "study")) == 1
