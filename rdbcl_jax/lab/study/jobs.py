@@ -15,6 +15,9 @@ from rdbcl_jax.results import FILE, read_results
 from rdbcl_jax.workdir import changes, is_directory
 
 ASKED = "config.json"  # in a run's workdir: the config that it was asked for
+# fields that are younger than some studies' workdirs, and the values at which they change nothing:
+# names of bases and gates leave them out there, so that those that exist are found again
+YOUNGER = {"data.system_prompt": ""}
 
 
 def base_name(config: ConfigDict) -> str:
@@ -26,12 +29,12 @@ def base_name(config: ConfigDict) -> str:
         return ""
     counts = ("train_count", "validation_count", "test_count", "seed", "threads")
     parts = {
-        "base": config.base.to_dict(),
+        "base": _section(config, "base"),
         "model": {k: config.model[k] for k in ("dtype", "param_dtype", "remat")},
-        "data": {k: v for k, v in config.data.to_dict().items() if k not in counts},
+        "data": {k: v for k, v in _section(config, "data").items() if k not in counts},
         "max_tokens": config.rollout.max_tokens,
         "chunk_size": config.training.chunk_size,
-        "mesh": config.mesh.to_dict(),
+        "mesh": _section(config, "mesh"),
     }
     return f"bases/seed{config.base.seed}-{_digest(parts)}"
 
@@ -46,14 +49,19 @@ def gate_name(config: ConfigDict) -> str:
         return ""
     parts = {
         "tasks": sorted(config.sequence),
-        "gate": config.gate.to_dict(),
-        "model": config.model.to_dict(),
-        "data": config.data.to_dict(),
+        "gate": _section(config, "gate"),
+        "model": _section(config, "model"),
+        "data": _section(config, "data"),
         "max_tokens": config.rollout.max_tokens,
-        "base": config.base.to_dict(),
+        "base": _section(config, "base"),
     }
     base = base_name(config) or config.model.path
     return f"gates/{pathlib.Path(base).name}-{_digest(parts)}"
+
+
+def _section(config: ConfigDict, name: str) -> dict[str, Any]:
+    fields = config[name].to_dict().items()
+    return {field: v for field, v in fields if YOUNGER.get(f"{name}.{field}", ...) != v}
 
 
 def _digest(parts: dict[str, Any]) -> str:

@@ -1,0 +1,47 @@
+"""Names of bases and gates: a study that was begun finds its own again."""
+
+import pathlib
+
+import pytest
+
+from rdbcl_jax.lab.study import load_config
+from rdbcl_jax.lab.study.declare import Study
+from rdbcl_jax.lab.study.jobs import base_name, gate_name
+from rdbcl_jax.lab.study.plan import make_plan
+
+FOLDER = pathlib.Path(__file__).parents[3] / "configs/studies"
+
+
+@pytest.mark.parametrize(
+    "study,run,base,gate",  # as version 0.1.0 named them
+    [
+        ("dyme", "right traces/grpo/seed0", "seed0-4ffdd16b", "seed0-4ffdd16b-4fd3c07b"),
+        ("mssr", "main/grpo/seed0", "seed0-3c04e63a", "seed0-3c04e63a-b892a86a"),
+        ("rft_vs_sft", "jigsaw2x2/rft/seed0", "seed0-3124824c", "seed0-3124824c-aa242968"),
+        (
+            "rdb_cl",
+            "main/grpo/kl.beta=0/seed100",
+            "seed100-830334b2",
+            "seed100-830334b2-d88223cd",
+        ),
+    ],
+)
+def test_names_stay_what_they_were(study, run, base, gate):
+    declared = Study(load_config(FOLDER / f"{study}.py", "ci"))
+    config = make_plan(declared, {}, pathlib.Path("/runs")).runs[run].config
+    assert base_name(config) == f"bases/{base}"
+    assert gate_name(config) == f"gates/{gate}"
+
+
+def test_what_makes_another_base_or_gate_makes_another_name():
+    declared = Study(load_config(FOLDER / "mssr.py", "ci"))
+    config = next(iter(make_plan(declared, {}, pathlib.Path("/runs")).runs.values())).config
+    for field, value, base_too in (
+        ("base.steps", 7, True),
+        ("data.system_prompt", "Be brief.", True),
+        ("gate.records", 7, False),
+    ):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        assert gate_name(other) != gate_name(config)
+        assert (base_name(other) != base_name(config)) == base_too
