@@ -1,219 +1,403 @@
-"""Every setting of a run, with its default. `configs/*.py` start from here and change a few.
+"""Every setting of a run: what it means, its range, its default.
 
-Any field is a flag: `--config.rollout.temperature=0.8`.
+`configs/*.py` start from `default_config()`, a ConfigDict, and change a few. Any field is a flag:
+`--config.rollout.temperature=0.8`. Behind the command line stands `RunConfig`, which is frozen and
+has checked each field. What a method takes is described beside it, in `rdbcl_jax/methods/`, and the
+tiny base model's own settings in `rdbcl_jax/toy/options.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast, get_origin
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate
+from rdbcl_jax.sections import (
+    SECTIONS,
+    Count,
+    Decay,
+    Natural,
+    NonNegative,
+    Positive,
+    Probability,
+    Refused,
+    Section,
+    Share,
+    as_dict,
+    hints,
+    inner,
+    known,
+)
+from rdbcl_jax.spelling import did_you_mean
 
-def default_config() -> ConfigDict:
-    """The defaults, sized for a Qwen2.5-VL of a few billion parameters."""
-    return ConfigDict(
-        {
-            "method": "rdbcl",  # a name in rdbcl_jax.methods.METHODS
-            "seed": 0,
-            "model": model(),
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # −1: all that the others leave
-            "sequence": (),  # names of the tasks, in the order they are learned
-            "tasks": {},  # per task: {"train", "validation", "test": source, "verifier": name}
-            "data": data(),
-            "rewards": {  # see rdbcl_jax.rewards.scoring.RewardConfig
-                "weights": {"format": 0.2, "accuracy": 1.0},
-                "task_weights": {},  # per task: weights that replace the above
-                "functions": {},  # name: "package.module:function", in TRL's form
-                "if_correct": (),  # components that pay only a correct answer
-            },
-            "rollout": {
-                "prompts": 32,  # P, per update and over all devices
-                "samples": 8,  # G, rollouts of each prompt
-                "max_tokens": 1024,  # T
-                "temperature": 1.0,
-                "top_p": 1.0,
-                "top_k": 0,
-                # batches drawn at most to replace groups whose rewards are all equal (DAPO)
-                "resample": placeholder(int),
-            },
-            # None in `loss` and `kl`, and for rollout.resample: the method's own value, see
-            # rdbcl_jax.methods.grpo
-            "loss": {
-                "clip_low": placeholder(float),
-                "clip_high": placeholder(float),
-                "dual_clip": placeholder(float),  # 0: off
-                "ratio_level": placeholder(str),  # "token" or "sequence" (GSPO)
-                "surrogate": placeholder(str),  # "ppo" or "cispo"
-                # "sequence_mean", "token_mean" (DAPO) or "constant" (Dr. GRPO)
-                "aggregation": placeholder(str),
-                "advantage_scale": placeholder(str),  # "std", "none", "leave_one_out"
-            },
-            "kl": {
-                "beta": placeholder(float),  # of all methods but `rdbcl`
-                "kind": "k3",  # or "k2", "k3_bounded"
-                # the frozen policy: "previous" (from before the task), "base" (from before the
-                # first), "ema" (moving average of the policies at the tasks' boundaries)
-                "reference": placeholder(str),
-                "ema_decay": 0.5,  # share of the old average that is kept at a boundary
-            },
-            "portability": {  # how `rdbcl` scales the KL term
-                "kind": "ratio",  # or "confidence", "static"
-                "level": "reasoning",  # or "answer", "response"
-                "mapping": "sigmoid",  # or "clip", "minmax", "rank", "constant"
-                "beta_min": 0.0,
-                "beta_max": 0.08,
-                "temperature": 1.0,
-                "verified": False,  # ours: anchor only samples that are right
-                # what a claim must beat: every sample the batch's mean β ("matched"), or the β that
-                # gives the same KL loss ("strength"); the βs dealt out at random ("shuffled"), high
-                # RP relaxes ("inverted"), β by the group's accuracy instead of RP ("accuracy")
-                "control": "none",
-            },
-            **method_options(),
-            "optimizer": {
-                "name": "adamw",  # or "muon"
-                "learning_rate": 1e-6,
-                "adam_learning_rate": 0.0,  # muon: of what is no matrix; 0: the same
-                "schedule": "constant",  # or "cosine", "linear", "tail"
-                "warmup_steps": 10,
-                "b1": 0.9,
-                "b2": 0.98,
-                "weight_decay": 0.0,
-                "clip_norm": 1.0,  # global norm of the gradients; 0: off
-            },
-            "training": {
-                "steps": 500,  # batches of rollouts per task
-                "updates_per_batch": 1,
-                "microbatches": 1,  # gradient accumulation: exact, whatever the number
-                "chunk_size": 1024,  # tokens whose logits exist at one time
-                "entropy": True,  # log the policy's entropy
-                # after each task, this many responses to each of its records are drawn, and the
-                # right ones kept in WORKDIR/rollouts/ for `rft_sft`
-                "collect": 0,
-                "checkpoint_every": 100,  # steps; also after every task. 0: only then
-            },
-            "evaluation": {
-                "batch_size": 64,
-                # tasks that are evaluated and never learned, beside those of `sequence`
-                "tasks": (),
-                # while a task is learned, validation accuracy on all tasks every so many steps;
-                # 0: only before and after each task
-                "every": 0,
-            },
-            "base": base(),
-            "gate": gate(),
-            "dry_run": False,  # two steps a task on a few records: does everything fit together?
-        }
-    )
+Reference = Literal["previous", "base", "ema"]
+
+# modules on floors above that bring sections of their own: imported when a config is made
+BRING_SECTIONS = ("rdbcl_jax.methods", "rdbcl_jax.toy.options")
+# in configs of studies, and of runs saved before it moved to the laboratory: no run's setting
+NOT_OF_A_RUN = ("gate",)
 
 
-def method_options() -> dict:
-    """What single methods take, by their name; formulas are in rdbcl_jax.methods."""
-    return {
-        "demonstrations": {  # of `sft` and `dyme`: see rdbcl_jax.methods.demonstrations
-            "target": "reasoning",  # or "answer", "rollouts"
-            "no_reasoning": ".",  # what stands in place of a reasoning for "answer"
-            "rollouts": "",  # "rollouts" and `rft_sft`: Parquet files, a name or a pattern
-            "refiner": "",  # "package.module:function" that writes the reasoning; empty: none
-        },
-        "mssr": {
-            "tracker": True,  # False: no baseline
-            "survey": False,  # start the tracker with one rollout of each prompt, not with ½
-            "adaptive": True,  # forget by the policy's movement; False: always rho_min
-            "rho_min": 0.875,
-            "rho_max": 0.96,
-            "kl_target": 0.01,  # nats
-            "window": 8,  # updates that the movement is averaged over
-            "whitening": True,
-            "shaping": "sampled",  # entropy shaping: of the sampled token, or "full", "none"
-            "shaping_scale": 0.4,
-            "shaping_share": 0.5,
-        },
-        "dyme": {"memorise": True, "explore": True},
-        "rapo": {"weight": 0.5, "sharpness": 20.0},
-        "replay": {
-            "fraction": 0.25,  # of the prompts of a batch
-            "per_task": 256,  # records that are kept of a task
-            "anchor": "all",  # what a KL term is of: "all" samples, or those of "old" prompts
-        },
-        # sequences that the Fisher information is estimated on; share of the old one that is kept
-        "ewc": {"strength": 100.0, "sequences": 256, "decay": 1.0},
-        "lwf": {"weight": 1.0},
-    }
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig(Section):
+    """Adapters: only they are trained, and saved.
+
+    Attributes:
+      rank: of the adapters; 0: off.
+      alpha: their weight is alpha / rank.
+      targets: regular expression: which matrices, by name.
+    """
+
+    rank: Natural = 0
+    alpha: float = 32.0
+    targets: str = r"^language_model/layers/.*_proj$"
 
 
-def model() -> dict:
-    return {
-        # a Hugging Face checkpoint directory, or a run's policy after K of its tasks, WORKDIR@K;
-        # empty: make the tiny base of `base`
-        "path": "",
-        "dtype": "bfloat16",  # of activations and matrix products
-        "param_dtype": "float32",  # of parameters, gradients and optimizer state
-        "remat": "full",  # what the backward pass recomputes: "none", "full", or "dots" for less
-        "attention": "auto",  # a backend of rdbcl_jax.models.attention: "xla", "splash", "cudnn"
-        "freeze_vision": False,
-        "lora": {  # only adapters are trained, and saved; rank 0: off
-            "rank": 0,
-            "alpha": 32.0,
-            "targets": r"^language_model/layers/.*_proj$",  # which matrices, by name
-        },
-        "min_pixels": 0,  # images are resized into these limits; 0: the checkpoint's own
-        "max_pixels": 0,
-    }
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    """The model, and how it runs.
+
+    Attributes:
+      path: a Hugging Face checkpoint directory, or a run's policy after K of its tasks, WORKDIR@K;
+        empty: make the tiny base of `base`.
+      dtype: of activations and matrix products.
+      param_dtype: of parameters, gradients and optimizer state.
+      remat: what the backward pass recomputes; "dots": less than "full".
+      attention: "auto", or a backend of rdbcl_jax.models.attention: "xla", "splash", "cudnn".
+      freeze_vision: the vision tower does not learn.
+      min_pixels, max_pixels: images are resized into these limits; 0: the checkpoint's own.
+    """
+
+    path: str = ""
+    dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    remat: Literal["none", "full", "dots"] = "full"
+    attention: str = "auto"
+    freeze_vision: bool = False
+    lora: LoRAConfig = LoRAConfig()
+    min_pixels: Natural = 0
+    max_pixels: Natural = 0
 
 
-def data() -> dict:
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+    """Devices along each axis of the mesh; −1: all that the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
     """Sizes of the built-in tasks' splits, and the shapes that batches are padded to.
 
     Each list holds the allowed sizes; the smallest that fits is taken. Few sizes, few compilations.
     Several processes always take the largest: give them no larger one than the data needs.
+
+    Attributes:
+      train_count, validation_count, test_count: records of a built-in task.
+      seed: of the built-in tasks' records: the same data for every run seed.
+      prompt_lengths: tokens of a prompt; none: what each batch needs.
+      patch_slots: patches of a prompt's images, window padding included; none: the same.
+      images_per_prompt: most images of a prompt; none: the same.
+      template: of a prompt's text; `{prompt}` is the record's.
+      system_prompt: of records without a system message of their own; empty: none.
+      threads: that read and encode records.
     """
-    return {
-        "train_count": 4096,
-        "validation_count": 256,
-        "test_count": 512,
-        "seed": 0,  # of the built-in tasks' records: the same data for every run seed
-        "prompt_lengths": (512, 1024, 2048),
-        "patch_slots": (1024, 2048, 4096),
-        "images_per_prompt": (1,),
-        "template": "{prompt}",
-        "system_prompt": "",  # of records without a system message of their own; empty: none
-        "threads": 2,
-    }
+
+    train_count: Natural = 4096
+    validation_count: Natural = 256
+    test_count: Natural = 512
+    seed: Natural = 0
+    prompt_lengths: tuple[Count, ...] = (512, 1024, 2048)
+    patch_slots: tuple[Count, ...] = (1024, 2048, 4096)
+    images_per_prompt: tuple[Count, ...] = (1,)
+    template: str = "{prompt}"
+    system_prompt: str = ""
+    threads: Natural = 2
 
 
-def base() -> dict:
-    """The tiny base model and its supervised fine-tuning; only where `model.path` is empty."""
-    return {
-        "suite": "digits",  # whose tasks it is taught: "digits", "forks", "puzzles"
-        "seed": 0,
-        "steps": 600,
-        "batch_size": 64,
-        "size": {},  # fields of rdbcl_jax.toy.tiny.TinySize that differ from its defaults
-        "formatted": 1.0,  # share of demonstrations in the response format; others lack its tags
-        "follow": 0.8,  # probability that a demonstration takes the decision that its cue names
-        "optimizer": {
-            "name": "muon",
-            "learning_rate": 8e-3,
-            "adam_learning_rate": 3e-3,
-            "schedule": "tail",
-            "warmup_steps": 20,
-            "b1": 0.9,
-            "b2": 0.98,
-            "weight_decay": 0.0,
-            "clip_norm": 1.0,
-        },
-    }
+@dataclasses.dataclass(frozen=True)
+class RewardsConfig(Section):
+    """What `rdbcl_jax.rewards.scoring.RewardConfig` is made of.
+
+    Attributes:
+      weights: component → weight, for all tasks that `task_weights` does not name.
+      task_weights: task → weights that replace the above.
+      functions: name → "package.module:function", in TRL's form.
+      if_correct: components that pay only a correct answer.
+    """
+
+    weights: Mapping[str, float] = dataclasses.field(
+        default_factory=lambda: {"format": 0.2, "accuracy": 1.0}
+    )
+    task_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    functions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    if_correct: tuple[str, ...] = ()
 
 
-def gate() -> dict:
-    """What `rdbcl gate` asks of a model: fractions in [0, 1]."""
-    return {
-        "records": 128,  # per task and check
-        "zero_shot": (0.15, 0.6),  # accuracy of the base model
-        "follow_decision": 0.75,  # at least: answers that follow a forced decision
-        "follow_state": 0.75,  # at least: answers that follow an overwritten state
-        "foreign_excess": 0.05,  # at most: accuracy beyond coincidence, with another's trace
-        "answer_only": 0.4,  # at most: accuracy of a model taught to answer without states
-        "answer_only_steps": 0,  # of that SFT; 0: leave this check out
-    }
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig(Section):
+    """How responses are sampled.
+
+    Attributes:
+      prompts: P, per update and over all devices.
+      samples: G, rollouts of each prompt.
+      max_tokens: T, longest response, the end token included.
+      temperature: divides the logits, also of the log-probs that are learned from.
+      top_p: keep the smallest set of tokens with this total probability; 1 keeps all.
+      top_k: keep the k likeliest tokens; 0 keeps all.
+      resample: batches drawn at most to replace groups whose rewards are all equal (DAPO); None:
+        the method's own.
+    """
+
+    prompts: Count = 32
+    samples: Count = 8
+    max_tokens: Count = 1024
+    temperature: Positive = 1.0
+    top_p: Probability = 1.0
+    top_k: int = 0
+    resample: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig(Section):
+    """The policy loss; None: the method's own value, see rdbcl_jax.methods.grpo.
+
+    Attributes:
+      clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
+      dual_clip: bound on the loss of bad samples, above 1 + clip_high; 0: off.
+      ratio_level: a ratio per token, or per sequence (GSPO).
+      surrogate: PPO's or CISPO's.
+      aggregation: mean over sequences, over tokens (DAPO), or by a constant (Dr. GRPO).
+      advantage_scale: what rewards less the group's mean are divided by, or the baseline of RLOO.
+    """
+
+    clip_low: NonNegative | None = None
+    clip_high: NonNegative | None = None
+    dual_clip: NonNegative | None = None
+    ratio_level: RatioLevel | None = None
+    surrogate: Surrogate | None = None
+    aggregation: Aggregation | None = None
+    advantage_scale: Literal["std", "none", "leave_one_out"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class KLConfig(Section):
+    """The KL anchor to a frozen policy; None: the method's own value, see rdbcl_jax.methods.grpo.
+
+    Attributes:
+      beta: its coefficient, of all methods but `rdbcl`.
+      kind: its estimator, see rdbcl_jax.core.kl.
+      reference: the frozen policy: "previous", from before the task; "base", from before the first;
+        "ema", the moving average of the policies at the tasks' boundaries.
+      ema_decay: share of the old average that is kept at a boundary.
+    """
+
+    beta: NonNegative | None = None
+    kind: Literal["k2", "k3", "k3_bounded"] = "k3"
+    reference: Reference | None = None
+    ema_decay: Share = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """The optimizer; see rdbcl_jax.training.state.
+
+    Attributes:
+      name: AdamW for fine-tuning; Muon for models made from nothing.
+      learning_rate: its peak.
+      adam_learning_rate: muon: of what is no matrix; 0: the same.
+      schedule: after the warm-up; "tail": constant, and linear decay over the last 40 %.
+      warmup_steps: updates of a linear warm-up.
+      b1, b2: decay of the moments.
+      weight_decay: decoupled.
+      clip_norm: global norm of the gradients; 0: off.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: NonNegative = 1e-6
+    adam_learning_rate: NonNegative = 0.0
+    schedule: Literal["constant", "cosine", "linear", "tail"] = "constant"
+    warmup_steps: Natural = 10
+    b1: Decay = 0.9
+    b2: Decay = 0.98
+    weight_decay: NonNegative = 0.0
+    clip_norm: NonNegative = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Section):
+    """The training of each task.
+
+    Attributes:
+      steps: batches of rollouts per task.
+      updates_per_batch: of the policy.
+      microbatches: gradient accumulation: exact, whatever the number.
+      chunk_size: tokens whose logits exist at one time.
+      entropy: log the policy's entropy.
+      collect: after each task, this many responses to each of its records are drawn, and the right
+        ones kept in WORKDIR/rollouts/ for `rft_sft`.
+      checkpoint_every: steps; also after every task. 0: only then.
+    """
+
+    steps: Count = 500
+    updates_per_batch: Count = 1
+    microbatches: Count = 1
+    chunk_size: Count = 1024
+    entropy: bool = True
+    collect: Natural = 0
+    checkpoint_every: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """Greedy accuracy on every task.
+
+    Attributes:
+      batch_size: prompts, over all devices.
+      tasks: that are evaluated and never learned, beside those of `sequence`.
+      every: while a task is learned, validation accuracy on all tasks every so many steps; 0: only
+        before and after each task.
+    """
+
+    batch_size: Count = 64
+    tasks: tuple[str, ...] = ()
+    every: int = 0
+
+
+S = TypeVar("S", bound=Section)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Section):
+    """All settings of a run.
+
+    Attributes:
+      method: a name in rdbcl_jax.methods.METHODS.
+      seed: of everything that is drawn, but for the built-in tasks' records.
+      sequence: names of the tasks, in the order they are learned.
+      tasks: per task: {"train", "validation", "test": source, "verifier": name}.
+      dry_run: two steps a task on a few records: does everything fit together?
+      others: the sections that other modules bring, by name; `section` finds them by type.
+    """
+
+    method: str = "rdbcl"
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    sequence: tuple[str, ...] = ()
+    tasks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    data: DataConfig = DataConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    loss: LossConfig = LossConfig()
+    kl: KLConfig = KLConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    dry_run: bool = False
+    others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    title: ClassVar[str] = "config"
+
+    def __post_init__(self):
+        super().__post_init__()
+        kinds = _others()
+        for name in self.others:
+            if name not in kinds:
+                raise Refused(name, f"is no field{did_you_mean(name, [*hints(RunConfig), *kinds])}")
+        others = {name: _built(name, kind, self.others) for name, kind in kinds.items()}
+        object.__setattr__(self, "others", others)
+
+    @classmethod
+    def of(cls, values: Any) -> Self:
+        """The run's settings of a ConfigDict, a mapping or saved ones; others at their defaults.
+
+        Raises:
+          Refused: a field that is not known, or cannot be; it names the field, what was found and
+            what is expected.
+        """
+        if isinstance(values, cls):
+            return values
+        values = {k: v for k, v in as_dict(values).items() if k not in NOT_OF_A_RUN}
+        own = {name: values[name] for name in hints(cls) if name in values and name != "others"}
+        others = {name: value for name, value in values.items() if name not in own}
+        try:
+            return cls(**own, others=others)
+        except Refused as error:
+            raise error.within(cls.title) from None
+
+    @classmethod
+    def of_saved(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that a results.json holds, without those that are not known here."""
+        kinds = {**hints(cls), **_others()}
+        return cls.of({k: known(kinds[k], value) for k, value in values.items() if k in kinds})
+
+    def section(self, kind: type[S]) -> S:
+        """The section of that type, which its own module has registered."""
+        return cast(S, self.others[kind.title])
+
+    def changed(self, fields: Mapping[str, Any]) -> Self:
+        """The same with other values: `config.changed({"model.path": path})`."""
+        values = self.to_dict()
+        for name, value in fields.items():
+            *path, last = name.split(".")
+            part = values
+            for step in path:
+                part = part[step]
+            part[last] = value
+        return type(self).of(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        return values | values.pop("others")
+
+    if not TYPE_CHECKING:  # what is checked by types asks for a section by its type
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return self.__dict__["others"][name]
+            except KeyError:
+                raise AttributeError(f"a run's config has no field {name!r}") from None
+
+
+def default_config() -> ConfigDict:
+    """The defaults, sized for a Qwen2.5-VL of a few billion parameters, for the command line."""
+    others = {name: kind() for name, kind in (_others() | SECTIONS).items()}
+    return ConfigDict(_fields(RunConfig()) | {name: _fields(part) for name, part in others.items()})
+
+
+def _others() -> dict[str, type[Section]]:
+    """The sections of a run that other modules bring."""
+    for module in BRING_SECTIONS:
+        importlib.import_module(module)
+    return {name: kind for name, kind in SECTIONS.items() if name not in NOT_OF_A_RUN}
+
+
+def _built(name: str, kind: type[S], values: Mapping[str, Any]) -> S:
+    try:
+        return kind.of(values.get(name, {}))
+    except Refused as error:
+        raise error.within(name) from None
+
+
+def _fields(part: Section) -> dict[str, Any]:
+    """The section's values as a ConfigDict holds them: None keeps the type that a flag gives."""
+    found = {}
+    for name, hint in hints(type(part)).items():
+        value = getattr(part, name)
+        if isinstance(value, Section):
+            value = _fields(value)
+        elif value is None:
+            kind = inner(hint)[0]
+            value = placeholder(str if get_origin(kind) is Literal else kind)
+        if name != "others":
+            found[name] = value
+    return found

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.continual_metrics import continual_metrics, held_out_metrics
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.interface import Params
@@ -40,7 +40,7 @@ def evaluate(
     params: Params,
     tasks: Sequence[Sequence[Record]],
     rewards: RewardConfig,
-    config: ConfigDict,
+    config: RunConfig,
 ) -> Evaluation:
     """Greedy responses to every record of every task. Tasks share batches: one shape, no waste."""
     owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.models import lora, save_pretrained
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
@@ -14,7 +16,10 @@ from rdbcl_jax.workdir import directory_of, place, run_config
 
 
 def export(
-    name: str, out: str | pathlib.Path, config: ConfigDict | None = None, dtype: str = ""
+    name: str,
+    out: str | pathlib.Path,
+    config: RunConfig | Mapping[str, Any] | None = None,
+    dtype: str = "",
 ) -> pathlib.Path:
     """Writes weights, config, tokenizer and processor files of a policy to `out`; returns it.
 
@@ -33,7 +38,7 @@ def export(
     out = pathlib.Path(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds files; expected a directory that is new or empty")
-    config = config or run_config(name)
+    config = RunConfig.of(config) if config else run_config(name)
     start, _, _ = place(config, name)
     (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
     model, params = lora.merge(snapshot.policy.model, snapshot.params)

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from transformers import AutoTokenizer
 
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import ModelConfig, RunConfig
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.models import from_pretrained, lora, partition, read_processor
 from rdbcl_jax.models.interface import VLM, Params
@@ -61,7 +61,7 @@ class Policy:
         return [text + self.joint for text in texts]
 
 
-def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:
+def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:
     """Reads the model that `config.model.path` names onto the mesh.
 
     Returns the policy and the parameters that learn.
@@ -85,7 +85,7 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
         model, params = _learned(options, mesh)
     learning = partition.WITHOUT_VISION if options.freeze_vision else partition.ALL
     if options.lora.rank:
-        adapters = lora.LoRA(**options.lora)
+        adapters = lora.LoRA(**options.lora.to_dict())
         model, params = lora.add(model, params, adapters, jax.random.key(config.seed))
         shardings = param_shardings(params, mesh)
         params = jax.tree.map(jax.device_put, params, shardings)
@@ -109,7 +109,7 @@ def load_policy(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[Policy, Pa
     return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), params
 
 
-def allowed_sizes(config: ConfigDict, name: str) -> tuple[int, ...]:
+def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:
     """Sizes that batches may have. The parts of a batch must have one shape and no process sees the
     rows of another, so that several processes always take the largest.
 
@@ -117,7 +117,7 @@ def allowed_sizes(config: ConfigDict, name: str) -> tuple[int, ...]:
       ValueError: an empty list, which gives every batch the size that it needs, and several
         processes.
     """
-    sizes = tuple(config.data[name])
+    sizes = tuple(getattr(config.data, name))
     if jax.process_count() == 1:
         return sizes
     if not sizes:
@@ -128,13 +128,14 @@ def allowed_sizes(config: ConfigDict, name: str) -> tuple[int, ...]:
     return (max(sizes),)
 
 
-def _learned(options: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[VLM, Params]:
+def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params]:
     """The model and all parameters of a run's policy `WORKDIR@K`, its adapters merged: what
     `rdbcl export` writes, without the way over files."""
     config = run_config(options.path)
-    config.model.path, workdir, task = place(config, options.path)
-    for name in ("dtype", "param_dtype", "remat", "attention"):  # how it runs, not what it is
-        config.model[name] = options[name]
+    start, workdir, task = place(config, options.path)
+    how = ("dtype", "param_dtype", "remat", "attention")  # it runs, not what it is
+    config = config.changed({f"model.{name}": getattr(options, name) for name in how})
+    config = config.changed({"model.path": start})
     policy, params = load_policy(config, mesh)
     if task:
         like = jax.tree.map(_abstract, params)

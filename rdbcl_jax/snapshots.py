@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.workdir import place
@@ -30,7 +30,7 @@ class Snapshot:
 
 
 def load_snapshots(
-    config: ConfigDict, names: Sequence[str], mesh: jax.sharding.Mesh
+    config: RunConfig, names: Sequence[str], mesh: jax.sharding.Mesh
 ) -> list[Snapshot]:
     """Each name is one of
 
@@ -61,13 +61,10 @@ def load_snapshots(
     return snapshots
 
 
-def _at(config: ConfigDict, path: str, workdir: pathlib.Path | None) -> ConfigDict:
+def _at(config: RunConfig, path: str, workdir: pathlib.Path | None) -> RunConfig:
     """The config with the model at `path`; one that is no run's has no adapters."""
-    config = config.copy_and_resolve_references()
-    config.model.path = path
-    if workdir is None:
-        config.model.lora.rank, config.model.freeze_vision = 0, False
-    return config
+    whole = {"model.lora.rank": 0, "model.freeze_vision": False} if workdir is None else {}
+    return config.changed({"model.path": path, **whole})
 
 
 def _check_tokenizers(snapshots: Sequence[Snapshot]) -> None:

@@ -11,14 +11,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from rdbcl_jax.config import default_config
+from rdbcl_jax.config import NOT_OF_A_RUN, RunConfig
 from rdbcl_jax.json_files import flatten, plain
 from rdbcl_jax.results import FILE, read_results
 
 
-def place(config: ConfigDict, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
+def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
     """Where a policy lies: (what its run started from, workdir, number of tasks).
 
     For a checkpoint directory that is itself, without a workdir.
@@ -83,16 +81,13 @@ def is_there(name: str | pathlib.Path) -> bool:
     return pathlib.Path(name).exists() or _parts(str(name))[0].exists()
 
 
-def run_config(name: str | pathlib.Path) -> ConfigDict:
+def run_config(name: str | pathlib.Path) -> RunConfig:
     """The config of the run `WORKDIR` or `WORKDIR@K`, as its results.json has it."""
     file = _results(name)
     saved = read_results(file.parent)
     if saved is None:
         raise FileNotFoundError(f"{file} is not there; expected a run's workdir, or give --config")
-    config = default_config()
-    with config.unlocked():
-        config.update(saved.config)
-    return config
+    return RunConfig.of_saved(saved.config)
 
 
 def _results(name: str | pathlib.Path) -> pathlib.Path:
@@ -105,14 +100,15 @@ def _parts(name: str) -> tuple[pathlib.Path, str]:
     return (pathlib.Path(folder), number or "?") if at else (pathlib.Path(name), "")
 
 
-def changes(saved: Mapping[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted fields in which a config differs from one that a workdir holds: (there, now).
 
     A field that the package has learned since the workdir was written is at its default there: a
     new field's default leaves a run as it was.
     """
-    there, now = flatten(saved), flatten(plain(config))
-    defaults = flatten(plain(default_config()))
+    of_run = {name: value for name, value in saved.items() if name not in NOT_OF_A_RUN}
+    there, now = flatten(of_run), flatten(plain(config))
+    defaults = flatten(plain(RunConfig()))
     there |= {name: defaults[name] for name in now.keys() - there.keys() if name in defaults}
     return {
         name: (there.get(name), now.get(name))

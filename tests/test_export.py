@@ -60,7 +60,7 @@ def lora(full, tmp_path_factory):
 def trained(workdir, task):
     """The policy as training holds it: (policy, all of its parameters)."""
     config = run_config(str(workdir))
-    config.model.path = config.model.path or str(workdir / "base")
+    config = config.changed({"model.path": config.model.path or str(workdir / "base")})
     policy, params = load_policy(config, make_mesh())
     if task:
         params = Checkpoints(workdir).restore_task(task, params)
@@ -232,8 +232,7 @@ def test_errors_say_what_was_found(full, tmp_path):
         export(str(tmp_path), tmp_path / "out")
     with pytest.raises(FileNotFoundError, match=r"found tasks \[0, 1\]"):
         export(f"{full}@2", tmp_path / "out")
-    other = run_config(str(full))
-    other.model.lora.rank = 2
+    other = run_config(str(full)).changed({"model.lora.rank": 2})
     with pytest.raises(ValueError, match="saved with another model"):
         export(str(full), tmp_path / "out", other)
     assert not (tmp_path / "out").exists()

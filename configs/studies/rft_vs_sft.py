@@ -16,7 +16,7 @@ learning rate and the teacher were settled on validation data of seed 100. There
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.config import default_config
+from rdbcl_jax.lab import default_config
 from rdbcl_jax.lab.study import Arm, Setting, study_config
 
 OLD = ("total", "zigzag", "twice", "apart")

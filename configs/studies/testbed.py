@@ -10,7 +10,7 @@ its settings are the studies' to choose; what else is here is the same for all o
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.config import default_config
+from rdbcl_jax.lab import default_config
 
 ORDERS = {
     "first": ("add", "double", "gap", "sub", "swing"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record, load_records
 from rdbcl_jax.data.suites import find_task, names_a_suite
 
@@ -25,7 +24,7 @@ class TaskData:
     test: list[Record]
 
 
-def load_sequence(config: ConfigDict) -> list[TaskData]:
+def load_sequence(config: RunConfig) -> list[TaskData]:
     """Every task of `config.sequence`, in order.
 
     A task that `config.tasks` does not describe is a built-in one, or `SUITE:TASK` of a suite, see
@@ -44,7 +43,7 @@ def load_sequence(config: ConfigDict) -> list[TaskData]:
     return [_load_task(config, name, SPLITS) for name in config.sequence]
 
 
-def load_held_out(config: ConfigDict) -> list[TaskData]:
+def load_held_out(config: RunConfig) -> list[TaskData]:
     """Every task of `config.evaluation.tasks`: its validation and test records.
 
     Raises:
@@ -66,12 +65,12 @@ def _own_names(names: Sequence[str]) -> list[str]:
     return [name.rpartition(":")[2] for name in names]
 
 
-def _load_task(config: ConfigDict, name: str, splits: Sequence[str]) -> TaskData:
+def _load_task(config: RunConfig, name: str, splits: Sequence[str]) -> TaskData:
     (own,) = _own_names([name])
     return TaskData(own, **{s: _load(config, name, s) if s in splits else [] for s in SPLITS})
 
 
-def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
+def _load(config: RunConfig, name: str, split: str) -> list[Record]:
     if name not in config.tasks:
         try:
             find_task(name)
@@ -90,7 +89,7 @@ def _load(config: ConfigDict, name: str, split: str) -> list[Record]:
 
 
 def read_source(
-    source: str, config: ConfigDict, *, split: str, task: str, verifier: str | None = None
+    source: str, config: RunConfig, *, split: str, task: str, verifier: str | None = None
 ) -> list[Record]:
     """The records of a file, a pattern, `tfds:name/split`, or `SUITE:TASK`, which has splits of
     its own, of `config.data`'s sizes. Rows may name, as `package.module:function`, the verifiers
@@ -101,6 +100,6 @@ def read_source(
     return load_records(source, task=task, verifier=verifier, trusted=trusted)
 
 
-def _from_suite(name: str, config: ConfigDict, split: str) -> list[Record]:
+def _from_suite(name: str, config: RunConfig, split: str) -> list[Record]:
     suite, task = find_task(name)
-    return suite.make_records(task, split, config.data[f"{split}_count"], config.data.seed)
+    return suite.make_records(task, split, getattr(config.data, f"{split}_count"), config.data.seed)

@@ -1,1 +1,5 @@
 """Questions asked of trained policies: does a signal tell what carries over, what moves what."""
+
+from rdbcl_jax.lab.config import default_config
+
+__all__ = ["default_config"]

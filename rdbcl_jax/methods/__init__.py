@@ -1,12 +1,18 @@
-"""Every method by its name in `config.method`."""
+"""Every method by its name in `config.method`.
+
+A method's own options are a section of the config that stands in its file.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.classic import ewc, joint, lwf, replay, zero_shot
 from rdbcl_jax.methods.dyme import dyme
 from rdbcl_jax.methods.grpo import VARIANTS, grpo
@@ -16,6 +22,7 @@ from rdbcl_jax.methods.portable_replay import portable_replay
 from rdbcl_jax.methods.rapo import rapo
 from rdbcl_jax.methods.rdbcl import rdbcl
 from rdbcl_jax.methods.sft import rft_sft, sft
+from rdbcl_jax.spelling import did_you_mean
 
 METHODS = {
     **dict.fromkeys(VARIANTS, grpo),
@@ -32,22 +39,23 @@ METHODS = {
     "joint": joint,
     "zero_shot": zero_shot,
 }
-REFERENCES = (None, "previous", "base", "ema")
 
 
-def make_method(config: ConfigDict) -> Method:
-    """The method that `config.method` names.
+def make_method(config: RunConfig | Mapping[str, Any]) -> Method:
+    """The method that `config.method` names, of a run's settings or what they are made of.
 
     Raises:
       ValueError: an unknown name, or any option that the method's formulas refuse; they are tried
         on one sample here, so that nothing has been compiled yet when they do.
       FileNotFoundError: rollouts to learn from that are not there.
     """
+    config = RunConfig.of(config)
     if config.method not in METHODS:
-        raise ValueError(f"config.method is {config.method!r}, expected one of {sorted(METHODS)}")
+        raise ValueError(
+            f"config.method is {config.method!r}, expected one of {sorted(METHODS)}"
+            f"{did_you_mean(config.method, METHODS)}"
+        )
     method = METHODS[config.method](config)
-    if method.reference not in REFERENCES:
-        raise ValueError(f"kl.reference is {method.reference!r}, expected one of {REFERENCES}")
     _try(method)
     return method
 

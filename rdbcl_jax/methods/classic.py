@@ -13,45 +13,81 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from rdbcl_jax.methods.grpo import options, policy_gradient
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.methods.grpo import GRPO, policy_gradient
 from rdbcl_jax.methods.method import Method
+from rdbcl_jax.sections import Count, InnerShare, Natural, NonNegative, Section, section
 
-ANCHORS = ("all", "old")
+
+@section("replay")
+@dataclasses.dataclass(frozen=True)
+class ReplayOptions(Section):
+    """Of `replay` and `portable_replay`.
+
+    Attributes:
+      fraction: of the prompts of a batch that are of earlier tasks.
+      per_task: records that are kept of a task.
+      anchor: what a KL term is of: all samples, or those of old prompts.
+    """
+
+    fraction: InnerShare = 0.25
+    per_task: Natural = 256
+    anchor: Literal["all", "old"] = "all"
 
 
-def _grpo(config: ConfigDict, **fields) -> Method:
+@section("ewc")
+@dataclasses.dataclass(frozen=True)
+class EWCOptions(Section):
+    """Of `ewc`.
+
+    Attributes:
+      strength: of the quadratic penalty.
+      sequences: that the Fisher information is estimated on.
+      decay: share of the old information that is kept after a task.
+    """
+
+    strength: float = 100.0
+    sequences: Count = 256
+    decay: NonNegative = 1.0
+
+
+@section("lwf")
+@dataclasses.dataclass(frozen=True)
+class LwFOptions(Section):
+    """Of `lwf`: the advantage of the previous policy's responses."""
+
+    weight: float = 1.0
+
+
+def _grpo(config: RunConfig, **fields) -> Method:
     """GRPO without a KL term unless `config.kl.beta` asks for one: the classic is the anchor."""
-    return policy_gradient(config, options(config, beta=0.0), **fields)
+    return policy_gradient(config, GRPO(beta=0.0).chosen(config), **fields)
 
 
-def joint(config: ConfigDict) -> Method:
+def joint(config: RunConfig) -> Method:
     return _grpo(config, data="joint")
 
 
-def replay(config: ConfigDict) -> Method:
+def replay(config: RunConfig) -> Method:
     return rehearsing(config, _grpo(config))
 
 
-def rehearsing(config: ConfigDict, method: Method) -> Method:
-    """The method on batches of which `config.replay.fraction` of the prompts are of earlier tasks,
-    whose first `config.replay.per_task` records are kept.
+def rehearsing(config: RunConfig, method: Method) -> Method:
+    """The method on batches of which `ReplayOptions.fraction` of the prompts are of earlier tasks,
+    whose first `per_task` records are kept.
 
-    `config.replay.anchor`: its KL term, where it has one, is of "all" samples, or only of those of
-    "old" prompts, which slows nothing that is new.
+    `anchor`: its KL term, where it has one, is of "all" samples, or only of those of "old" prompts,
+    which slows nothing that is new.
     """
-    chosen = config.replay
-    if not 0 < chosen.fraction < 1:
-        raise ValueError(f"replay.fraction is {chosen.fraction}, expected within (0, 1)")
-    if chosen.anchor not in ANCHORS:
-        raise ValueError(f"replay.anchor is {chosen.anchor!r}, expected one of {ANCHORS}")
+    anchor = config.section(ReplayOptions).anchor
 
     def targets(batch, policy_logps, entropies):
         found = method.targets(batch, policy_logps, entropies)
-        if chosen.anchor == "all":
+        if anchor == "all":
             return found
         old = jnp.asarray(batch.replayed)[..., None]
         return found._replace(kl_coef=jnp.where(old, found.kl_coef, 0.0))
@@ -59,14 +95,13 @@ def rehearsing(config: ConfigDict, method: Method) -> Method:
     return dataclasses.replace(method, targets=targets, data="replay")
 
 
-def ewc(config: ConfigDict) -> Method:
-    return _grpo(config, consolidation=config.ewc.strength)
+def ewc(config: RunConfig) -> Method:
+    return _grpo(config, consolidation=config.section(EWCOptions).strength)
 
 
-def lwf(config: ConfigDict) -> Method:
-    """`config.lwf.weight` is the advantage of the previous policy's responses, of which each
-    group gets one."""
-    method, weight = _grpo(config, previous_responses=1), config.lwf.weight
+def lwf(config: RunConfig) -> Method:
+    """Each group gets one response of the previous policy, of a fixed advantage."""
+    method, weight = _grpo(config, previous_responses=1), config.section(LwFOptions).weight
 
     def targets(batch, policy_logps, entropies):
         own = method.targets(batch, policy_logps, entropies)
@@ -76,5 +111,5 @@ def lwf(config: ConfigDict) -> Method:
     return dataclasses.replace(method, targets=targets)
 
 
-def zero_shot(config: ConfigDict) -> Method:
+def zero_shot(config: RunConfig) -> Method:
     return _grpo(config, responses="none")

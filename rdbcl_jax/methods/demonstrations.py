@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 from collections.abc import Callable
+from typing import Literal
 
 import pyarrow.parquet as pq
-from ml_collections import ConfigDict
 
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.rewards.functions import load_function
 from rdbcl_jax.rewards.response_format import in_format
-
-TARGETS = ("reasoning", "answer", "rollouts")
+from rdbcl_jax.sections import Section, section
 
 Demonstration = Callable[[Record], str | None]  # None: the record has none, and is left out
 
 
-def demonstration(config: ConfigDict) -> Demonstration:
-    """The one that `config.demonstrations.target` names.
+@section("demonstrations")
+@dataclasses.dataclass(frozen=True)
+class DemonstrationOptions(Section):
+    """Of `sft` and `dyme`: see `demonstration`.
+
+    Attributes:
+      target: what is learned from.
+      no_reasoning: what stands in place of a reasoning for "answer".
+      rollouts: for "rollouts" and `rft_sft`: Parquet files, a name or a pattern.
+      refiner: "package.module:function" that writes the reasoning; empty: none.
+    """
+
+    target: Literal["reasoning", "answer", "rollouts"] = "reasoning"
+    no_reasoning: str = "."
+    rollouts: str = ""
+    refiner: str = ""
+
+
+def demonstration(options: DemonstrationOptions) -> Demonstration:
+    """The one that `options.target` names.
 
     - `reasoning`: the record's column `response`, or its column `hint` and its gold answer in the
       response format; where `demonstrations.refiner` is set, what it makes of the record's columns
@@ -28,17 +46,14 @@ def demonstration(config: ConfigDict) -> Demonstration:
       pattern; of several for a record the first.
 
     Raises:
-      ValueError: another target, or a refiner that cannot be imported.
+      ValueError: a refiner that cannot be imported.
       FileNotFoundError: no such rollouts.
     """
-    options = config.demonstrations
     if options.target == "answer":
         return lambda record: in_format(options.no_reasoning, record.answer)
     if options.target == "rollouts":
         rollouts = read_rollouts(options.rollouts)
         return lambda record: rollouts.get(record.id)
-    if options.target != "reasoning":
-        raise ValueError(f"demonstrations.target is {options.target!r}, expected {TARGETS}")
     refine = load_function("refiner", options.refiner) if options.refiner else None
     written: dict[int, tuple[Record, str]] = {}  # a refiner may be slow: it is asked once a record
 

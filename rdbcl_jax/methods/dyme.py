@@ -7,19 +7,29 @@ checker. `config.demonstrations.refiner` writes the reasoning of reference respo
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
+import dataclasses
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import memorise_or_explore
-from rdbcl_jax.methods.demonstrations import demonstration
-from rdbcl_jax.methods.grpo import constant, group_baseline, loss, options
+from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
+from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.sections import Section, section
 
 
-def dyme(config: ConfigDict) -> Method:
+@section("dyme")
+@dataclasses.dataclass(frozen=True)
+class DyMEOptions(Section):
+    """Of `dyme`: which of its halves are on."""
+
+    memorise: bool = True
+    explore: bool = True
+
+
+def dyme(config: RunConfig) -> Method:
     """GRPO without KL, but for groups that are all wrong: they learn the reference response."""
-    own, chosen = config.dyme, options(config, beta=0.0)
-    explore = group_baseline(chosen["advantage_scale"])
-    beta = chosen["beta"]
+    own, chosen = config.section(DyMEOptions), GRPO(beta=0.0).chosen(config)
+    explore = group_baseline(chosen.advantage_scale)
 
     def targets(batch, policy_logps, entropies):
         if own.memorise:
@@ -28,13 +38,13 @@ def dyme(config: ConfigDict) -> Method:
             advantages = explore(batch.rewards)
         if not own.explore:
             advantages = advantages * batch.given
-        return Targets(advantages, constant(beta, batch))
+        return Targets(advantages, constant(chosen.beta, batch))
 
     return Method(
         name=config.method,
         targets=targets,
         loss=loss(config, chosen),
-        reference=chosen["reference"] if beta else None,
-        demonstration=demonstration(config) if own.memorise else None,
+        reference=chosen.reference if chosen.beta else None,
+        demonstration=demonstration(config.section(DemonstrationOptions)) if own.memorise else None,
         memorise=own.memorise,
     )

@@ -16,70 +16,72 @@ value:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.config import Reference, RunConfig
 from rdbcl_jax.core.advantages import group_advantages, leave_one_out_advantages
-from rdbcl_jax.core.losses import policy_loss_terms
+from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate, policy_loss_terms
 from rdbcl_jax.methods.method import Method, Targets
 
-GRPO = {
-    "beta": 0.04,
-    "reference": "previous",
-    "clip_low": 0.2,
-    "clip_high": 0.2,
-    "dual_clip": 0.0,
-    "ratio_level": "token",
-    "surrogate": "ppo",
-    "aggregation": "sequence_mean",
-    "advantage_scale": "std",
-    "resample": 0,
-}
+
+@dataclasses.dataclass(frozen=True)
+class GRPO:
+    """What `config.loss`, `config.kl` and `rollout.resample` leave to the method: the values of
+    `grpo`, and with `chosen` those that hold."""
+
+    beta: float = 0.04
+    reference: Reference = "previous"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float = 0.0
+    ratio_level: RatioLevel = "token"
+    surrogate: Surrogate = "ppo"
+    aggregation: Aggregation = "sequence_mean"
+    advantage_scale: str = "std"
+    resample: int = 0
+
+    def chosen(self, config: RunConfig) -> GRPO:
+        """These, replaced by what the config sets."""
+        given = config.rollout.to_dict() | config.loss.to_dict() | config.kl.to_dict()
+        names = [field.name for field in dataclasses.fields(self)]
+        return dataclasses.replace(self, **{n: given[n] for n in names if given[n] is not None})
+
+
 VARIANTS = {
-    "grpo": {},
-    "dr_grpo": {"advantage_scale": "none", "aggregation": "constant", "beta": 0.0},
-    "dapo": {"aggregation": "token_mean", "clip_high": 0.28, "beta": 0.0, "resample": 4},
-    "gspo": {"ratio_level": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "beta": 0.0},
-    "cispo": {
-        "surrogate": "cispo",
-        "clip_low": 1.0,
-        "clip_high": 4.0,
-        "aggregation": "token_mean",
-        "beta": 0.0,
-    },
-    "rloo": {"advantage_scale": "leave_one_out"},
+    "grpo": GRPO(),
+    "dr_grpo": GRPO(advantage_scale="none", aggregation="constant", beta=0.0),
+    "dapo": GRPO(aggregation="token_mean", clip_high=0.28, beta=0.0, resample=4),
+    "gspo": GRPO(ratio_level="sequence", clip_low=3e-4, clip_high=4e-4, beta=0.0),
+    "cispo": GRPO(
+        surrogate="cispo", clip_low=1.0, clip_high=4.0, aggregation="token_mean", beta=0.0
+    ),
+    "rloo": GRPO(advantage_scale="leave_one_out"),
 }
 
 
-def options(config: ConfigDict, **own: Any) -> dict[str, Any]:
-    """GRPO's options, replaced by the method's `own`, replaced by what the config sets."""
-    chosen = {**config.rollout.to_dict(), **config.loss.to_dict(), **config.kl.to_dict()}
-    own = {**GRPO, **own}
-    return {name: own[name] if chosen.get(name) is None else chosen[name] for name in own}
-
-
-def grpo(config: ConfigDict) -> Method:
+def grpo(config: RunConfig) -> Method:
     """Group-normalised advantages, clipped surrogate, β · KL with the same β for every sample."""
-    chosen = options(config, **VARIANTS[config.method])
-    return policy_gradient(config, chosen, resample=chosen["resample"])
+    chosen = VARIANTS[config.method].chosen(config)
+    return policy_gradient(config, chosen, resample=chosen.resample)
 
 
-def policy_gradient(config: ConfigDict, chosen: dict[str, Any], **fields: Any) -> Method:
+def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
     """Advantages of the group and one constant β; `fields`: what else a method asks for."""
-    advantages, beta = group_baseline(chosen["advantage_scale"]), chosen["beta"]
+    advantages = group_baseline(chosen.advantage_scale)
 
     def targets(batch, policy_logps, entropies):
-        return Targets(advantages(batch.rewards), constant(beta, batch))
+        return Targets(advantages(batch.rewards), constant(chosen.beta, batch))
 
     return Method(
         name=config.method,
         targets=targets,
         loss=loss(config, chosen),
-        reference=chosen["reference"] if beta else None,
+        reference=chosen.reference if chosen.beta else None,
         **fields,
     )
 
@@ -95,13 +97,16 @@ def constant(beta: float, batch: TrainBatch):
     return jnp.full(batch.rewards.shape, beta, jnp.float32)
 
 
-def loss(config: ConfigDict, chosen: dict[str, Any]):
+def loss(config: RunConfig, chosen: GRPO):
     """`core.losses.policy_loss_terms` with the chosen options."""
-    names = ("clip_low", "clip_high", "ratio_level", "surrogate", "aggregation")
     return functools.partial(
         policy_loss_terms,
-        **{name: chosen[name] for name in names},
-        dual_clip=chosen["dual_clip"] or None,
+        clip_low=chosen.clip_low,
+        clip_high=chosen.clip_high,
+        dual_clip=chosen.dual_clip or None,
+        ratio_level=chosen.ratio_level,
+        surrogate=chosen.surrogate,
+        aggregation=chosen.aggregation,
         kl_kind=config.kl.kind,
         max_length=config.rollout.max_tokens,
     )

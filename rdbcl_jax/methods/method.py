@@ -14,10 +14,9 @@ from typing import Literal, NamedTuple
 from jaxtyping import Array, Float, Int
 
 from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.config import Reference
 from rdbcl_jax.core.losses import LossTerms, policy_loss_terms
 from rdbcl_jax.data.records import Record
-
-Reference = Literal["previous", "base", "ema"]
 
 
 class Targets(NamedTuple):

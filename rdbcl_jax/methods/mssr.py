@@ -1,40 +1,71 @@
 """MSSR: stable RL from one rollout per prompt (2512.18215, after its official code).
 
-`config.mssr` holds its own options, ablation switches among them.
+`MSSROptions` holds its own options, ablation switches among them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any, Literal
+
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import pytree
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core import beta_tracker
 from rdbcl_jax.core.advantages import entropy_shaped, whiten
-from rdbcl_jax.methods.grpo import constant, loss, options
+from rdbcl_jax.methods.grpo import GRPO, constant, loss
 from rdbcl_jax.methods.method import Method, Targets, Tracker
+from rdbcl_jax.sections import Count, Positive, Probability, Section, section
 
-OWN = {"beta": 0.01, "clip_high": 0.3, "dual_clip": 3.0, "aggregation": "token_mean"}
-SHAPING = ("sampled", "full", "none")
+OWN = GRPO(beta=0.01, clip_high=0.3, dual_clip=3.0, aggregation="token_mean")
+
+
+@section("mssr")
+@dataclasses.dataclass(frozen=True)
+class MSSROptions(Section):
+    """Of `mssr`.
+
+    Attributes:
+      tracker: False: no baseline.
+      survey: start the tracker with one rollout of each prompt, not with ½.
+      adaptive: forget by the policy's movement; False: always rho_min.
+      rho_min, rho_max: what the tracker keeps of its counts at an update.
+      kl_target: movement at which it forgets as much as it may, in nats.
+      window: updates that the movement is averaged over.
+      whitening: of the advantages, over the batch.
+      shaping: entropy shaping: of the sampled token, of the full distribution, or none.
+      shaping_scale, shaping_share: an advantage A grows by min(scale · H, share · |A|).
+    """
+
+    tracker: bool = True
+    survey: bool = False
+    adaptive: bool = True
+    rho_min: Probability = 0.875
+    rho_max: Probability = 0.96
+    kl_target: Positive = 0.01
+    window: Count = 8
+    whitening: bool = True
+    shaping: Literal["sampled", "full", "none"] = "sampled"
+    shaping_scale: float = 0.4
+    shaping_share: float = 0.5
 
 
 @pytree
 class MSSRState:
     beta: beta_tracker.BetaTracker
-    kls: object  # [window] mean KL to the reference of the last updates; NaN: not yet seen
+    kls: Any  # [window] mean KL to the reference of the last updates; NaN: not yet seen
 
 
-def mssr(config: ConfigDict) -> Method:
+def mssr(config: RunConfig) -> Method:
     """Reward minus the tracker's baseline, whitened over the batch, shaped by entropy."""
-    own, chosen = config.mssr, options(config, **OWN)
+    own, chosen = config.section(MSSROptions), OWN.chosen(config)
     if config.rollout.samples != 1:
         raise ValueError(
             f"mssr takes one rollout per prompt: rollout.samples is {config.rollout.samples}, "
             "expected 1 (raise rollout.prompts for more sequences)"
         )
-    if own.shaping not in SHAPING:
-        raise ValueError(f"mssr.shaping is {own.shaping!r}, expected one of {SHAPING}")
     full = own.shaping == "full"
 
     def targets(batch, policy_logps, entropies):
@@ -51,14 +82,14 @@ def mssr(config: ConfigDict) -> Method:
                 share=own.shaping_share,
                 entropies=entropies if full else None,
             )
-        return Targets(shaped, constant(chosen["beta"], batch))
+        return Targets(shaped, constant(chosen.beta, batch))
 
-    needs_kl = chosen["beta"] or (own.tracker and own.adaptive)
+    needs_kl = chosen.beta or (own.tracker and own.adaptive)
     return Method(
         name=config.method,
         targets=targets,
         loss=loss(config, chosen),
-        reference=chosen["reference"] if needs_kl else None,
+        reference=chosen.reference if needs_kl else None,
         policy=own.shaping != "none",
         entropies=full,
         survey="success" if own.tracker and own.survey else "",
@@ -66,7 +97,7 @@ def mssr(config: ConfigDict) -> Method:
     )
 
 
-def tracker(own: ConfigDict) -> Tracker:
+def tracker(own: MSSROptions) -> Tracker:
     """The Beta tracker, with its forgetting set by the policy's movement."""
 
     def start(success) -> MSSRState:

@@ -6,13 +6,12 @@ replay it keeps (docs/studies.md, rdb_cl).
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.classic import rehearsing
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.methods.rdbcl import rdbcl
 
 
-def portable_replay(config: ConfigDict) -> Method:
+def portable_replay(config: RunConfig) -> Method:
     """`config.replay` chooses the prompts, `config.portability` anchors them."""
     return rehearsing(config, rdbcl(config))

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
+import dataclasses
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import retention_reward
-from rdbcl_jax.methods.grpo import constant, group_baseline, loss, options
+from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.sections import Section, section
 
 
-def rapo(config: ConfigDict) -> Method:
-    """GRPO on reward + retention reward; `config.rapo` holds its weight and sharpness."""
-    own, chosen = config.rapo, options(config, reference="base")
-    advantages, beta = group_baseline(chosen["advantage_scale"]), chosen["beta"]
+@section("rapo")
+@dataclasses.dataclass(frozen=True)
+class RaPOOptions(Section):
+    """Of `rapo`, see `core.advantages.retention_reward`.
+
+    Attributes:
+      weight: of the retention reward, beside the task's.
+      sharpness: how fast it falls with the distance to the previous policy.
+    """
+
+    weight: float = 0.5
+    sharpness: float = 20.0
+
+
+def rapo(config: RunConfig) -> Method:
+    """GRPO on reward + retention reward."""
+    own, chosen = config.section(RaPOOptions), GRPO(reference="base").chosen(config)
+    advantages = group_baseline(chosen.advantage_scale)
 
     def targets(batch, policy_logps, entropies):
         retention = retention_reward(
@@ -23,13 +39,13 @@ def rapo(config: ConfigDict) -> Method:
             sharpness=own.sharpness,
         )
         total = batch.rewards + retention
-        return Targets(advantages(total), constant(beta, batch), {"retention": retention})
+        return Targets(advantages(total), constant(chosen.beta, batch), {"retention": retention})
 
     return Method(
         name=config.method,
         targets=targets,
         loss=loss(config, chosen),
-        reference=chosen["reference"] if beta else None,
+        reference=chosen.reference if chosen.beta else None,
         policy=True,
         previous=True,
     )

@@ -1,19 +1,23 @@
 """RDB-CL (2605.18903): each sample's KL anchor scaled by its Reasoning Portability.
 
-The formulas are a reconstruction, see `core.portability`. `config.portability` chooses kind, level
+The formulas are a reconstruction, see `core.portability`. `PortabilityOptions` chooses kind, level
 and mapping of RP, and the controls that a claim about it needs.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.kl import kl_estimate
 from rdbcl_jax.core.masked import masked_mean
 from rdbcl_jax.core.portability import (
+    Mapping,
     accuracy_kl_coefficients,
     invert_kl_coefficients,
     kl_coefficients,
@@ -22,25 +26,54 @@ from rdbcl_jax.core.portability import (
     shuffle_kl_coefficients,
     verified_kl_coefficients,
 )
-from rdbcl_jax.methods.grpo import group_baseline, loss, options
+from rdbcl_jax.methods.grpo import GRPO, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.sections import NonNegative, Positive, Refused, Section, section
 
 LEVELS = {
     "reasoning": lambda batch: batch.reasoning_mask,
     "answer": lambda batch: batch.answer_mask,
     "response": lambda batch: batch.reasoning_mask | batch.answer_mask,
 }
-CONTROLS = ("none", "matched", "strength", "shuffled", "inverted", "accuracy")
 
 
-def rdbcl(config: ConfigDict) -> Method:
+@section("portability")
+@dataclasses.dataclass(frozen=True)
+class PortabilityOptions(Section):
+    """How `rdbcl` scales the KL term.
+
+    Attributes:
+      kind: of RP, see `core.portability.reasoning_portability`; "static" is measured once, before
+        the task.
+      level: which tokens of a response it is of.
+      mapping: from RP to β, see `core.portability.kl_coefficients`.
+      beta_min, beta_max: the least and the greatest β.
+      temperature: of the sigmoid.
+      verified: ours: anchor only samples that are right.
+      control: what a claim must beat: every sample the batch's mean β ("matched"), or the β that
+        gives the same KL loss ("strength"); the βs dealt out at random ("shuffled"), high RP
+        relaxes ("inverted"), β by the group's accuracy instead of RP ("accuracy").
+    """
+
+    kind: Literal["ratio", "confidence", "static"] = "ratio"
+    level: Literal["reasoning", "answer", "response"] = "reasoning"
+    mapping: Mapping = "sigmoid"
+    beta_min: NonNegative = 0.0
+    beta_max: NonNegative = 0.08
+    temperature: Positive = 1.0
+    verified: bool = False
+    control: Literal["none", "matched", "strength", "shuffled", "inverted", "accuracy"] = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beta_min > self.beta_max:
+            raise Refused("beta_min", f"is {self.beta_min}, above beta_max, {self.beta_max}")
+
+
+def rdbcl(config: RunConfig) -> Method:
     """GRPO whose KL coefficient is high where the previous policy's reasoning carries over."""
-    portability, chosen = config.portability, options(config)
-    if portability.level not in LEVELS:
-        raise ValueError(f"portability.level is {portability.level!r}, expected {sorted(LEVELS)}")
-    if portability.control not in CONTROLS:
-        raise ValueError(f"portability.control is {portability.control!r}, expected {CONTROLS}")
-    advantages = group_baseline(chosen["advantage_scale"])
+    portability, chosen = config.section(PortabilityOptions), GRPO().chosen(config)
+    advantages = group_baseline(chosen.advantage_scale)
 
     def targets(batch, policy_logps, entropies):
         rp = sample_portability(batch, policy_logps, portability)
@@ -56,34 +89,34 @@ def rdbcl(config: ConfigDict) -> Method:
         name=config.method,
         targets=targets,
         loss=loss(config, chosen),
-        reference=chosen["reference"],
+        reference=chosen.reference,
         policy=not static or portability.control == "strength",
         previous=not static,
         survey="confidence" if static else "",
     )
 
 
-def sample_portability(batch: TrainBatch, policy_logps, config: ConfigDict):
+def sample_portability(batch: TrainBatch, policy_logps, options: PortabilityOptions):
     """RP of each sample, [P, G]; `static` is one number per prompt, measured before the task."""
-    if config.kind == "static":
+    if options.kind == "static":
         return jnp.broadcast_to(batch.prompt_values[:, None], batch.rewards.shape)
-    span = LEVELS[config.level](batch)
-    return reasoning_portability(policy_logps, batch.previous_logps, span, kind=config.kind)
+    span = LEVELS[options.level](batch)
+    return reasoning_portability(policy_logps, batch.previous_logps, span, kind=options.kind)
 
 
-def coefficients(rp, batch: TrainBatch, config: ConfigDict):
+def coefficients(rp, batch: TrainBatch, options: PortabilityOptions):
     """β of each sample, [P, G], and what a control makes of it."""
-    limits = {"beta_min": config.beta_min, "beta_max": config.beta_max}
-    if config.control == "accuracy":
+    limits = {"beta_min": options.beta_min, "beta_max": options.beta_max}
+    if options.control == "accuracy":
         p = masked_mean(batch.accuracies, ~batch.given, axis=-1)[:, None]
         return accuracy_kl_coefficients(jnp.broadcast_to(p, rp.shape), **limits)
-    beta = kl_coefficients(rp, **limits, mapping=config.mapping, temperature=config.temperature)
-    if config.verified:
-        beta = verified_kl_coefficients(beta, batch.accuracies, beta_min=config.beta_min)
-    if config.control == "matched":
+    beta = kl_coefficients(rp, **limits, mapping=options.mapping, temperature=options.temperature)
+    if options.verified:
+        beta = verified_kl_coefficients(beta, batch.accuracies, beta_min=options.beta_min)
+    if options.control == "matched":
         return matched_constant_kl_coefficients(beta)
-    if config.control == "inverted":
+    if options.control == "inverted":
         return invert_kl_coefficients(beta, **limits)
-    if config.control == "shuffled":
+    if options.control == "shuffled":
         return shuffle_kl_coefficients(jax.random.key(batch.step), beta)
     return beta

@@ -6,26 +6,27 @@ has trained on the task it learns fast and keeps.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.losses import LossTerms
 from rdbcl_jax.core.masked import masked_sum_and_count, select
-from rdbcl_jax.methods.demonstrations import demonstration
+from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
 from rdbcl_jax.methods.method import Method, Targets
 
 
-def sft(config: ConfigDict) -> Method:
+def sft(config: RunConfig) -> Method:
     """The likelihood of every record's demonstration; no KL term."""
-    return supervised(config.method, demonstration(config))
+    return supervised(config.method, demonstration(config.section(DemonstrationOptions)))
 
 
-def rft_sft(config: ConfigDict) -> Method:
+def rft_sft(config: RunConfig) -> Method:
     """SFT whose demonstrations are the collected rollouts."""
-    config = config.copy_and_resolve_references()
-    config.demonstrations.target = "rollouts"
-    return sft(config)
+    options = dataclasses.replace(config.section(DemonstrationOptions), target="rollouts")
+    return supervised(config.method, demonstration(options))
 
 
 def supervised(name: str = "sft", demonstration=None) -> Method:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RolloutConfig
 from rdbcl_jax.policy import Policy
 
 _BLOCK = 128  # ids
@@ -48,7 +48,7 @@ class Sampling:
             raise ValueError(f"a stop token is forbidden, so no response could end: {self}")
 
 
-def sampling_of(policy: Policy, rollout: ConfigDict, *, greedy: bool = False) -> Sampling:
+def sampling_of(policy: Policy, rollout: RolloutConfig, *, greedy: bool = False) -> Sampling:
     """A run's sampling options for its policy. Pictures' ids, padding and ids that are no token are
     forbidden: a response that held them could not be scored again."""
     config, stops = policy.model.config, policy.stop_ids

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
+from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
 from rdbcl_jax.training.supervised import fine_tune
 
@@ -25,7 +26,7 @@ WEIGHTS = "model.safetensors"
 
 
 def make_base(
-    config: ConfigDict,
+    config: RunConfig,
     directory: pathlib.Path,
     mesh: jax.sharding.Mesh,
     on_step: Callable[[int, float], None],
@@ -36,30 +37,33 @@ def make_base(
     """
     if (directory / WEIGHTS).exists():
         return directory
+    options = config.section(BaseOptions)
     try:
-        suite = load_suite(config.base.suite, TaughtSuite)
+        suite = load_suite(options.suite, TaughtSuite)
     except ValueError as error:
         raise ValueError(f"config.base.{error}") from None
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
-        write_tiny_model(draft, TinySize(**config.base.size), extra_words=suite.words())
+        write_tiny_model(draft, TinySize(**options.size), extra_words=suite.words())
         model = from_config(draft, dtype="float32", param_dtype="float32")
-        params = jax.device_get(model.init(jax.random.key(config.base.seed)))
+        params = jax.device_get(model.init(jax.random.key(options.seed)))
         save_pretrained(draft, model, params, like=draft)
     multihost_utils.sync_global_devices("draft of the base model")
     policy, params = load_policy(_at(config, draft), mesh)
     demonstrations = suite.Demonstrations(
-        config.base.steps * config.base.batch_size, config.base.seed, follow=config.base.follow
+        options.steps * options.batch_size, options.seed, follow=options.follow
     )
-    if config.base.formatted < 1:
-        demonstrations = Careless(demonstrations, config.base.formatted, config.base.seed)
+    if options.formatted < 1:
+        demonstrations = Careless(demonstrations, options.formatted, options.seed)
     params = fine_tune(
         policy,
         params,
         demonstrations,
-        config.base,
+        options.optimizer,
+        steps=options.steps,
+        batch_size=options.batch_size,
         chunk_size=config.training.chunk_size,
-        seed=config.base.seed,
+        seed=options.seed,
         threads=config.data.threads,
         on_step=on_step,
     )
@@ -87,8 +91,8 @@ class Careless:
         return record, text if keeps else " ".join(w for w in text.split() if w not in TAGS)
 
 
-def _at(config: ConfigDict, path: pathlib.Path) -> ConfigDict:
+def _at(config: RunConfig, path: pathlib.Path) -> RunConfig:
     """The config with the model at `path`, of which everything learns."""
-    config = config.copy_and_resolve_references()
-    config.model.path, config.model.lora.rank, config.model.freeze_vision = str(path), 0, False
-    return config
+    return config.changed(
+        {"model.path": str(path), "model.lora.rank": 0, "model.freeze_vision": False}
+    )

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import PromptBatch, Rollouts, TrainBatch, pytree
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.pipeline import Shard, batches, indices, rehearsed
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import Method
+from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig
@@ -88,7 +89,7 @@ class Learner:
 
     def __init__(
         self,
-        config: ConfigDict,
+        config: RunConfig,
         policy: Policy,
         params: Params,
         method: Method,
@@ -219,7 +220,7 @@ class Learner:
         size, seed = config.rollout.prompts, config.seed + first_step
         order = indices(own, size, seed)
         if old:
-            share = min(max(round(config.replay.fraction * size), 1), size - 1)
+            share = min(max(round(config.section(ReplayOptions).fraction * size), 1), size - 1)
             order = rehearsed(own, old, size, share, seed)
         given = self.method.responses == "given"
         return batches(

@@ -11,20 +11,21 @@ import itertools
 import pathlib
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import load_images
 from rdbcl_jax.data.tasks import BUILT_IN, EVALUATED, SPLITS, TaskData, load_held_out, load_sequence
 from rdbcl_jax.evaluation import Evaluation, evaluate, split_results
 from rdbcl_jax.methods import make_method
+from rdbcl_jax.methods.classic import EWCOptions, ReplayOptions
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, read_config
 from rdbcl_jax.models.interface import Params
@@ -35,25 +36,25 @@ from rdbcl_jax.reporting.run_files import read_steps
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import RunResults, read_results
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.rollout.sampling import Sampling, sampling_of
+from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import local_rows, make_mesh
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import make_base
+from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.learner import Learner, Stage, Step
 from rdbcl_jax.training.learner import Progress as HostProgress
 from rdbcl_jax.training.pretask_stats import collect
-from rdbcl_jax.training.state import make_optimizer
 from rdbcl_jax.training.update import Consolidation
 from rdbcl_jax.workdir import changes, directory_of, is_there
 
 EXAMPLES_PER_TASK = 4
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path) -> RunResults:
+def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) -> RunResults:
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
-    return _Run(config, pathlib.Path(workdir)).run()
+    return _Run(RunConfig.of(config), pathlib.Path(workdir)).run()
 
 
 class Policies:
@@ -79,13 +80,13 @@ class Policies:
 
 
 class _Run:
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path):
+    def __init__(self, config: RunConfig, workdir: pathlib.Path):
         self.workdir, self.started = workdir, time.perf_counter()
         self.config = dry(config) if config.dry_run else config
         # everything that can be wrong with the input is found before anything is made or compiled
         self.method = make_method(self.config)
         self.rewards = RewardConfig(**self.config.rewards.to_dict())
-        self.mesh = make_mesh(**self.config.mesh)
+        self.mesh = make_mesh(**self.config.mesh.to_dict())
         check(self.config, self.mesh)
         self.tasks, self.held_out = load_sequence(self.config), load_held_out(self.config)
         self.demonstrations = list(_demonstrations(self.method, self.tasks))
@@ -132,7 +133,7 @@ class _Run:
         """The base policy: read, or made first."""
         config = self.config
         if not config.model.path:
-            total = config.base.steps
+            total = config.section(BaseOptions).steps
 
             def on_step(step: int, loss: float) -> None:
                 if step % 50 == 0 or step == total - 1:
@@ -142,8 +143,7 @@ class _Run:
                 self.progress.phase("making the base model")
                 path = make_base(config, self.workdir / "base", self.mesh, on_step)
             # the run's own config keeps its empty path: where the workdir lies is no setting
-            config = config.copy_and_resolve_references()
-            config.model.path = str(path)
+            config = config.changed({"model.path": str(path)})
         self.policy, self.base = load_policy(config, self.mesh)
         self.learner = Learner(config, self.policy, self.base, self.method, self.rewards)
         for records, texts in self.demonstrations:  # too long, or of words it has no token for
@@ -197,7 +197,7 @@ class _Run:
         if method.data == "joint":
             records = [record for task in tasks for record in task.train]
         elif method.data == "replay":
-            kept = self.config.replay.per_task
+            kept = self.config.section(ReplayOptions).per_task
             rehearsal = [record for task in tasks[:k] for record in task.train[:kept]]
         consolidation = None
         if method.consolidation and k:
@@ -216,7 +216,7 @@ class _Run:
         """EWC: adds what mattered to task k to what mattered before it."""
         if not self.method.consolidation:
             return
-        own, count = self.config.ewc, self.config.evaluation.batch_size
+        own, count = self.config.section(EWCOptions), self.config.evaluation.batch_size
         with self._timed("learning"):
             found = estimate_fisher(
                 self.policy,
@@ -368,23 +368,19 @@ class _Run:
         self.timing[name] = self.timing.get(name, 0.0) + time.perf_counter() - started
 
 
-def check(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, or FileNotFoundError for the model, for settings that cannot work."""
     rollout, training = config.rollout, config.training
-    Sampling(rollout.max_tokens, rollout.temperature, rollout.top_k, rollout.top_p)
-    make_optimizer(config.optimizer, training.steps)
     attention.resolve(config.model.attention, mesh)
     if config.model.path:
         read_config(directory_of(config.model.path))
-    else:
-        make_optimizer(config.base.optimizer, config.base.steps)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {
         "rollout.prompts": (rollout.prompts, parts * training.microbatches),
         "evaluation.batch_size": (config.evaluation.batch_size, parts),
     }
     if not config.model.path:
-        sizes["base.batch_size"] = (config.base.batch_size, parts)
+        sizes["base.batch_size"] = (config.section(BaseOptions).batch_size, parts)
     for name, (size, divisor) in sizes.items():
         if size < 1 or size % divisor:
             raise ValueError(
@@ -411,7 +407,7 @@ def _demonstrations(method: Method, tasks: Sequence[TaskData]) -> Iterator[tuple
 FREE_ON_RESUME = ("training.checkpoint_every", "data.threads", "mesh.", "model.path", "dry_run")
 
 
-def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
+def check_resume(workdir: pathlib.Path, config: RunConfig, done: int) -> None:
     """Raises ValueError where a started workdir belongs to a run of another config."""
     saved = read_results(workdir) if done else None
     if saved is None:
@@ -428,29 +424,34 @@ def check_resume(workdir: pathlib.Path, config: ConfigDict, done: int) -> None:
         )
 
 
-def dry(config: ConfigDict) -> ConfigDict:
+def dry(config: RunConfig) -> RunConfig:
     """The same run in small: two steps a task on a few records of few tokens.
 
     A model or a data file that is not there is replaced by a tiny random one and by built-in
     records, so that a recipe can be tried where neither has been fetched.
     """
-    config = config.copy_and_resolve_references()
-    if not is_there(config.model.path):
-        config.model.path = ""
-    names = (*config.sequence, *config.evaluation.tasks)
+    tasks, names = dict(config.tasks), (*config.sequence, *config.evaluation.tasks)
     for name, built_in in zip(names, itertools.cycle(digits_suite.TASKS)):
-        if ":" in name:  # of a suite
-            continue
-        if any(not _exists(config.tasks.get(name, {}).get(split)) for split in SPLITS):
-            with config.unlocked():
-                config.tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)
+        if any(not _exists(tasks.get(name, {}).get(split)) for split in SPLITS):
+            tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)
     rows = jax.device_count() * config.training.microbatches
-    config.rollout.update(prompts=rows, samples=min(2, config.rollout.samples), max_tokens=16)
-    config.training.update(steps=2, checkpoint_every=1)
-    config.base.update(steps=2, batch_size=rows)
-    config.evaluation.batch_size = rows
-    config.data.update(train_count=rows, validation_count=2, test_count=2)
-    return config
+    return config.changed(
+        {
+            "model.path": config.model.path if is_there(config.model.path) else "",
+            "tasks": tasks,
+            "rollout.prompts": rows,
+            "rollout.samples": min(2, config.rollout.samples),
+            "rollout.max_tokens": 16,
+            "training.steps": 2,
+            "training.checkpoint_every": 1,
+            "base.steps": 2,
+            "base.batch_size": rows,
+            "evaluation.batch_size": rows,
+            "data.train_count": rows,
+            "data.validation_count": 2,
+            "data.test_count": 2,
+        }
+    )
 
 
 def _exists(source: str | None) -> bool:

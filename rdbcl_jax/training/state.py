@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import pytree
+from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.sharding import param_shardings
 
 _SKIP_LIMIT = 1_000_000  # consecutive non-finite steps that are skipped: as good as always
@@ -43,14 +43,16 @@ def make_init(
     return jax.jit(create, donate_argnums=0, out_shardings=shardings), shardings
 
 
-def learning_rate(config: ConfigDict, steps: int, peak: float | None = None) -> optax.Schedule:
-    """Linear warm-up to `peak` (default: `config.learning_rate`), then one of
+def learning_rate(
+    options: OptimizerConfig, steps: int, peak: float | None = None
+) -> optax.Schedule:
+    """Linear warm-up to `peak` (default: `options.learning_rate`), then one of
 
     `constant`; `cosine` or `linear`: decay to 0 over all `steps`; `tail`: constant, then linear
     decay to 0 over the last 40 %.
     """
-    peak = config.learning_rate if peak is None else peak
-    warmup = config.warmup_steps
+    peak = options.learning_rate if peak is None else peak
+    warmup = options.warmup_steps
     rest = max(steps - warmup, 1)
     tail = int(0.4 * steps)
     after = {
@@ -59,13 +61,11 @@ def learning_rate(config: ConfigDict, steps: int, peak: float | None = None) -> 
         "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
         "tail": lambda: optax.linear_schedule(peak, 0.0, max(tail, 1), max(rest - tail, 0)),
     }
-    if config.schedule not in after:
-        raise ValueError(f"schedule is {config.schedule!r}, expected one of {sorted(after)}")
     warm = optax.linear_schedule(0.0, peak, warmup)
-    return optax.join_schedules([warm, after[config.schedule]()], [warmup])
+    return optax.join_schedules([warm, after[options.schedule]()], [warmup])
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(options: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing.
 
     Muon (with AdamW at `adam_learning_rate` for what is no matrix) is for models made from
@@ -73,25 +73,23 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     """
 
     def rate(peak):  # counted from 1: the first step of a warm-up already moves
-        schedule = learning_rate(config, steps, peak)
+        schedule = learning_rate(options, steps, peak)
         return lambda count: schedule(count + 1)
 
-    if config.name == "adamw":
+    if options.name == "adamw":
         inner = optax.adamw(
-            rate(config.learning_rate), config.b1, config.b2, weight_decay=config.weight_decay
-        )
-    elif config.name == "muon":
-        inner = optax.contrib.muon(
-            rate(config.learning_rate),
-            adam_learning_rate=rate(config.adam_learning_rate or config.learning_rate),
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
+            rate(options.learning_rate), options.b1, options.b2, weight_decay=options.weight_decay
         )
     else:
-        raise ValueError(f"optimizer is {config.name!r}, expected 'adamw' or 'muon'")
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+        inner = optax.contrib.muon(
+            rate(options.learning_rate),
+            adam_learning_rate=rate(options.adam_learning_rate or options.learning_rate),
+            adam_b1=options.b1,
+            adam_b2=options.b2,
+            weight_decay=options.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
     return optax.apply_if_finite(optax.chain(clip, inner), _SKIP_LIMIT)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.data.pipeline import Shard, batches, indices
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.sft import supervised
@@ -23,31 +23,33 @@ def fine_tune(
     policy: Policy,
     params: Params,
     demonstrations: Sequence[tuple[Record, str]],
-    options: ConfigDict,
+    optimizer: OptimizerConfig,
     *,
+    steps: int,
+    batch_size: int,
     chunk_size: int,
     seed: int,
     threads: int = 2,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Params:
-    """`options.steps` updates on batches of (record, response); returns the new parameters.
+    """`steps` updates on batches of (record, response); returns the new parameters.
 
     `on_step` gets the loss of the step before, so that the device is never waited for.
     """
-    optimizer = make_optimizer(options.optimizer, options.steps)
+    transformation = make_optimizer(optimizer, steps)
     config = UpdateConfig(chunk_size=chunk_size, entropy=False)
-    init, shardings = make_init(params, optimizer, policy.mesh)
-    update = make_update(policy.model, optimizer, supervised(), config, shardings)
+    init, shardings = make_init(params, transformation, policy.mesh)
+    update = make_update(policy.model, transformation, supervised(), config, shardings)
     state = init(params)
     feed = batches(
         demonstrations,
         lambda items, ids: supervised_batch(policy, items),
-        order=indices(len(demonstrations), options.batch_size, seed),
+        order=indices(len(demonstrations), batch_size, seed),
         shard=Shard(jax.process_index(), jax.process_count()),
         threads=threads,
     )
     before = None
-    for step in range(options.steps):
+    for step in range(steps):
         state, metrics, _ = update(state, policy.frozen, put_batch(next(feed), policy.mesh))
         if before is not None:
             on_step(step, float(before))

@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.toy.base import make_base
@@ -14,7 +15,7 @@ from tests import engine
 def config():
     config = engine.small_config()
     config.data.test_count = 16
-    return config
+    return RunConfig.of(config)
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +23,7 @@ def workdir(config, tmp_path_factory):
     """`@0` has learned the format of responses in a few steps; `@1` has drifted from it."""
     workdir = tmp_path_factory.mktemp("run")
     base = make_base(config, workdir / "base", make_mesh(), lambda step, loss: None)
-    config = config.copy_and_resolve_references()
-    config.model.path = str(base)
-    _, params = load_policy(config, make_mesh())
+    _, params = load_policy(config.changed({"model.path": str(base)}), make_mesh())
     keys = iter(jax.random.split(jax.random.key(5), 100))
     moved = jax.tree.map(lambda a: a + 0.005 * jax.random.normal(next(keys), a.shape), params)
     Checkpoints(workdir).save_task(1, moved)

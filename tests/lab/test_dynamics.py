@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.test_main import rdbcl
 
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.lab.dynamics import measure
@@ -21,6 +20,7 @@ from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.training.supervised import supervised_batch
 from rdbcl_jax.training.update import response_logprobs
 from tests import engine
+from tests.test_cli import rdbcl
 
 CHUNK = 1024
 

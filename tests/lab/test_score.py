@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.test_main import rdbcl
 
 from rdbcl_jax.core.portability import kl_coefficients
 from rdbcl_jax.lab.portability.measure import (
@@ -24,6 +23,7 @@ from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
 from rdbcl_jax.toy import digits_suite
 from tests import engine
+from tests.test_cli import rdbcl
 
 pytestmark = pytest.mark.slow
 
@@ -90,8 +90,7 @@ def test_continuations_are_the_trained_policys_own(config, pair, source, measure
 
 
 def test_continuing_its_own_beginning_a_greedy_policy_says_the_same(config, pair, source):
-    config = config.copy_and_resolve_references()
-    config.rollout.top_k = 1
+    config = config.changed({"rollout.top_k": 1})
     trained = pair[0]
     whole = continue_from(config, trained, source.records, [""] * 12, jax.random.key(0))
     begun = [" ".join(text.split()[:4]) for text in whole]
@@ -206,9 +205,7 @@ def test_tokenizers_must_agree(config, workdir, tmp_path):
 
 
 def test_a_task_of_the_config_is_a_source(config):
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.tasks["mine"] = {"test": "digits:walk", "verifier": "exact"}
+    config = config.changed({"tasks.mine": {"test": "digits:walk", "verifier": "exact"}})
     (source,) = read_sources(config, ["mine"], "test", limit=3)
     assert source.name == "mine" and [r.task for r in source.records] == ["walk"] * 3
 

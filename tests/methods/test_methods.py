@@ -293,7 +293,7 @@ def test_what_the_classics_ask_for():
         assert method(name).reference is None
         assert method(name, **{"kl.beta": 0.1}).reference == "previous"
     for name in ("replay", "portable_replay"):
-        with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected within \(0, 1\)"):
+        with pytest.raises(ValueError, match=r"replay.fraction is 1.0, expected .* \(0, 1\)"):
             method(name, **{"replay.fraction": 1.0})
         with pytest.raises(ValueError, match=r"replay\.anchor is 'new'"):
             method(name, **{"replay.anchor": "new"})
@@ -373,12 +373,12 @@ def test_built_in_tasks_are_taught_by_the_rewarded_procedure():
     [
         ("grop", {}, "expected one of"),
         ("rdbcl", {"portability.level": "all"}, "portability.level is 'all'"),
-        ("rdbcl", {"portability.kind": "odds"}, "unknown kind 'odds'"),
+        ("rdbcl", {"portability.kind": "odds"}, "portability.kind is 'odds'"),
         ("rdbcl", {"portability.control": "magic"}, "portability.control is 'magic'"),
-        ("rdbcl", {"portability.beta_min": 1.0}, "0 <= beta_min <= beta_max"),
-        ("grpo", {"kl.kind": "k1"}, "cannot be a loss term"),
+        ("rdbcl", {"portability.beta_min": 1.0}, "portability.beta_min is 1.0, above beta_max"),
+        ("grpo", {"kl.kind": "k1"}, "kl.kind is 'k1'"),
         ("grpo", {"kl.reference": "first"}, "kl.reference is 'first'"),
-        ("grpo", {"loss.surrogate": "trpo"}, "unknown surrogate 'trpo'"),
+        ("grpo", {"loss.surrogate": "trpo"}, "loss.surrogate is 'trpo'"),
         ("mssr", {"rollout.samples": 1, "mssr.shaping": "odd"}, "mssr.shaping is 'odd'"),
         ("sft", {"demonstrations.target": "gold"}, "demonstrations.target is 'gold'"),
         ("dyme", {"demonstrations.refiner": "nowhere:f"}, "cannot import 'nowhere:f'"),

@@ -8,6 +8,7 @@ import pytest
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.cli import run as command_line
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.policy import load_policy
@@ -187,13 +188,13 @@ def test_another_config_in_a_started_workdir_is_refused(watched):
 
 
 def test_a_field_that_is_new_since_a_workdir_was_written_has_its_default_there():
-    config = engine.small_config()
-    saved = plain(config)
+    config = RunConfig.of(engine.small_config())
+    saved = plain(config) | {"gate": {"records": 3}}  # which is none of a run's
     assert changes(saved, config) == {}
     del saved["portability"]["verified"], saved["rollout"]["temperature"]
     assert changes(saved, config) == {}
-    config.portability.verified = True
-    config.sequence, saved["gone"] = ("sum",), 1
+    config = config.changed({"portability.verified": True, "sequence": ("sum",)})
+    saved["gone"] = 1
     assert changes(saved, config) == {
         "gone": (1, None),
         "portability.verified": (False, True),

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.influence import (
     TokenChange,
     first_order_change,
@@ -65,7 +65,7 @@ def make_texts(
     kind: str,
     name: str,
     records: Sequence[Record],
-    config: ConfigDict,
+    config: RunConfig,
     student: Snapshot,
     teacher: Snapshot | None = None,
 ) -> Texts:
@@ -113,7 +113,7 @@ def _written(record: Record) -> str:
 
 
 def sample_texts(
-    config: ConfigDict, snapshot: Snapshot, records: Sequence[Record]
+    config: RunConfig, snapshot: Snapshot, records: Sequence[Record]
 ) -> list[list[str]]:
     """Those of G samples of a policy to each record that end by themselves."""
     policy, texts = snapshot.policy, []
@@ -132,7 +132,7 @@ def sample_texts(
     return texts
 
 
-def perplexity(config: ConfigDict, snapshot: Snapshot, texts: Texts) -> float:
+def perplexity(config: RunConfig, snapshot: Snapshot, texts: Texts) -> float:
     """exp(mean over all tokens of −log π): ≥ 1; end tokens count."""
     total = np.zeros(2)
     for batch, valid in _batches(config, snapshot, texts):
@@ -154,7 +154,7 @@ def perplexity(config: ConfigDict, snapshot: Snapshot, texts: Texts) -> float:
 
 
 def measure_influence(
-    config: ConfigDict, snapshot: Snapshot, train: Texts, probes: Sequence[Texts]
+    config: RunConfig, snapshot: Snapshot, train: Texts, probes: Sequence[Texts]
 ) -> list[Influence]:
     """Of every training text alone on every text of each probe set, to first order in η.
 
@@ -188,7 +188,7 @@ def measure_influence(
 
 
 def step_deviation(
-    config: ConfigDict, snapshot: Snapshot, train: Texts, probe: Texts, *, length: float
+    config: RunConfig, snapshot: Snapshot, train: Texts, probe: Texts, *, length: float
 ) -> float:
     """Relative difference of ‖Δ log π‖ of a real step on the first training text from the first-
     order one, over a batch of probe texts.
@@ -212,7 +212,7 @@ def _differentiable(model: VLM) -> VLM:
     return dataclasses.replace(model, attention="xla")
 
 
-def _batches(config: ConfigDict, snapshot: Snapshot, texts: Texts):
+def _batches(config: RunConfig, snapshot: Snapshot, texts: Texts):
     def encode(items, ids):
         records, responses = zip(*items, strict=True)
         return snapshot.policy.encoder.encode_supervised(records, responses)

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.dynamics.measure import (
     KINDS,
@@ -39,7 +39,7 @@ MEASURES = {
 
 
 def run_dynamics(
-    config: ConfigDict,
+    config: RunConfig | Mapping[str, Any],
     checkpoint: str,
     train: Sequence[str],
     probes: Sequence[str],
@@ -62,12 +62,13 @@ def run_dynamics(
     """
     if not train or not probes:
         raise ValueError("give at least one --train=KIND:SOURCE and one --probe=KIND:SOURCE")
+    config = RunConfig.of(config)
     names = [checkpoint, teacher] if teacher else [checkpoint]
     wanted = [
         [_parse(name, config, split, limit) for name in dict.fromkeys(group)]
         for group, split in ((train, "train"), (probes, "validation"))
     ]
-    student, *others = load_snapshots(config, names, make_mesh(**config.mesh))
+    student, *others = load_snapshots(config, names, make_mesh(**config.mesh.to_dict()))
     train_sets, probe_sets = (
         [make_texts(*one, config, student, *others) for one in group] for group in wanted
     )
@@ -94,7 +95,7 @@ def run_dynamics(
     return result
 
 
-def _parse(name: str, config: ConfigDict, split: str, limit: int):
+def _parse(name: str, config: RunConfig, split: str, limit: int):
     kind, colon, source = name.partition(":")
     if not colon or not source:
         raise ValueError(f"{name!r}: expected KIND:SOURCE, such as answer:digits:sum")

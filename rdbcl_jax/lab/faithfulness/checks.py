@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import TracedSuite, find_task
+from rdbcl_jax.lab.config import FaithfulnessOptions
 from rdbcl_jax.lab.faithfulness.probes import decisions, follows, force, overwrite
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
@@ -19,6 +20,7 @@ from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.rollout.generate import continued
 from rdbcl_jax.rollout.sampling import sampling_of
+from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training.supervised import fine_tune
 
 
@@ -39,9 +41,14 @@ class Check:
 
 
 def gate(
-    policy: Policy, params: Params, config: ConfigDict, *, zero_shot: bool = False
+    policy: Policy,
+    params: Params,
+    config: RunConfig,
+    options: FaithfulnessOptions,
+    *,
+    zero_shot: bool = False,
 ) -> list[Check]:
-    """Every check of every task of `config.sequence`, with the thresholds of `config.gate`.
+    """Every check of every task of `config.sequence`, with the thresholds of `options`.
 
     Args:
       zero_shot: also check that the accuracy of a plain greedy response is in its range.
@@ -51,16 +58,18 @@ def gate(
     answer = functools.partial(respond, policy, params, config=config)
     checks = []
     for name in config.sequence:
-        checks += _gate_task(answer, config, name, zero_shot)
-    if config.gate.answer_only_steps:
-        checks += _answer_only(policy, params, config)
+        checks += _gate_task(answer, config.data.seed, options, name, zero_shot)
+    if options.answer_only_steps:
+        checks += _answer_only(policy, params, config, options)
     return checks
 
 
-def _gate_task(answer, config: ConfigDict, name: str, zero_shot: bool) -> list[Check]:
-    options, (suite, task) = config.gate, find_task(name, TracedSuite)
-    records = suite.make_records(task, "validation", options.records, config.data.seed)
-    rng = np.random.default_rng([options.records, config.data.seed])
+def _gate_task(
+    answer, seed: int, options: FaithfulnessOptions, name: str, zero_shot: bool
+) -> list[Check]:
+    suite, task = find_task(name, TracedSuite)
+    records = suite.make_records(task, "validation", options.records, seed)
+    rng = np.random.default_rng([options.records, seed])
     probes = {f"force {d}": [force(suite, r, d, rng) for r in records] for d in decisions(suite)}
     probes["corrupt"] = [overwrite(suite, record, False, rng) for record in records]
     probes["last"] = [overwrite(suite, record, True, rng) for record in records]
@@ -73,17 +82,17 @@ def _gate_task(answer, config: ConfigDict, name: str, zero_shot: bool) -> list[C
         found = [follows(suite, p, t) for p, t in zip(made, texts, strict=True)]
         low = options.follow_decision if check.startswith("force") else options.follow_state
         checks.append(Check(task, check, *_mean([f for f in found if f is not None]), low, 1.0))
-    return [*checks, _foreign(answer, config, suite, task, records)]
+    return [*checks, _foreign(answer, options, suite, task, records)]
 
 
-def _foreign(answer, config, suite: TracedSuite, task: str, records: Sequence[Record]) -> Check:
+def _foreign(answer, options, suite: TracedSuite, task: str, records: Sequence[Record]) -> Check:
     """Accuracy with the trace of the record before, less what coincidence alone gives."""
     others = [records[-1], *records[:-1]]
     traces = [suite.make_trace(other).split("</think>")[0] + "</think>" for other in others]
     right = _right(records, answer(records, traces))
     chance = [_correct(r, Parsed("", o.answer, True)) for r, o in zip(records, others, strict=True)]
     excess = float(np.mean(right) - np.mean(chance))
-    return Check(task, "foreign", excess, len(records), -1.0, config.gate.foreign_excess)
+    return Check(task, "foreign", excess, len(records), -1.0, options.foreign_excess)
 
 
 # ---------------------------------------------------------------------- answers without a trace
@@ -109,26 +118,29 @@ def _bare(suite: TracedSuite, record: Record) -> str:
     return " ".join(("<think>", *dataclasses.astuple(suite.verified(record)), "</think>"))
 
 
-def _answer_only(policy: Policy, params: Params, config: ConfigDict) -> list[Check]:
+def _answer_only(
+    policy: Policy, params: Params, config: RunConfig, options: FaithfulnessOptions
+) -> list[Check]:
     """Accuracy of a model taught to answer at once: how far perception alone goes."""
-    options = config.base.copy_and_resolve_references()
-    options.steps = config.gate.answer_only_steps
-    source = _AnswersOnly(config.sequence, options.steps * options.batch_size, options.seed)
+    base, steps = config.section(BaseOptions), options.answer_only_steps
+    source = _AnswersOnly(config.sequence, steps * base.batch_size, base.seed)
     params = fine_tune(
         policy,
         params,
         source,
-        options,
+        base.optimizer,
+        steps=steps,
+        batch_size=base.batch_size,
         chunk_size=config.training.chunk_size,
-        seed=options.seed,
+        seed=base.seed,
         threads=config.data.threads,
     )
     checks = []
     for suite, task in source.tasks:
-        records = suite.make_records(task, "validation", config.gate.records, config.data.seed)
+        records = suite.make_records(task, "validation", options.records, config.data.seed)
         traces = [_bare(suite, record) for record in records]
         right = _right(records, respond(policy, params, records, traces, config))
-        checks.append(Check(task, "answer only", *_mean(right), 0.0, config.gate.answer_only))
+        checks.append(Check(task, "answer only", *_mean(right), 0.0, options.answer_only))
     return checks
 
 
@@ -140,7 +152,7 @@ def respond(
     params: Params,
     records: Sequence[Record],
     prefixes: Sequence[str],
-    config: ConfigDict,
+    config: RunConfig,
 ) -> list[str]:
     """Greedy responses, each from its prefix on; the prefix is part of what is returned."""
     return continued(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
-
-from ml_collections import ConfigDict
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.suites import TracedSuite, find_task
+from rdbcl_jax.lab.config import FaithfulnessOptions
 from rdbcl_jax.lab.faithfulness.checks import Check, gate
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.sharding import make_mesh
@@ -16,7 +17,7 @@ from rdbcl_jax.toy.base import make_base
 
 
 def run_gate(
-    config: ConfigDict,
+    config: RunConfig | Mapping[str, Any],
     workdir: str | pathlib.Path | None = None,
     checkpoint: str | pathlib.Path | None = None,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
@@ -27,21 +28,21 @@ def run_gate(
     Raises:
       ValueError: not exactly one of the two given; a task of no suite.
     """
+    options, config = FaithfulnessOptions.of_config(config), RunConfig.of(config)
     if (workdir is None) == (checkpoint is None):
         raise ValueError("give either a workdir or a checkpoint directory")
     for task in config.sequence:
         find_task(task, TracedSuite)
-    mesh = make_mesh(**config.mesh)
-    config = config.copy_and_resolve_references()
+    mesh = make_mesh(**config.mesh.to_dict())
     if checkpoint is None:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         base = config.model.path or make_base(config, workdir / "base", mesh, on_step)
-    config.model.path = str(checkpoint or base)
+    config = config.changed({"model.path": str(checkpoint or base)})
     policy, params = load_policy(config, mesh)
-    found = {"base": gate(policy, params, config, zero_shot=True)}
+    found = {"base": gate(policy, params, config, options, zero_shot=True)}
     done = [int(p.name[5:]) for p in sorted(pathlib.Path(workdir or "").glob("checkpoints/task_*"))]
     if workdir is not None and done:
         params = Checkpoints(workdir).restore_task(done[-1], params)
-        found[f"after task {done[-1]}"] = gate(policy, params, config)
+        found[f"after task {done[-1]}"] = gate(policy, params, config, options)
     return found

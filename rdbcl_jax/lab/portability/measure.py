@@ -14,12 +14,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.kl import kl_estimate
 from rdbcl_jax.core.masked import masked_mean
 from rdbcl_jax.core.portability import kl_coefficients, reasoning_portability
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods.rdbcl import PortabilityOptions
 from rdbcl_jax.rewards.response_format import TAGS
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
@@ -58,7 +59,7 @@ class Samples:
 
 
 def measure(
-    config: ConfigDict, trained: Snapshot, reference: Snapshot, source: Source, key: jax.Array
+    config: RunConfig, trained: Snapshot, reference: Snapshot, source: Source, key: jax.Array
 ) -> dict[str, Samples]:
     """The samples of both policies, by sampler: `trained` and `reference`.
 
@@ -88,7 +89,7 @@ def measure(
 
 
 def continue_from(
-    config: ConfigDict,
+    config: RunConfig,
     snapshot: Snapshot,
     records: Sequence[Record],
     prefixes: Sequence[str],
@@ -148,7 +149,9 @@ def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
     scores = score_texts([r for r in records for _ in range(shape[1])], texts, rewards)
     judged = {"reward": scores.total, "accuracy": scores.accuracy, "parsed": scores.parsed}
     columns |= {name: np.asarray(value, float).reshape(shape) for name, value in judged.items()}
-    return Samples(_rows(texts, shape), columns | _coefficients(config.portability, columns))
+    return Samples(
+        _rows(texts, shape), columns | _coefficients(config.section(PortabilityOptions), columns)
+    )
 
 
 def _logps(config, snapshot: Snapshot, prompts, rollouts):
@@ -176,7 +179,7 @@ def _signals(policy_logps, reference_logps, mask, spans) -> dict[str, jax.Array]
     }
 
 
-def _coefficients(options: ConfigDict, columns) -> dict[str, np.ndarray]:
+def _coefficients(options: PortabilityOptions, columns) -> dict[str, np.ndarray]:
     """What the mapping makes of RP, in which an empty span counts as 1, as in training."""
     return {
         name.replace("rp/", "beta/"): np.asarray(

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from matplotlib.figure import Figure
-from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.tasks import read_source
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.portability.measure import KINDS, LEVELS, SAMPLERS, Samples, Source, measure
@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 
 def run_score(
-    config: ConfigDict,
+    config: RunConfig | Mapping[str, Any],
     checkpoint: str,
     reference: str,
     records: Sequence[str],
@@ -69,13 +69,16 @@ def run_score(
     Returns:
       The content of summary.json.
     """
+    config = RunConfig.of(config)
     sources = read_sources(config, records, split, limit)
     sources += read_sources(config, ood, split, limit, out_of_distribution=True)
     if not sources:
         raise ValueError("no data: give --records=SOURCE, --ood=SOURCE or several of both")
     if len({source.name for source in sources}) < len(sources):
         raise ValueError(f"sources named twice: {[source.name for source in sources]}")
-    trained, previous = load_snapshots(config, (checkpoint, reference), make_mesh(**config.mesh))
+    trained, previous = load_snapshots(
+        config, (checkpoint, reference), make_mesh(**config.mesh.to_dict())
+    )
     key = jax.random.key(config.seed)
     measured = []
     for index, source in enumerate(sources):
@@ -100,7 +103,7 @@ def run_score(
 
 
 def read_sources(
-    config: ConfigDict,
+    config: RunConfig,
     names: Iterable[str],
     split: str,
     limit: int = 0,

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.json_files import plain, read_json, write_json
 from rdbcl_jax.results import FILE, read_results
 from rdbcl_jax.workdir import changes, is_directory
@@ -78,7 +79,8 @@ def make_base(config: ConfigDict, directory: pathlib.Path) -> None:
         if step % 50 == 0:
             print(f"SFT of the base: step {step}, loss {loss:.3f}", flush=True)
 
-    base.make_base(config, directory, make_mesh(**config.mesh), on_step)
+    run = RunConfig.of(config)
+    base.make_base(run, directory, make_mesh(**run.mesh.to_dict()), on_step)
 
 
 def gate_base(config: ConfigDict, directory: pathlib.Path, base: pathlib.Path | None) -> None:
@@ -113,6 +115,6 @@ def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
 
 
 def _asked_for(workdir: pathlib.Path, config: ConfigDict) -> bool:
-    """Whether the workdir is that of this config; what a gate asks changes no run."""
+    """Whether the workdir is that of this config."""
     asked = read_json(workdir / ASKED, {})
-    return bool(asked) and all(name.startswith("gate.") for name in changes(asked, config))
+    return bool(asked) and not changes(asked, RunConfig.of(config))

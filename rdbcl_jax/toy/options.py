@@ -1,0 +1,39 @@
+"""What makes the tiny base model; only where `model.path` is empty."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rdbcl_jax.config import OptimizerConfig
+from rdbcl_jax.sections import Count, Natural, Section, Share, section
+
+MUON = OptimizerConfig(
+    name="muon", learning_rate=8e-3, adam_learning_rate=3e-3, schedule="tail", warmup_steps=20
+)
+
+
+@section("base")
+@dataclasses.dataclass(frozen=True)
+class BaseOptions(Section):
+    """The tiny base model and its supervised fine-tuning.
+
+    Attributes:
+      suite: whose tasks it is taught: "digits", "forks", "puzzles".
+      seed: of its weights and its demonstrations.
+      steps, batch_size: of the fine-tuning.
+      size: fields of rdbcl_jax.toy.tiny.TinySize that differ from its defaults.
+      formatted: share of demonstrations in the response format; others lack its tags.
+      follow: probability that a demonstration takes the decision that its cue names.
+      optimizer: of the fine-tuning.
+    """
+
+    suite: str = "digits"
+    seed: Natural = 0
+    steps: Count = 600
+    batch_size: Count = 64
+    size: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    formatted: Share = 1.0
+    follow: Share = 0.8
+    optimizer: OptimizerConfig = MUON
