@@ -81,17 +81,11 @@ BAD_SETTINGS = pytest.mark.parametrize(
     [
         ("--config.method=grop", "config.method is 'grop', expected one of ['cispo'"),
         ("--config.sequence=('sum','soduko')", "task 'soduko' is in config.sequence"),
-        (
-            "--config.rollout.temperature=0.0",
-            "rollout.temperature is 0.0, expected",
-        ),
+        ("--config.rollout.temperature=0.0", "rollout.temperature is 0.0, expected"),
         ("--config.optimizer.schedule=cosinus", "schedule is 'cosinus'"),
         ("--config.mesh.data=3", "does not fill"),
         ("--config.model.path=/nowhere", "/nowhere"),
-        (
-            "--config.portability.mapping=sigmoide",
-            "mapping is 'sigmoide', expected one of",
-        ),
+        ("--config.portability.mapping=sigmoide", "mapping is 'sigmoide', expected one of"),
         ("--config.rollout.prompts=7", "does not divide"),
         ("--config.training.microbatches=3", "microbatches"),
         ("--config.model.attention=flash", "attention backend is 'flash'"),
