@@ -113,10 +113,10 @@ def _study() -> Run:
             config_file=file,
         )
         print(pathlib.Path(workdir.value) / "study.md")
-        if results["stopped"]:
-            sys.exit(f"rdbcl study: {results['stopped']}")
-        if results["failed"]:
-            sys.exit(f"rdbcl study: {len(results['failed'])} failed, see study.md")
+        if results.stopped:
+            sys.exit(f"rdbcl study: {results.stopped}")
+        if results.failed:
+            sys.exit(f"rdbcl study: {len(results.failed)} failed, see study.md")
 
     return run
 

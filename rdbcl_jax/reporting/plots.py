@@ -21,6 +21,8 @@ from matplotlib.ticker import (
     NullLocator,
 )
 
+from rdbcl_jax.reporting.numbers import significant
+
 INK, MUTED, GRID = "#1d232a", "#68727d", "#e1e5ea"
 PALETTE = ("#4477aa", "#ee7733", "#228833", "#cc3377", "#bbaa33", "#33aacc", "#9966cc", "#888888")
 ACCENT, SECOND = PALETTE[0], PALETTE[1]
@@ -28,14 +30,14 @@ DENSITY = LinearSegmentedColormap.from_list("density", [ACCENT + "00", ACCENT + 
 PANEL, WIDE = (3.5, 2.1), (4.6, 2.6)  # inches
 MAX_POINTS = 300  # of a curve; longer ones are averaged in bins
 
-PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.10g}".replace("-", "−"))  # of fractions
+PERCENT = FuncFormatter(lambda value, _: significant(100 * value, 10))  # of fractions
 
 Curve = tuple[np.ndarray, np.ndarray]
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
     """One colour per name, safe for colour-blind readers; a ramp where the names are many."""
-    palette = PALETTE
+    palette: Sequence[str] = PALETTE
     if len(names) > len(PALETTE):
         palette = [to_hex(c) for c in colormaps["viridis"](np.linspace(0.12, 0.86, len(names)))]
     return dict(zip(names, palette, strict=False))
@@ -55,8 +57,8 @@ def learning_curve(curves: Mapping[str, Curve], points: Curve, *, xlim, ylim) ->
 
 
 def timeline(curves: Mapping[str, Curve], *, log: bool = False, cut: bool = False) -> Figure:
-    """One metric over the whole run: a curve per task, in the task's colour. `cut` leaves rare
-    peaks out of the picture."""
+    """One metric over the whole run: a curve per task, in the task's colour. `log`: a logarithmic
+    axis, which has no room for zeros, if any value is positive. `cut` leaves rare peaks out."""
     figure, ax = panel()
     for (x, y), colour in zip(curves.values(), colours(list(curves)).values(), strict=True):
         _line(ax, x, y, colour)
@@ -67,8 +69,8 @@ def timeline(curves: Mapping[str, Curve], *, log: bool = False, cut: bool = Fals
     values = np.concatenate([y[np.isfinite(y)] for _, y in curves.values()])
     if cut and len(values):
         ax.set_ylim(0, 1.5 * np.quantile(values, 0.95))
-    if log:
-        ax.set_yscale("log")
+    elif log and (values > 0).any():
+        ax.set_yscale("log", nonpositive="mask")
         ax.yaxis.set_major_locator(LogLocator(numticks=5))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
@@ -279,7 +281,7 @@ def _density(ax: Axes, x: np.ndarray, y: np.ndarray, limits: Sequence[float]) ->
     columns = int(min(60, x.max() - x.min() + 1, 4 + len(x) // 48))  # a few samples a cell
     extent = (x.min() - 0.5, x.max() + 0.5, *limits)
     counts, xs, _ = np.histogram2d(
-        x, np.clip(y, *limits), bins=(columns, 24), range=(extent[:2], extent[2:])
+        x, np.clip(y, limits[0], limits[1]), bins=(columns, 24), range=(extent[:2], extent[2:])
     )
     share = counts / np.maximum(counts.max(axis=1, keepdims=True), 1)
     image = DENSITY(np.sqrt(share.T) * 0.9)

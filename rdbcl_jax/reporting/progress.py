@@ -26,13 +26,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-SHOWN = (  # label, key of the metrics row, format
-    ("reward", "reward", "{:.3f}"),
-    ("accuracy", "accuracy", "{:.3f}"),
-    ("KL", "kl", "{:.4f}"),
-    ("RP", "rp/mean", "{:.3f}"),
-    ("β", "kl_coef/mean", "{:.3f}"),
-)
+from rdbcl_jax.reporting import metric_table
+from rdbcl_jax.reporting.metric_table import Place
+from rdbcl_jax.reporting.numbers import duration, fixed
 
 
 def never_fails(method: Callable) -> Callable:
@@ -207,10 +203,10 @@ class Progress:
 
     def _facts(self) -> tuple[list[str], list[str]]:
         metrics, times = [], []
-        for label, key, form in SHOWN:
-            value = self._metrics.get(key)
+        for name, metric in metric_table.at(Place.PROGRESS).items():
+            value = self._metrics.get(name)
             if value is not None and math.isfinite(float(value)):
-                metrics.append(f"{label} {form.format(float(value))}")
+                metrics.append(f"{metric.label} {fixed(float(value), metric.digits)}")
         speed, left = self.tokens_per_second(), self.seconds_left()
         if math.isfinite(speed):
             times.append(f"{speed:,.0f} tokens/s")
@@ -247,15 +243,3 @@ class Progress:
             style = "bold not dim" if j <= trained else "not dim"
             row.append(f"  {100 * accuracy:>{max(len(task), 5)}.1f}", style=style)
         self._live.console.print(row)
-
-
-def duration(seconds: float) -> str:
-    """3725 → "1h 02m", 125 → "2m 05s", 7 → "7s"."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, seconds = divmod(seconds, 60)
-    if minutes < 60:
-        return f"{minutes}m {seconds:02d}s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m"

@@ -97,7 +97,7 @@ def one_step(rng, step, task, k, i, steps, samples, portability):
         "step_time": rng.normal(0.5, 0.02) + 8 * (step == 0),
         "grad_norm": rng.gamma(4, 0.1) if i != 7 else np.nan,
         "learning_rate": 1e-4 * min(1, (i + 1) / 10),
-        "sampler/logp_difference_max": rng.gamma(2, 1e-5),
+        "sampler/logp_difference/max": rng.gamma(2, 1e-5),
     }
     table = {
         "step": step,

@@ -3,8 +3,11 @@ import re
 import numpy as np
 import pytest
 
-from rdbcl_jax.reporting.compare import compare_runs, group_runs, latex_escape, paired, spread
+from rdbcl_jax.reporting.compare import compare_runs
+from rdbcl_jax.reporting.groups import group_runs, paired
+from rdbcl_jax.reporting.numbers import spread
 from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.text_tables import latex_escape
 
 SMALL = {"steps": 1, "samples": 2, "examples": 0}
 

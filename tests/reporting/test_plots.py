@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from rdbcl_jax.reporting import page, plots
+from rdbcl_jax.reporting import plots
+from rdbcl_jax.reporting.svg import svg
 
 TASKS = ["a", "b"]
 MATRIX = np.array([[0.2, 0.3], [0.9, 0.3], [0.7, 0.8]])
@@ -34,19 +35,19 @@ def figures(values):
 def test_every_figure_draws(values):
     for drawing in figures(values):
         assert isinstance(drawing, Figure)
-        assert page.svg(drawing, "title").startswith("<svg viewBox")
+        assert svg(drawing, "title").startswith("<svg viewBox")
 
 
 def test_drawing_touches_no_global_state():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    page.svg(plots.retention(MATRIX, TASKS), "t")
+    svg(plots.retention(MATRIX, TASKS), "t")
     assert dict(matplotlib.rcParams) == before
 
 
 def test_svg_is_repeatable_self_contained_and_themed():
-    text, again = (page.svg(plots.retention(MATRIX, TASKS), "t") for _ in range(2))
+    text, again = (svg(plots.retention(MATRIX, TASKS), "t") for _ in range(2))
     assert text == again
     assert "http" not in text and "<metadata" not in text and "font-family" not in text
     assert "var(--muted)" in text and plots.MUTED not in text
@@ -54,7 +55,7 @@ def test_svg_is_repeatable_self_contained_and_themed():
 
 def test_svg_keeps_the_digits_of_tick_labels():
     x = np.arange(5)
-    assert ">0.004<" in page.svg(plots.timeline({"a": (x, x / 800)}), "t")
+    assert ">0.004<" in svg(plots.timeline({"a": (x, x / 800)}), "t")
 
 
 def test_thin_averages_neighbours_and_skips_nan():

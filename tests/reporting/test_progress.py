@@ -2,7 +2,8 @@ import io
 
 import pytest
 
-from rdbcl_jax.reporting.progress import Progress, duration
+from rdbcl_jax.reporting.numbers import duration
+from rdbcl_jax.reporting.progress import Progress
 
 
 class Terminal(io.StringIO):

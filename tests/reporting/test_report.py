@@ -4,7 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from rdbcl_jax.reporting.report import DEFINITIONS, write_report
+from rdbcl_jax.reporting.metric_table import CONTINUAL
+from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import RunResults, SplitResults
@@ -52,7 +53,7 @@ def test_metrics_and_headline_show_the_input(full):
     for name, value in metrics.items():
         row = re.search(rf"<code>{name}</code></th><td>([^<]*)</td>", text)
         assert float(row[1].replace("−", "-")) == pytest.approx(100 * value, abs=0.05)
-        assert name in DEFINITIONS
+        assert name in CONTINUAL
     assert f'<span class="value">{100 * metrics["last"]:.1f}</span>' in text
 
 
@@ -62,7 +63,7 @@ def test_sections_and_panels(full):
         assert f"<h2>{title}</h2>" in text
     for words in ("Reasoning portability", "A loss near 0 is normal", "KL to the previous policy"):
         assert words in text
-    assert "sampler/logp_difference_max" in text and "clip_ratio/high_mean" in text
+    assert "Sampler&#39;s log-probs" in text and "clip_ratio/high_mean" in text
     assert text.count("<svg") > 25 and "data:image/png;base64" in text
     assert "learning_rate" in text and "0.10.2" in text
 
@@ -138,7 +139,7 @@ def test_examples_mark_spans_and_numbers(make_workdir):
     }
     (workdir / "examples.json").write_text(json.dumps([example]))
     text = text_of(workdir)
-    assert "log π -0.500, log π_ref -0.750, difference -0.250" in text
+    assert "log π −0.500, log π_ref −0.750, difference −0.250" in text
     assert '<span class="ans" title="answer">2</span>' in text
     assert "one⏎\n" in text and '<span class="o">&lt;think&gt;</span>' in text
     assert "(no picture)" in text and "✗ wrong" in text

@@ -5,70 +5,65 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rdbcl_jax.reporting import plots
+from rdbcl_jax.lab.study.results import CellResults, CurvePoint, StudyResults
+from rdbcl_jax.reporting import metric_table, plots
+from rdbcl_jax.reporting.metric_table import STEP, STUDY, Place
 from rdbcl_jax.reporting.plots import INK, MUTED
 
-CURVE_METRICS = {
-    "last": "Last",
-    "mft": "just trained (plasticity)",
-    "forgetting_max": "forgetting (max)",
+LEARNING = {  # row of panels → part of a cell, key, metric
+    "validation": ("progress", "accuracy", STUDY["validation"]),
+    "sampled": ("learning", "accuracy", STEP["accuracy"]),
+    "entropy": ("learning", "entropy", STEP["entropy"]),
 }
-LEARNING = {  # name → (part of a cell, key), title
-    "validation": (("progress", "accuracy"), "accuracy on validation records, mean over tasks, %"),
-    "sampled": (("learning", "accuracy"), "accuracy of sampled responses, %"),
-    "entropy": (("learning", "entropy"), "entropy of the policy, nats per token"),
-}
-PATH_COSTS = {"step": "steps", "learned": "response tokens (dotted: generated)"}
-COSTS = {"step": "step of the run", "sampled": "sampled responses", "tokens": "tokens"}
+COSTS, PATH_COSTS = ("step", "sampled", "tokens"), ("step", "learned")
 
 
-def draw(numbers: Mapping[str, Any]) -> dict[str, Figure]:
+def draw(numbers: StudyResults) -> dict[str, Figure]:
     """File name → picture, for all that the study has run so far."""
     found: dict[str, Figure] = {}
-    for setting in numbers["settings"]:
-        cells = [c for c in numbers["arms"] if c["setting"] == setting and c["seeds"]]
-        suffix = f"-{_slug(setting)}" if len(numbers["settings"]) > 1 else ""
+    for setting in numbers.settings:
+        cells = [c for c in numbers.arms if c.setting == setting and c.seeds]
+        suffix = f"-{_slug(setting)}" if len(numbers.settings) > 1 else ""
         if cells:
             found[f"arms{suffix}"] = arms(cells, numbers)
             found[f"tasks{suffix}"] = tasks(cells)
-        if any(cell["progress"] for cell in cells):
+        if any(cell.progress for cell in cells):
             found[f"learning{suffix}"] = learning(cells)
-        if any(cell["tradeoff"] for cell in cells):
-            found[f"tradeoff{suffix}"] = tradeoff([c for c in cells if c["tradeoff"]])
-        points = [c for c in numbers["curves"] if c["setting"] == setting and c["seeds"]]
-        for name in dict.fromkeys(c["curve"] for c in points):
-            found[f"curve-{_slug(name)}{suffix}"] = curve([c for c in points if c["curve"] == name])
+        if any(cell.tradeoff for cell in cells):
+            found[f"tradeoff{suffix}"] = tradeoff([c for c in cells if c.tradeoff])
+        points = [c for c in numbers.curves if c.setting == setting and c.seeds]
+        for name in dict.fromkeys(c.curve for c in points):
+            found[f"curve-{_slug(name)}{suffix}"] = curve([c for c in points if c.curve == name])
     return found
 
 
-def arms(cells: Sequence[Mapping], numbers: Mapping) -> Figure:
+def arms(cells: Sequence[CellResults], numbers: StudyResults) -> Figure:
     """The metric of every arm, and its paired difference to the baseline, seeds as dots."""
     figure, (left, right) = _panels(2, (8.4, 0.9 + 0.36 * len(cells)), sharey=True)
-    metric = numbers["metric"]
+    metric = numbers.metric
     for row, (cell, colour) in enumerate(zip(cells, _colours(cells).values(), strict=True)):
         y = len(cells) - 1 - row
-        values = _finite(cell["metrics"].get(metric, []))
+        values = _finite(cell.metrics.get(metric, []))
         _dots(left, values, y, colour)
         if len(values):
             sd = values.std(ddof=1) if len(values) > 1 else 0.0
             _bar(left, values.mean(), values.mean() - sd, values.mean() + sd, y, colour)
-        found = cell["difference"]
-        if found and found["mean"] is not None:
-            _dots(right, np.array(found["values"]), y, colour)
-            ends = (found["mean"] if e is None else e for e in (found["low"], found["high"]))
-            _bar(right, found["mean"], *ends, y, colour)
+        found = cell.difference
+        if found and found.mean is not None:
+            _dots(right, np.array(found.values), y, colour)
+            ends = (found.mean if e is None else e for e in (found.low, found.high))
+            _bar(right, found.mean, *ends, y, colour)
     left.set_yticks(range(len(cells)), [_label(cell) for cell in cells][::-1])
     left.set_ylim(-0.6, len(cells) - 0.4)
     right.axvline(0, color=MUTED, lw=1, zorder=1)
-    title = CURVE_METRICS.get(metric, metric)
+    title = metric_table.of(metric).heading
     left.set_xlabel(f"{title}, %: seeds, mean ± sd")
-    right.set_xlabel(f"{title} − {numbers['baseline']}, points: seeds, mean, 95 % bootstrap")
+    right.set_xlabel(f"{title} − {numbers.baseline}, points: seeds, mean, 95 % bootstrap")
     for ax in (left, right):
         ax.grid(axis="y", visible=False)
         ax.grid(axis="x", color=plots.GRID, lw=0.7)
@@ -78,30 +73,31 @@ def arms(cells: Sequence[Mapping], numbers: Mapping) -> Figure:
     return figure
 
 
-def curve(cells: Sequence[Mapping]) -> Figure:
+def curve(cells: Sequence[CurvePoint]) -> Figure:
     """Last, plasticity and forgetting over a swept field: seeds as dots, means as lines."""
-    figure, axes = _panels(len(CURVE_METRICS), (9.6, 3.0))
-    names = list(dict.fromkeys(cell["arm"] for cell in cells))
-    for ax, (metric, title) in zip(axes, CURVE_METRICS.items(), strict=True):
+    metrics = metric_table.at(Place.CURVE)
+    figure, axes = _panels(len(metrics), (9.6, 3.0))
+    names = list(dict.fromkeys(cell.arm for cell in cells))
+    for ax, (name, metric) in zip(axes, metrics.items(), strict=True):
         for arm, colour in plots.colours(names).items():
-            points = sorted((c for c in cells if c["arm"] == arm), key=lambda c: c["x"])
-            values = [_finite(c["metrics"].get(metric, [])) for c in points]
-            drawn = [(c["x"], v) for c, v in zip(points, values, strict=True) if len(v)]
+            points = sorted((c for c in cells if c.arm == arm), key=lambda c: c.x)
+            values = [_finite(c.metrics.get(name, [])) for c in points]
+            drawn = [(c.x, v) for c, v in zip(points, values, strict=True) if len(v)]
             for x, v in drawn:
                 ax.plot([x] * len(v), v, "o", color=colour, ms=3.5, mew=0, alpha=0.45)
             ax.plot(*zip(*((x, v.mean()) for x, v in drawn), strict=True), "-o", color=colour, ms=5)
-        ax.set_title(f"{title}, %", fontsize=9, color=INK, loc="left")
-        ax.set_xlabel(cells[0]["curve"])
+        ax.set_title(metric.axis, fontsize=9, color=INK, loc="left")
+        ax.set_xlabel(cells[0].curve)
         ax.yaxis.set_major_formatter(plots.PERCENT)
-        _spaced(ax, sorted({cell["x"] for cell in cells}))
+        _spaced(ax, sorted({cell.x for cell in cells}))
     _legend(figure, plots.colours(names))
     return figure
 
 
-def tasks(cells: Sequence[Mapping]) -> Figure:
+def tasks(cells: Sequence[CellResults]) -> Figure:
     """Accuracy on each task along the sequence, mean over seeds: one panel per task."""
-    names = cells[0]["tasks"]
-    same = [cell for cell in cells if cell["tasks"] == names]
+    names = cells[0].tasks
+    same = [cell for cell in cells if cell.tasks == names]
     columns = min(len(names), 3)
     rows = -(-len(names) // columns)
     figure, axes = _panels(columns, (3.1 * columns, 2.0 * rows + 0.4), rows=rows, sharey=True)
@@ -109,7 +105,7 @@ def tasks(cells: Sequence[Mapping]) -> Figure:
         ax.axvline(j + 1, color=MUTED, lw=1, ls=":", zorder=1)
         for cell, colour in zip(cells, _colours(cells).values(), strict=True):
             if cell in same:
-                mean = np.mean([np.array(a)[:, j] for a in cell["accuracy"]], axis=0)
+                mean = np.mean([np.array(a)[:, j] for a in cell.accuracy], axis=0)
                 ax.plot(mean, "-o", color=colour, ms=3, lw=1.6, mew=0)
         ax.set_title(f"{name}, %", fontsize=9, color=INK, loc="left")
         ax.set_xticks(range(len(names) + 1), ["base", *range(1, len(names) + 1)])
@@ -122,34 +118,34 @@ def tasks(cells: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def learning(cells: Sequence[Mapping]) -> Figure:
+def learning(cells: Sequence[CellResults]) -> Figure:
     """What was measured while the policy learned, means over seeds, against measures of cost: a
     row of panels for each of `LEARNING` that there is. Arms that sample nothing have no curve over
     sampled responses."""
     colours = _colours(cells)  # of all, so that an arm looks the same in every picture
-    curves = {name: _curves(cells, *where) for name, (where, _) in LEARNING.items()}
+    curves = {name: _curves(cells, part, key) for name, (part, key, _) in LEARNING.items()}
     rows = [name for name, found in curves.items() if found]
     size = (9.6, 0.6 + 2.1 * len(rows))
     figure, axes = _panels(len(COSTS), size, rows=len(rows), sharey="row")
-    places = itertools.product(rows, COSTS.items())
-    for ax, (name, (cost, title)) in zip(axes, places, strict=True):
-        (_, key), label = LEARNING[name]
+    places = itertools.product(rows, COSTS)
+    for ax, (name, cost) in zip(axes, places, strict=True):
+        _, key, metric = LEARNING[name]
         for arm, found in curves[name].items():
             if any(found[cost]):
                 _draw_curve(ax, found[cost], found[key], name == "validation", colours[arm])
         if key == "accuracy":
             ax.yaxis.set_major_formatter(plots.PERCENT)
         if name == rows[-1]:
-            ax.set_xlabel(title)
-        if cost == next(iter(COSTS)):
-            ax.set_title(label, fontsize=9, color=INK, loc="left")
+            ax.set_xlabel(STUDY[cost].heading)
+        if cost == COSTS[0]:
+            ax.set_title(metric.axis, fontsize=9, color=INK, loc="left")
     shown = {arm for found in curves.values() for arm in found}
     _legend(figure, {arm: colour for arm, colour in colours.items() if arm in shown})
     return figure
 
 
-def _curves(cells: Sequence[Mapping], part: str, key: str) -> dict[str, Mapping]:
-    return {cell["arm"]: cell[part] for cell in cells if key in cell[part]}
+def _curves(cells: Sequence[CellResults], part: str, key: str) -> dict[str, Mapping]:
+    return {cell.arm: getattr(cell, part) for cell in cells if key in getattr(cell, part)}
 
 
 def _draw_curve(ax: Axes, x, y, points: bool, colour: str) -> None:
@@ -160,7 +156,7 @@ def _draw_curve(ax: Axes, x, y, points: bool, colour: str) -> None:
         ax.plot(x, plots.moving_average(y, max(1, len(y) // 60)), color=colour, lw=1.4)
 
 
-def tradeoff(cells: Sequence[Mapping]) -> Figure:
+def tradeoff(cells: Sequence[CellResults]) -> Figure:
     """Old tasks against new ones along training, and both against its cost; means over seeds, a
     pale dot for each seed's end, the base model as a ring."""
     figure = Figure(figsize=(10.2, 4.6), layout="constrained")
@@ -173,7 +169,7 @@ def tradeoff(cells: Sequence[Mapping]) -> Figure:
         ax.yaxis.set_major_formatter(plots.PERCENT)
         ax.set_ylim(-0.03, 1.03)
     for cell, colour in zip(cells, _colours(cells).values(), strict=True):
-        path = {name: np.array(values, float) for name, values in cell["tradeoff"]["path"].items()}
+        path = {name: np.array(values, float) for name, values in cell.tradeoff["path"].items()}
         new, old = path["new"].mean(axis=0), path["old"].mean(axis=0)
         ax = axes["both"]
         ax.plot(path["new"][:, -1], path["old"][:, -1], "o", color=colour, ms=4, mew=0, alpha=0.4)
@@ -192,11 +188,11 @@ def tradeoff(cells: Sequence[Mapping]) -> Figure:
     both.xaxis.get_major_locator().set_params(integer=False)
     both.set_xlabel("accuracy on the new tasks, % (ring: before, diamond: after)")
     both.set_title("accuracy on the old tasks, %", fontsize=9, color=INK, loc="left")
-    for axis, title in PATH_COSTS.items():
-        axes[f"old {axis}"].set_xlabel(title)
+    for axis in PATH_COSTS:
+        axes[f"old {axis}"].set_xlabel(STUDY[axis].heading)
         for name in ("new", "old"):
             ax = axes[f"{name} {axis}"]
-            _costs_axis(ax, [np.array(c["tradeoff"]["path"][axis], float) for c in cells])
+            _costs_axis(ax, [np.array(c.tradeoff["path"][axis], float) for c in cells])
             ax.set_title(f"{name} tasks, %", fontsize=9, color=INK, loc="left")
     _legend(figure, _colours(cells))
     return figure
@@ -230,12 +226,12 @@ def _amount(value: float) -> str:
     return f"{value:g}"
 
 
-def _label(cell: Mapping) -> str:
-    return cell["arm"] + (f"  ({len(cell['failed'])} failed)" if cell["failed"] else "")
+def _label(cell: CellResults) -> str:
+    return cell.arm + (f"  ({len(cell.failed)} failed)" if cell.failed else "")
 
 
-def _colours(cells: Sequence[Mapping]) -> dict[str, str]:
-    return plots.colours([cell["arm"] for cell in cells])
+def _colours(cells: Sequence[CellResults]) -> dict[str, str]:
+    return plots.colours([cell.arm for cell in cells])
 
 
 def _finite(values: Sequence[float | None]) -> np.ndarray:

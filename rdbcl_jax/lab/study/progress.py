@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rdbcl_jax.reporting.progress import duration
+from rdbcl_jax.reporting.numbers import duration
 
 
 class StudyProgress:

@@ -14,24 +14,24 @@ from typing import Any
 
 import numpy as np
 
-from rdbcl_jax.json_files import plain, write_json
 from rdbcl_jax.lab.study import plots, tradeoff
+from rdbcl_jax.lab.study.results import (
+    CellResults,
+    CurvePoint,
+    Difference,
+    Gate,
+    StudyResults,
+    TuningResults,
+    write_study,
+)
 from rdbcl_jax.lab.study.selection import Choice, paired_bootstrap
-from rdbcl_jax.reporting.compare import markdown_table, spread
-from rdbcl_jax.reporting.page import DASH, percent
+from rdbcl_jax.reporting import metric_table
+from rdbcl_jax.reporting.metric_table import STUDY, STUDY_COLUMNS
+from rdbcl_jax.reporting.numbers import DASH, percent, significant, spread
 from rdbcl_jax.reporting.plots import thin
-from rdbcl_jax.reporting.report import SIGNED
 from rdbcl_jax.reporting.run_files import Run, read_run
+from rdbcl_jax.reporting.text_tables import markdown_table
 from rdbcl_jax.results import SplitResults
-
-COLUMNS = {  # of the first table: metric → title
-    "last": "Last",
-    "avg_seen": "Avg (seen)",
-    "bwt": "BWT",
-    "forgetting_max": "forgetting (max)",
-    "mft": "just trained",
-}
-TITLES = {**COLUMNS, "held_out_last": "old tasks, after", "held_out_change": "old tasks, change"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +63,6 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gate:
-    """What the gate found of a base: `checks` are those of gate.json."""
-
-    name: str
-    passed: bool
-    checks: Sequence[Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Record:
     """What a study has run, as far as it has come."""
 
@@ -88,10 +79,10 @@ class Record:
     stopped: str = ""  # why the study ended before its end
 
 
-def write_study_report(record: Record, out: Path) -> dict[str, Any]:
+def write_study_report(record: Record, out: Path) -> StudyResults:
     """Writes study.json, study.md and the pictures; returns the content of study.json."""
-    numbers = plain(summarise(record))
-    write_json(out / "study.json", numbers, indent=1)
+    numbers = summarise(record).as_written()
+    write_study(out, numbers)
     pictures = plots.draw(numbers)
     for name, figure in pictures.items():
         figure.savefig(out / f"{name}.png", dpi=160, facecolor="white")
@@ -102,29 +93,32 @@ def write_study_report(record: Record, out: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------ numbers
 
 
-def summarise(record: Record) -> dict[str, Any]:
+def summarise(record: Record) -> StudyResults:
     """All numbers of a study; per-seed values in the order of `seeds`."""
-    arms = [_cell(cell) for cell in record.arms]
-    for cell in arms:
-        base = _find(arms, cell["setting"], record.baseline)
-        cell["difference"] = None if cell is base else difference(cell, base, record.metric)
-    return {
-        "name": record.name,
-        "metric": record.metric,
-        "baseline": record.baseline,
-        "tuning_seeds": list(record.tuning_seeds),
-        "report_seeds": list(record.report_seeds),
-        "settings": list(dict.fromkeys(cell.setting for cell in record.arms)),
-        "arms": arms,
-        "curves": [{"curve": name, "x": x, **_cell(cell)} for name, x, cell in record.curves],
-        "tuning": [_tuning(tuning) for tuning in record.tuning],
-        "failed": dict(record.failed),
-        "gates": [dataclasses.asdict(gate) for gate in record.gates],
-        "stopped": record.stopped,
-    }
+    alone = [CellResults(**_cell(cell)) for cell in record.arms]
+    arms = []
+    for cell in alone:
+        base = _find(alone, cell.setting, record.baseline)
+        gap = None if cell is base else difference(cell, base, record.metric)
+        arms.append(dataclasses.replace(cell, difference=gap))
+    return StudyResults(
+        name=record.name,
+        metric=record.metric,
+        baseline=record.baseline,
+        tuning_seeds=record.tuning_seeds,
+        report_seeds=record.report_seeds,
+        settings=list(dict.fromkeys(cell.setting for cell in record.arms)),
+        arms=arms,
+        curves=[CurvePoint(curve=name, x=x, **_cell(cell)) for name, x, cell in record.curves],
+        tuning=[_tuning(tuning) for tuning in record.tuning],
+        failed=record.failed,
+        gates=record.gates,
+        stopped=record.stopped,
+    )
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
+    """The fields of a `CellResults`."""
     runs = {seed: read_run(path) for seed, path in cell.runs.items()}
     tests = [run.results.splits["test"] for run in runs.values()]
     return {
@@ -132,7 +126,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "arm": cell.arm,
         "point": cell.point,
         "seeds": list(runs),
-        "failed": dict(cell.failed),
+        "failed": {str(seed): error for seed, error in cell.failed.items()},
         "tasks": next((run.tasks for run in runs.values()), []),
         "metrics": {name: [t.metrics.get(name) for t in tests] for name in _names(tests)},
         "accuracy": [t.accuracy for t in tests],
@@ -242,48 +236,48 @@ def _progress(runs: Sequence[Run]) -> dict[str, list[float]]:
     return {**{name: x.tolist() for name, x in means.items()}, "accuracy": accuracy.tolist()}
 
 
-def difference(cell: Mapping, base: Mapping, metric: str) -> dict[str, Any]:
-    """Cell − base of a metric, over the seeds that both have, with its bootstrap interval."""
-    ours = dict(zip(cell["seeds"], cell["metrics"].get(metric, []), strict=False))
-    theirs = dict(zip(base["seeds"], base["metrics"].get(metric, []), strict=False))
-    seeds = [s for s in ours if ours[s] is not None and theirs.get(s) is not None]
-    values = [ours[s] - theirs[s] for s in seeds]
-    low, high = paired_bootstrap(values)
+def difference(cell: CellResults, base: CellResults, metric: str) -> Difference:
+    """Cell − base of a metric, over the seeds that both have."""
+    ours = dict(zip(cell.seeds, cell.metrics.get(metric, []), strict=False))
+    theirs = dict(zip(base.seeds, base.metrics.get(metric, []), strict=False))
+    pairs = {s: (ours[s], theirs.get(s)) for s in ours}
+    gaps = {s: a - b for s, (a, b) in pairs.items() if a is not None and b is not None}
+    seeds, values = list(gaps), list(gaps.values())
     mean = float(np.mean(values)) if values else math.nan
-    return {"seeds": seeds, "values": values, "mean": mean, "low": low, "high": high}
+    return Difference(seeds, values, mean, *paired_bootstrap(values))
 
 
-def _find(cells: Sequence[Mapping], setting: str, arm: str) -> Mapping:
-    return next(c for c in cells if (c["setting"], c["arm"]) == (setting, arm))
+def _find(cells: Sequence[CellResults], setting: str, arm: str) -> CellResults:
+    return next(c for c in cells if (c.setting, c.arm) == (setting, arm))
 
 
-def _tuning(tuning: Tuning) -> dict[str, Any]:
+def _tuning(tuning: Tuning) -> TuningResults:
     choice = tuning.choice
-    return {
-        "setting": tuning.setting,
-        "arm": tuning.arm,
-        "points": list(tuning.points),
-        "scores": tuning.scores,
-        "chosen": tuning.points[choice.index] if choice else None,
-        "edges": list(choice.edges) if choice else [],
-    }
+    return TuningResults(
+        setting=tuning.setting,
+        arm=tuning.arm,
+        points=tuning.points,
+        scores=tuning.scores,
+        chosen=tuning.points[choice.index] if choice else None,
+        edges=choice.edges if choice else (),
+    )
 
 
 # ------------------------------------------------------------------------------ Markdown
 
 
-def to_markdown(numbers: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
+def to_markdown(numbers: StudyResults, pictures: Sequence[str] = ()) -> str:
     """study.md, from the content of study.json."""
-    parts = [f"# {numbers['name']}", _intro(numbers)]
-    if numbers["stopped"]:
-        parts.append(f"**Stopped: {numbers['stopped']}**")
-    if numbers["gates"]:
+    parts = [f"# {numbers.name}", _intro(numbers)]
+    if numbers.stopped:
+        parts.append(f"**Stopped: {numbers.stopped}**")
+    if numbers.gates:
         parts += ["## Gate", _gates(numbers)]
-    if numbers["failed"]:
+    if numbers.failed:
         parts += ["## Failed", _failed(numbers)]
-    for setting in numbers["settings"]:
-        cells = [cell for cell in numbers["arms"] if cell["setting"] == setting]
-        several = f": {setting}" if len(numbers["settings"]) > 1 else ""
+    for setting in numbers.settings:
+        cells = [cell for cell in numbers.arms if cell.setting == setting]
+        several = f": {setting}" if len(numbers.settings) > 1 else ""
         parts += [
             f"## Results{several}",
             _results(cells, numbers),
@@ -294,9 +288,9 @@ def to_markdown(numbers: Mapping[str, Any], pictures: Sequence[str] = ()) -> str
             STRENGTH_NOTE,
             _strengths(cells),
         ]
-    if numbers["tuning"]:
+    if numbers.tuning:
         parts += ["## Choice on validation", _choices(numbers)]
-    if numbers["curves"]:
+    if numbers.curves:
         parts += ["## Curves", _curves(numbers)]
     parts += [f"![{name}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
@@ -311,70 +305,71 @@ STRENGTH_NOTE = (
 )
 
 
-def _intro(numbers: Mapping) -> str:
-    metric, seeds = TITLES.get(numbers["metric"], numbers["metric"]), numbers["report_seeds"]
+def _intro(numbers: StudyResults) -> str:
+    metric, seeds = metric_table.of(numbers.metric).label, numbers.report_seeds
     text = f"Accuracy on the test split, %; mean ± sd over {len(seeds)} seeds"
     text += f" ({', '.join(map(str, seeds))})."
-    if numbers["tuning"]:
-        chosen = ", ".join(map(str, numbers["tuning_seeds"]))
+    if numbers.tuning:
+        chosen = ", ".join(map(str, numbers.tuning_seeds))
         text += (
             f" Points of grids were chosen by {metric} on the validation split over other seeds"
             f" ({chosen}); * marks a choice at the edge of its grid."
         )
     return text + (
-        f" Differences are those to **{numbers['baseline']}**, paired by seed, with a 95 %"
+        f" Differences are those to **{numbers.baseline}**, paired by seed, with a 95 %"
         " percentile bootstrap interval over seeds: it covers about 50, 75, 84 and 92 % of means"
         " for 2, 3, 5 and 10 seeds of normal data, so look at the seeds themselves."
     )
 
 
-def _failed(numbers: Mapping) -> str:
-    lines = (f"- `{name}`: {error}" for name, error in numbers["failed"].items())
+def _failed(numbers: StudyResults) -> str:
+    lines = (f"- `{name}`: {error}" for name, error in numbers.failed.items())
     return "These runs are in no number below.\n\n" + "\n".join(lines)
 
 
-def _gates(numbers: Mapping) -> str:
+def _gates(numbers: StudyResults) -> str:
     """Every base's verdict, and what it failed by; gate.md of its folder has all checks."""
     rows = []
-    for gate in numbers["gates"]:
+    for gate in numbers.gates:
         wrong = (
             f"{c['task']} {c['name']} {percent(c['value'])}"
             f" (asked: {percent(c['low'])} … {percent(c['high'])})"
-            for c in gate["checks"]
+            for c in gate.checks
             if not c["passed"]
         )
-        verdict = "passed" if gate["passed"] else "FAILED"
-        rows.append([gate["name"], verdict, str(len(gate["checks"])), ", ".join(wrong)])
+        verdict = "passed" if gate.passed else "FAILED"
+        rows.append([gate.name, verdict, str(len(gate.checks)), ", ".join(wrong)])
     return markdown_table(["gate", "verdict", "checks", "failed by"], rows)
 
 
-def _tradeoff(cells: Sequence[Mapping], several: str) -> list[str]:
-    if not any(cell["tradeoff"] for cell in cells):
+def _tradeoff(cells: Sequence[CellResults], several: str) -> list[str]:
+    if not any(cell.tradeoff for cell in cells):
         return []
     return [f"### New tasks and old ones{several}", tradeoff.NOTE, tradeoff.table(cells)]
 
 
-def _results(cells: Sequence[Mapping], numbers: Mapping) -> str:
-    metric = numbers["metric"]
-    shown = COLUMNS if metric in COLUMNS else {metric: TITLES.get(metric, metric), **COLUMNS}
-    if all(len(cell["tasks"]) < 2 for cell in cells):  # the others are Last again, or 0
-        shown = {name: text for name, text in shown.items() if name in ("last", metric)}
-    title = shown[metric]
-    header = ["arm", "chosen", "n", *shown.values(), f"{title} − {numbers['baseline']} [95 %]"]
+def _results(cells: Sequence[CellResults], numbers: StudyResults) -> str:
+    metric = numbers.metric
+    names = [*STUDY_COLUMNS] if metric in STUDY_COLUMNS else [metric, *STUDY_COLUMNS]
+    if all(len(cell.tasks) < 2 for cell in cells):  # the others are Last again, or 0
+        names = [name for name in names if name in ("last", metric)]
+    title = metric_table.of(metric).label
+    labels = (metric_table.of(name).label for name in names)
+    header = ["arm", "chosen", "n", *labels, f"{title} − {numbers.baseline} [95 %]"]
     rows = []
     for cell in cells:
-        n = f"{len(cell['seeds'])}"
-        if cell["failed"]:
-            n += f" ({len(cell['failed'])} failed)"
-        means = (_spread(cell["metrics"].get(name, []), signed=name in SIGNED) for name in shown)
-        rows.append([cell["arm"], _chosen(cell, numbers), n, *means, _interval(cell["difference"])])
+        n = f"{len(cell.seeds)}"
+        if cell.failed:
+            n += f" ({len(cell.failed)} failed)"
+        means = _spreads(cell, names)
+        rows.append([cell.arm, _chosen(cell, numbers), n, *means, _interval(cell.difference)])
     return markdown_table(header, rows)
 
 
-def _chosen(cell: Mapping, numbers: Mapping) -> str:
-    place = (cell["setting"], cell["arm"])
-    edge = any((t["setting"], t["arm"]) == place and t["edges"] for t in numbers["tuning"])
-    return short(cell["point"]) + ("*" if edge else "")
+def _chosen(cell: CellResults, numbers: StudyResults) -> str:
+    place = (cell.setting, cell.arm)
+    edge = any((t.setting, t.arm) == place and t.edges for t in numbers.tuning)
+    return short(cell.point) + ("*" if edge else "")
 
 
 def short(point: str) -> str:
@@ -388,13 +383,11 @@ def short(point: str) -> str:
     )
 
 
-def _interval(found: Mapping | None) -> str:
-    if not found or found["mean"] is None:
+def _interval(found: Difference | None) -> str:
+    if not found or found.mean is None:
         return DASH
-    ends = (
-        f" [{_signed(found['low'])}, {_signed(found['high'])}]" if found["low"] is not None else ""
-    )
-    return f"{_signed(found['mean'])}{ends}"
+    ends = f" [{_signed(found.low)}, {_signed(found.high)}]" if found.low is not None else ""
+    return f"{_signed(found.mean)}{ends}"
 
 
 def _signed(value: float) -> str:
@@ -405,81 +398,90 @@ def _spread(values: Sequence[float | None], *, signed: bool = False) -> str:
     return spread(np.array([v for v in values if v is not None]), signed=signed)
 
 
-def _by_seed(cells: Sequence[Mapping], numbers: Mapping) -> str:
+def _spreads(cell: CellResults, names: Sequence[str]) -> list[str]:
+    signed = {name: metric_table.of(name).signed for name in names}
+    return [_spread(cell.metrics.get(name, []), signed=signed[name]) for name in names]
+
+
+def _by_seed(cells: Sequence[CellResults], numbers: StudyResults) -> str:
     """The metric of every seed, and its difference to the baseline's."""
     rows = []
     for cell in cells:
-        found = dict(zip(cell["seeds"], cell["metrics"].get(numbers["metric"], []), strict=False))
-        pairs = cell["difference"] or {"seeds": [], "values": []}
-        gaps = dict(zip(pairs["seeds"], pairs["values"], strict=True))
-        rows.append([cell["arm"], *(_seed(s, found, gaps, cell) for s in numbers["report_seeds"])])
-    return markdown_table(["arm", *(f"seed {s}" for s in numbers["report_seeds"])], rows)
+        found = dict(zip(cell.seeds, cell.metrics.get(numbers.metric, []), strict=False))
+        gap = cell.difference
+        gaps = dict(zip(gap.seeds, gap.values, strict=True)) if gap else {}
+        rows.append([cell.arm, *(_seed(s, found, gaps, cell) for s in numbers.report_seeds)])
+    return markdown_table(["arm", *(f"seed {s}" for s in numbers.report_seeds)], rows)
 
 
-def _seed(seed: int, values: Mapping, gaps: Mapping, cell: Mapping) -> str:
-    if str(seed) in cell["failed"]:
+def _seed(seed: int, values: Mapping, gaps: Mapping, cell: CellResults) -> str:
+    if str(seed) in cell.failed:
         return "failed"
     text = percent(values.get(seed))
     return f"{text} ({_signed(gaps[seed])})" if seed in gaps else text
 
 
-def _strengths(cells: Sequence[Mapping]) -> str:
-    header = ["arm", "kl_coef", "kl_loss", "kl", "sampled", "tokens", "minutes"]
-    rows = []
-    for cell in cells:
-        strengths = [
-            _number(cell["strength"].get(name, []), scale)
-            for name, scale in (("kl_coef", 1.0), ("kl_loss", 1e3), ("kl", 1e3))
+def _strengths(cells: Sequence[CellResults]) -> str:
+    strengths, costs = ("kl_coef", "kl_loss", "kl"), ("sampled", "tokens", "seconds")
+    rows = [
+        [
+            cell.arm,
+            *(_strength(cell, name) for name in strengths),
+            *(_cost(cell, name) for name in costs),
         ]
-        scales = {"sampled": 1.0, "tokens": 1.0, "seconds": 1 / 60}
-        costs = [_mean(cell["cost"].get(name, []), scale) for name, scale in scales.items()]
-        rows.append([cell["arm"], *strengths, *costs])
-    return markdown_table(header, rows)
+        for cell in cells
+    ]
+    return markdown_table(["arm", *(STUDY[name].label for name in (*strengths, *costs))], rows)
 
 
-def _number(values: Sequence[float | None], scale: float) -> str:
-    found = scale * np.array([v for v in values if v is not None], float)
+def _strength(cell: CellResults, name: str) -> str:
+    found = _scaled(cell.strength, name)
     if not len(found):
         return DASH
-    return f"{found.mean():.3g}" + (f" ± {found.std(ddof=1):.2g}" if len(found) > 1 else "")
+    sd = f" ± {significant(found.std(ddof=1), 2)}" if len(found) > 1 else ""
+    return significant(found.mean(), 3) + sd
 
 
-def _mean(values: Sequence[float | None], scale: float) -> str:
-    found = scale * np.array([v for v in values if v is not None], float)
+def _cost(cell: CellResults, name: str) -> str:
+    found = _scaled(cell.cost, name)
     return f"{found.mean():,.{0 if found.mean() >= 100 else 1}f}" if len(found) else DASH
 
 
-def _choices(numbers: Mapping) -> str:
+def _scaled(values: Mapping[str, Sequence[float | None]], name: str) -> np.ndarray:
+    found = np.array([v for v in values.get(name, ()) if v is not None], float)
+    return STUDY[name].scale * found
+
+
+def _choices(numbers: StudyResults) -> str:
     """Every point of every grid, the chosen ones in bold."""
     rows = []
-    for tuning in numbers["tuning"]:
-        for point, scores in zip(tuning["points"], tuning["scores"], strict=True):
+    for tuning in numbers.tuning:
+        for point, scores in zip(tuning.points, tuning.scores, strict=True):
             whole = all(score is not None for score in scores)
             mean = (
                 _spread(scores) if whole else f"out: {scores.count(None)} of {len(scores)} missing"
             )
-            bold = "**" if point == tuning["chosen"] else ""
-            edges = f"edge of {', '.join(tuning['edges'])}" if bold and tuning["edges"] else ""
+            bold = "**" if point == tuning.chosen else ""
+            edges = f"edge of {', '.join(tuning.edges)}" if bold and tuning.edges else ""
             name = f"{bold}{short(point)}{bold}"
-            rows.append([tuning["arm"], tuning["setting"], name, f"{bold}{mean}{bold}", edges])
-    return markdown_table(
-        ["arm", "setting", "point", f"{numbers['metric']} (validation)", ""], rows
-    )
+            rows.append([tuning.arm, tuning.setting, name, f"{bold}{mean}{bold}", edges])
+    return markdown_table(["arm", "setting", "point", f"{numbers.metric} (validation)", ""], rows)
 
 
-def _curves(numbers: Mapping) -> str:
-    header = ["curve", "setting", "arm", "x", "point", "n", *COLUMNS.values(), "kl_coef"]
+def _curves(numbers: StudyResults) -> str:
+    labels = (metric_table.of(name).label for name in STUDY_COLUMNS)
+    header = ["curve", "setting", "arm", "x", "point", "n", *labels, STUDY["kl_coef"].label]
     rows = [
         [
-            cell["curve"],
-            cell["setting"],
-            cell["arm"],
-            f"{cell['x']:g}",
-            short(cell["point"]),
-            str(len(cell["seeds"])),
-            *(_spread(cell["metrics"].get(m, []), signed=m in SIGNED) for m in COLUMNS),
-            _number(cell["strength"].get("kl_coef", []), 1.0),
+            cell.curve,
+            cell.setting,
+            cell.arm,
+            f"{cell.x:g}",
+            short(cell.point),
+            str(len(cell.seeds)),
+            *_spreads(cell, STUDY_COLUMNS),
+            _strength(cell, "kl_coef"),
         ]
-        for cell in numbers["curves"]
+        for cell in numbers.curves
     ]
     return markdown_table(header, rows)

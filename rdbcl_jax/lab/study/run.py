@@ -33,6 +33,7 @@ from rdbcl_jax.lab.study.jobs import (
 from rdbcl_jax.lab.study.plan import Plan, Run, at_chosen, blocked, make_plan, ready, run_name
 from rdbcl_jax.lab.study.progress import StudyProgress
 from rdbcl_jax.lab.study.report import Cell, Gate, Record, Tuning, write_study_report
+from rdbcl_jax.lab.study.results import StudyResults
 from rdbcl_jax.lab.study.workers import Done, Job, Workers, default_workers
 from rdbcl_jax.results import read_results
 
@@ -48,7 +49,7 @@ def run_study(
     workers: int | None = None,
     gate: bool = False,
     config_file: str = "",
-) -> dict[str, Any]:
+) -> StudyResults:
     """Runs a study, or what is left of it, and writes its report.
 
     A finished run is never run again, one that a kill cut short goes on where it was, and one that

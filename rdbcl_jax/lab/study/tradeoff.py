@@ -7,13 +7,16 @@ validation data; its ends are also on test data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rdbcl_jax.reporting.compare import markdown_table, spread
+from rdbcl_jax.lab.study.results import CellResults
+from rdbcl_jax.reporting.metric_table import STUDY
+from rdbcl_jax.reporting.numbers import spread
 from rdbcl_jax.reporting.run_files import Run
+from rdbcl_jax.reporting.text_tables import markdown_table
 
 GRADIENT = 1e-3  # of an advantage: what equal rewards leave by rounding is below
 
@@ -40,6 +43,7 @@ def summary(runs: Sequence[Run], sampled: Sequence[np.ndarray]) -> dict[str, Any
     return {"ends": [ends(run) for run in runs], "path": {**same, **each}}
 
 
+ENDS = ("new_before", "new_after", "old_before", "old_after", "forgotten")
 AXES = ("step", "learned", "generated")
 
 
@@ -94,21 +98,13 @@ def tokens(run: Run, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return per_step(column["length"] * gradient), lengths * drawn
 
 
-def table(cells: Sequence[Mapping[str, Any]]) -> str:
+def table(cells: Sequence[CellResults]) -> str:
     """A row per arm, mean ± sd over seeds."""
-    titles = {
-        "new_before": "new, before",
-        "new_after": "new, after",
-        "old_before": "old, before",
-        "old_after": "old, after",
-        "forgotten": "forgotten",
-    }
     rows = []
     for cell in cells:
-        found = cell["tradeoff"]
+        found = cell.tradeoff
         if found:
-            values = {name: np.array([end[name] for end in found["ends"]]) for name in titles}
+            values = {name: np.array([end[name] for end in found["ends"]]) for name in ENDS}
             cost = (f"{found['path'][axis][-1]:,.0f}" for axis in AXES)
-            rows.append([cell["arm"], *(spread(values[name]) for name in titles), *cost])
-    header = ["arm", *titles.values(), "steps", "tokens learned", "tokens generated"]
-    return markdown_table(header, rows)
+            rows.append([cell.arm, *(spread(values[name]) for name in ENDS), *cost])
+    return markdown_table(["arm", *(STUDY[name].label for name in (*ENDS, *AXES))], rows)

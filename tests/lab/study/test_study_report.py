@@ -7,16 +7,15 @@ import shutil
 import numpy as np
 import pytest
 
-from rdbcl_jax.json_files import read_json
 from rdbcl_jax.lab.study.report import (
     Cell,
-    Gate,
     Record,
     cost,
     sampled,
     strength,
     write_study_report,
 )
+from rdbcl_jax.lab.study.results import Gate, read_study
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import read_results, write_results
@@ -126,9 +125,9 @@ def test_what_a_run_has_not_is_no_number(runs):
 def test_tables_and_pictures_of_all_of_them(runs, tmp_path):
     numbers = write_study_report(record(runs), tmp_path)
     assert {p.stem for p in tmp_path.glob("*.png")} == {"arms", "tasks", "learning", "curve-beta"}
-    learned = {cell["arm"] for cell in numbers["arms"] if cell["learning"]}
+    learned = {cell.arm for cell in numbers.arms if cell.learning}
     assert learned == {"rdbcl", "grpo, no KL", "dapo", "mssr"}
-    curves = {cell["arm"]: cell["learning"] for cell in numbers["arms"]}
+    curves = {cell.arm: cell.learning for cell in numbers.arms}
     assert {arm for arm in learned if "entropy" in curves[arm]} == learned - {"dapo"}
     entropies = [read_run(path).series("entropy")[1] for path in runs["mssr"].values()]
     np.testing.assert_allclose(curves["mssr"]["entropy"], np.mean(entropies, 0))
@@ -156,7 +155,7 @@ def test_accuracy_wherever_it_was_measured(runs, tmp_path):
     for seed in (0, 1):
         rewritten(found["sft"][seed], probed)
     write_study_report(record(found, baseline="sft"), tmp_path)
-    curves = {c["arm"]: c["progress"] for c in read_json(tmp_path / "study.json", {})["arms"]}
+    curves = {c.arm: c.progress for c in read_study(tmp_path).arms}
     assert curves["sft"]["step"] == [0, 3, 6, 9, 12] and curves["mssr"]["step"] == [0, 6, 12]
     matrices = [read_run(path).matrix("validation") for path in found["sft"].values()]
     ends = np.mean(matrices, axis=(0, 2))
@@ -192,7 +191,7 @@ def test_a_run_without_metrics_of_its_matrix(runs, tmp_path):
     cells = record(runs).arms
     other = dataclasses.replace(cells[1], runs={0: cells[1].runs[0], 1: workdir})
     numbers = write_study_report(record(runs, arms=[cells[0], other]), tmp_path)
-    assert numbers["arms"][1]["difference"]["seeds"] == [0]
+    assert numbers.arms[1].difference.seeds == [0]
 
 
 def test_the_gate_says_what_failed(runs, tmp_path):

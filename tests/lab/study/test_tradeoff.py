@@ -1,10 +1,13 @@
 """New tasks against old ones: by hand, and in a study's report."""
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from rdbcl_jax.lab.study import plots, tradeoff
+from rdbcl_jax.lab.study.results import CellResults
 from rdbcl_jax.reporting.run_files import Run
 from rdbcl_jax.results import RunResults, SplitResults
 
@@ -33,6 +36,13 @@ def run(tmp_path, *, advantage=(1.0, -1.0, 0.0, 0.0), extra=(), held_out=("a", "
         pa.table(columns),
         [],
     )
+
+
+def cell(arm, **fields):
+    """What a study knows of an arm, as little as possible."""
+    lists = ("seeds", "tasks", "accuracy")
+    nothing = {f.name: [] if f.name in lists else {} for f in dataclasses.fields(CellResults)}
+    return CellResults(**{**nothing, "setting": "main", "arm": arm, "point": "", **fields})
 
 
 def test_a_path_by_hand(tmp_path):
@@ -68,7 +78,7 @@ def test_an_arm_over_two_seeds_in_table_and_picture(tmp_path):
     found = tradeoff.summary(runs, [np.full(3, 4.0)] * 2)
     np.testing.assert_array_equal(found["path"]["learned"], [0, 67, 100.5])
     assert found["path"]["new"].shape == (2, 3)
-    cells = [{"arm": "x", "seeds": [0, 1], "failed": {}, "tradeoff": found}]
+    cells = [cell("x", tradeoff=found)]
     (row,) = [line for line in tradeoff.table(cells).splitlines() if line.startswith("| x |")]
     assert "| 60.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 40.0 ± 0.0 | 3 | 100 | 111 |" in row
     plots.tradeoff(cells).savefig(tmp_path / "x.png")

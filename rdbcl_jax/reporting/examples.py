@@ -1,0 +1,138 @@
+"""Examples of responses for the report: coloured tokens, and pictures small enough for a page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from rdbcl_jax.reporting.metric_table import STEP
+from rdbcl_jax.reporting.numbers import fixed, significant
+
+PER_TASK, MOST = 3, 18
+MAX_SIDE, MAX_BYTES = 512, 60_000  # of a picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    source: str  # a data: address
+    small: bool  # drawn with sharp pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """`kind` is a class of the style sheet; `strength` the opacity of its colour."""
+
+    text: str
+    kind: str
+    title: str = ""
+    strength: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    prompt: str
+    tokens: Sequence[Token]
+    facts: Sequence[str]
+    correct: bool | None
+    picture: Picture | None
+    unreadable: bool  # there is a picture, but it cannot be read
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """By task. `scale`: the difference of log-probs, in nats, that has the full colour."""
+
+    scale: float
+    tasks: Mapping[str, Sequence[Example]]
+
+
+def choose(tasks: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Examples | None:
+    """The last examples of each task, from the rows of examples.json; None where there are none."""
+    by_task = {task: [row for row in rows if row.get("task") == task] for task in tasks}
+    by_task = {task: found for task, found in by_task.items() if found}
+    if not by_task:
+        return None
+    each = max(1, min(PER_TASK, MOST // len(by_task)))
+    shown = {task: found[-each:] for task, found in by_task.items()}
+    scale = _scale([row for found in shown.values() for row in found])
+    made = {task: [_example(row, scale) for row in found] for task, found in shown.items()}
+    return Examples(scale, made)
+
+
+def _scale(rows: Sequence[Mapping]) -> float:
+    ratios = [r for row in rows for r in _ratios(row) if math.isfinite(r)]
+    return max(float(np.quantile(np.abs(ratios), 0.95)), 0.05) if ratios else 1.0
+
+
+def _ratios(row: Mapping) -> list[float]:
+    """log π_ref − log π of each token; NaN where either is not there."""
+    pairs = zip(row.get("reference_logps") or [], row.get("policy_logps") or [])  # noqa: B905
+    return [math.nan if r is None or p is None else r - p for r, p in pairs]
+
+
+def _example(row: Mapping, scale: float) -> Example:
+    facts = [f"step {row['step']}"] if "step" in row else []
+    facts += [f"record {row['record_id']}"] if row.get("record_id") is not None else []
+    facts += [f"gold answer {row['gold']}"] if row.get("gold") is not None else []
+    for key, name in (("reward", "reward"), ("rp", "rp/mean"), ("kl_coef", "kl_coef/mean")):
+        if row.get(key) is not None:
+            facts.append(f"{STEP[name].label} {significant(row[key])}")
+    picture = read_picture(row["image"]) if row.get("image") else None
+    return Example(
+        prompt=row.get("prompt", ""),
+        tokens=_tokens(row, scale),
+        facts=facts,
+        correct=row.get("correct"),
+        picture=picture,
+        unreadable=bool(row.get("image")) and picture is None,
+    )
+
+
+def _tokens(row: Mapping, scale: float) -> list[Token]:
+    tokens = row.get("tokens") or []
+    spans = row.get("spans") or ["other"] * len(tokens)
+    ratios = _ratios(row) or [math.nan] * len(tokens)
+    logps = row.get("policy_logps") or [None] * len(tokens)
+    columns = zip(tokens, spans, ratios, logps)  # noqa: B905
+    return [_token(*column, scale) for column in columns]
+
+
+def _token(text: str, span: str, ratio: float, logp: float | None, scale: float) -> Token:
+    text = text.replace("\n", "⏎\n")
+    if span not in ("reasoning", "answer"):
+        return Token(text, "o")
+    kinds = ["ans"] if span == "answer" else []
+    if logp is None or not math.isfinite(ratio):
+        return Token(text, " ".join(kinds), span)
+    kinds.append("r" if ratio > 0 else "p")
+    title = (
+        f"{span}: log π {fixed(logp, 3)}, log π_ref {fixed(logp + ratio, 3)}, difference "
+        f"{fixed(ratio, 3, signed=True)}"
+    )
+    return Token(text, " ".join(kinds), title, fixed(0.75 * min(abs(ratio) / scale, 1), 2))
+
+
+def read_picture(data: str) -> Picture | None:
+    """A base64 picture, made smaller where it is large; None where it is no picture."""
+    try:
+        raw = base64.b64decode(data.split(",")[-1])
+        image: Image.Image = Image.open(io.BytesIO(raw))
+        image.load()
+    except (binascii.Error, UnidentifiedImageError, OSError, ValueError):
+        return None
+    small, kind = max(image.size) < 150, "PNG"
+    if len(raw) > MAX_BYTES:
+        image, kind = image.convert("RGB"), "JPEG"
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/{kind.lower()};base64,{text}", small)

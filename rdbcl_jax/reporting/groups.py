@@ -1,0 +1,98 @@
+"""Runs that differ in their seed alone, as one: grouped, labelled and paired by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rdbcl_jax.json_files import flatten
+from rdbcl_jax.reporting.numbers import DASH
+from rdbcl_jax.reporting.page import method_name
+from rdbcl_jax.reporting.run_files import Run
+
+NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    runs: list[Run]
+    fields: dict[str, Any]  # configuration fields in which the compared runs differ
+
+    @property
+    def complete(self) -> list[Run]:
+        return [run for run in self.runs if run.complete]
+
+    @property
+    def partial(self) -> list[Run]:
+        return [run for run in self.runs if not run.complete]
+
+    def values(self, metric: str, split: str) -> np.ndarray:
+        """The metric of each complete run that has it."""
+        return np.array(list(self.by_seed(metric, split).values()), float)
+
+    def by_seed(self, metric: str, split: str) -> dict[Any, float]:
+        """Seed → metric, runs that share a seed averaged; a run without a seed counts alone."""
+        found: dict[Any, list[float]] = {}
+        for run in self.complete:
+            value = run.results.metrics(split).get(metric)
+            if value is not None:
+                seed = run.workdir if run.results.seed is None else run.results.seed
+                found.setdefault(seed, []).append(value)
+        return {seed: float(np.mean(values)) for seed, values in found.items()}
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Group by method and configuration; a label names only what sets a method's groups apart."""
+    configs = [flatten(run.results.config) | {"tasks": run.tasks} for run in runs]
+    known = dict.fromkeys(name for config in configs for name in config)
+    names = [name for name in known if not NOT_CONFIGURATION.search(name) and name != "method"]
+    differing = [name for name in names if len({_key(c.get(name)) for c in configs}) > 1]
+    found: dict[tuple, tuple[list[Run], dict[str, Any]]] = {}
+    for run, config in zip(runs, configs, strict=True):
+        fields = {name: config.get(name) for name in differing}
+        key = (run.results.method, *map(_key, fields.values()))
+        found.setdefault(key, ([], fields))[0].append(run)
+    return [
+        Group(_label(key, fields, found), members, fields)
+        for key, (members, fields) in found.items()
+    ]
+
+
+def _label(key: tuple, fields: dict[str, Any], found: Iterable[tuple]) -> str:
+    siblings = [other for other in found if other[0] == key[0]]
+    own = [
+        name for i, name in enumerate(fields) if len({sibling[i + 1] for sibling in siblings}) > 1
+    ]
+    last = [name.rsplit(".", 1)[-1] for name in own]
+    short = [b if last.count(b) == 1 else name for name, b in zip(own, last, strict=True)]
+    parts = [f"{s}={show(fields[name])}" for s, name in zip(short, own, strict=True)]
+    return method_name(key[0]) + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _key(value: Any) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = float(value)  # 1 and 1.0 are the same setting
+    return json.dumps(value, sort_keys=True)
+
+
+def show(value: Any) -> str:
+    """A setting, in few words."""
+    if value is None:
+        return DASH
+    if isinstance(value, list):
+        return " > ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def paired(group: Group, base: Group, metric: str, split: str) -> np.ndarray:
+    """Differences group − base over the seeds that both have."""
+    ours, theirs = group.by_seed(metric, split), base.by_seed(metric, split)
+    return np.array([ours[seed] - theirs[seed] for seed in ours if seed in theirs], float)
