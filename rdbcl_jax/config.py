@@ -50,12 +50,12 @@ class LoRAConfig(Section):
     Attributes:
       rank: of the adapters; 0: off.
       alpha: their weight is alpha / rank.
-      targets: regular expression: which matrices, by name.
+      targets: regular expression: which matrices, by name; empty: those of the text's layers.
     """
 
     rank: Natural = 0
     alpha: float = 32.0
-    targets: str = r"^language_model/layers/.*_proj$"
+    targets: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

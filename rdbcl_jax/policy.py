@@ -83,11 +83,11 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Par
         )
     else:
         model, params = _learned(options, mesh)
-    learning = partition.WITHOUT_VISION if options.freeze_vision else partition.ALL
+    learning = model.language_pattern if options.freeze_vision else partition.ALL
     if options.lora.rank:
         adapters = lora.LoRA(**options.lora.to_dict())
         model, params = lora.add(model, params, adapters, jax.random.key(config.seed))
-        shardings = param_shardings(params, mesh)
+        shardings = param_shardings(params, model.param_axes, mesh)
         params = jax.tree.map(jax.device_put, params, shardings)
         learning = partition.ADAPTERS
     params, frozen = partition.split(params, learning)
@@ -142,7 +142,9 @@ def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params
         del params  # before its successor is read
         params = Checkpoints(workdir).restore_task(task, like)
     model, params = lora.merge(policy.model, policy.whole(params))
-    return model, jax.tree.map(jax.device_put, params, param_shardings(params, mesh))
+    return model, jax.tree.map(
+        jax.device_put, params, param_shardings(params, model.param_axes, mesh)
+    )
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

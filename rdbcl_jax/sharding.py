@@ -7,6 +7,7 @@ for compute). One code path serves one device and a pod: a single device is a me
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,15 +18,26 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
-# First match wins; specs are for one layer, a stack's leading axis is never split.
-_PARAM_RULES = (
-    (r"embed_tokens/embedding$", P("tensor", "fsdp")),
-    (r"lm_head/kernel$", P("fsdp", "tensor")),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj|qkv|fc1)/kernel$", P("fsdp", "tensor")),
-    (r"(o_proj|down_proj|attn/proj|fc2)/kernel$", P("tensor", "fsdp")),
-    (r"patch_embed/proj/kernel$", P(None, "fsdp")),
-    (r"", P()),  # norms and biases are small: replicated
-)
+# The axes of parameters, as model families call them, and the mesh axes that they are split over.
+_MESH_AXES = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp", None: None}
+
+
+class ParamAxes(NamedTuple):
+    """What a model calls the axes of its parameters.
+
+    Attributes:
+      rules: regular expressions over names and the axes of one layer; the first match wins. What
+        matches none, such as norms and biases, is small: replicated.
+      stacks: places of the stacks, whose leading axis of layers is never split.
+    """
+
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...]
+    stacks: tuple[str, ...] = ()
+
+    def of(self, name: str) -> tuple[str | None, ...]:
+        axes = next((axes for pattern, axes in self.rules if re.search(pattern, name)), ())
+        stacked = axes and name.startswith(tuple(f"{stack}/" for stack in self.stacks))
+        return (None, *axes) if stacked else axes
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
@@ -46,17 +58,38 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def param_shardings(params, mesh: Mesh):
-    """A NamedSharding for every parameter (or array of the same name: optimizer moments)."""
+def param_shardings(params, axes: ParamAxes, mesh: Mesh):
+    """A NamedSharding for every parameter."""
 
     def rule(key_path, leaf):
-        name = jax.tree_util.keystr(key_path, simple=True, separator="/")
-        spec = next(spec for pattern, spec in _PARAM_RULES if re.search(pattern, name))
-        stacked = re.search(r"/(layers|blocks|deepstack_merger_list)/", f"/{name}") is not None
-        axes = (None, *spec) if stacked and spec else tuple(spec)
-        return NamedSharding(mesh, P(*_divisible(axes, leaf.shape, mesh)))
+        split = tuple(_MESH_AXES[axis] for axis in axes.of(_name(key_path)))
+        return NamedSharding(mesh, P(*_divisible(split, leaf.shape, mesh)))
 
     return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def shardings_like(tree, params, mesh: Mesh):
+    """For every array that has a parameter's name and shape (an optimizer's moments) that
+    parameter's sharding; for the rest copies on all devices."""
+    known = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+
+    def rule(key_path, leaf):
+        for start in range(len(key_path)):
+            param = known.get(_name(key_path[start:]))
+            if param is not None and param.shape == leaf.shape and _is_on(param, mesh):
+                return param.sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(rule, tree)
+
+
+def _name(key_path) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def _is_on(array, mesh: Mesh) -> bool:
+    sharding = getattr(array, "sharding", None)
+    return isinstance(sharding, NamedSharding) and sharding.mesh == mesh
 
 
 def batch_shardings(batch, mesh: Mesh):

@@ -107,7 +107,7 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any,
     new field's default leaves a run as it was.
     """
     of_run = {name: value for name, value in saved.items() if name not in NOT_OF_A_RUN}
-    there, now = flatten(of_run), flatten(plain(config))
+    there, now = (_by_default(flatten(c)) for c in (of_run, plain(config)))
     defaults = flatten(plain(RunConfig()))
     there |= {name: defaults[name] for name in now.keys() - there.keys() if name in defaults}
     return {
@@ -115,3 +115,11 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any,
         for name in sorted(there.keys() | now.keys())
         if there.get(name) != now.get(name)
     }
+
+
+def _by_default(settings: dict[str, Any]) -> dict[str, Any]:
+    """Adapters' targets were once written out; they are those of the model where they are empty."""
+    from rdbcl_jax.models.decoder import LORA_TARGETS
+
+    written_out = settings.get("model.lora.targets") == LORA_TARGETS
+    return settings | ({"model.lora.targets": ""} if written_out else {})

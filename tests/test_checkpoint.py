@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.checkpoint import Checkpoints
-from rdbcl_jax.sharding import make_mesh, param_shardings
+from rdbcl_jax.sharding import ParamAxes, make_mesh, param_shardings
 from rdbcl_jax.training.state import TrainState, make_optimizer
 from tests import engine
 
@@ -39,7 +39,11 @@ def test_restores_onto_another_mesh(tmp_path):
     params = make_state().params
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_task(1, params)
-    shardings = param_shardings(params, make_mesh(2, 2, 2))
+    shardings = param_shardings(
+        params,
+        ParamAxes((("q_proj/kernel$", ("embed", "heads")),), ("layers",)),
+        make_mesh(2, 2, 2),
+    )
     like = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, shardings
     )

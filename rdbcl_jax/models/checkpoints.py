@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from rdbcl_jax.models import lora
 from rdbcl_jax.models.interface import VLM, Params
-from rdbcl_jax.models.qwen_vl.weights import Source, published_name, source_of
 from rdbcl_jax.models.registry import from_config
+from rdbcl_jax.models.weights import Source, WeightMap
 from rdbcl_jax.sharding import param_shardings
 
 _REMAT = {False: "none", True: "full"}
@@ -63,14 +63,14 @@ def from_pretrained(
         attention=attention,
         mesh=mesh,
     )
-    checkpoint = _Checkpoint(path, model.config.family)
+    checkpoint = _Checkpoint(path, model.weights)
     shapes = model.abstract_params()
     sources = _sources(model, shapes)
     checkpoint.check(jax.tree.leaves(sources))
     if mesh is None:
         shardings = jax.tree.map(lambda _: None, shapes)
     else:
-        shardings = param_shardings(shapes, mesh)
+        shardings = param_shardings(shapes, model.param_axes, mesh)
     load = functools.partial(_load, checkpoint)
     return model, jax.tree.map(load, sources, shapes, shardings)
 
@@ -125,15 +125,15 @@ def save_pretrained(
 def _sources(model: VLM, params: Params) -> Any:
     """The `Source` of every parameter, in the structure of `params`."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, p: source_of(tuple(k.key for k in path), p.shape, model.config), params
+        lambda path, p: model.weights.source_of(tuple(k.key for k in path), p.shape), params
     )
 
 
 class _Checkpoint:
     """The tensors of a directory under their published names; one file is open at a time."""
 
-    def __init__(self, path: pathlib.Path, family: str):
-        self.path, self.family = path, family
+    def __init__(self, path: pathlib.Path, weights: WeightMap):
+        self.path, self.weights = path, weights
         if (path / _INDEX).exists():
             weight_map = json.loads((path / _INDEX).read_text())["weight_map"]
         elif (path / "model.safetensors").exists():
@@ -141,7 +141,7 @@ class _Checkpoint:
                 weight_map = dict.fromkeys(f.keys(), "model.safetensors")
         else:
             raise ValueError(f"{path}: neither model.safetensors nor {_INDEX}")
-        self.places = {published_name(n, family): (file, n) for n, file in weight_map.items()}
+        self.places = {weights.published_name(n): (file, n) for n, file in weight_map.items()}
         self._open = functools.lru_cache(maxsize=1)(
             lambda file: safe_open(path / file, framework="numpy")
         )
@@ -177,7 +177,7 @@ class _Checkpoint:
                 with safe_open(self.path / file, framework="numpy") as f:
                     for name in f.keys():  # noqa: SIM118 (not a dict)
                         shape = tuple(f.get_slice(name).get_shape())
-                        shapes[published_name(name, self.family)] = shape
+                        shapes[self.weights.published_name(name)] = shape
         return shapes
 
 

@@ -8,13 +8,18 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.models.kv_cache import Cache, KeyValues
+from rdbcl_jax.models.weights import WeightMap
+from rdbcl_jax.sharding import ParamAxes
+
+if TYPE_CHECKING:
+    from rdbcl_jax.models.lora import LoRA
 
 Params = dict[str, Any]  # nested, by the names of the checkpoint; layers of a stack lead
 
@@ -51,6 +56,31 @@ class VLM(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
+
+    @property
+    def lora(self) -> LoRA | None:
+        """Adapters beside some of the matrices; `lora.add` and `lora.merge` replace it."""
+        ...
+
+    @property
+    def lora_targets(self) -> str:
+        """The matrices that get adapters where nobody says which: a pattern of their names."""
+        ...
+
+    @property
+    def language_pattern(self) -> str:
+        """The parameters that learn while vision is frozen: a pattern of their names."""
+        ...
+
+    @property
+    def weights(self) -> WeightMap:
+        """Which checkpoint tensors make each parameter."""
+        ...
+
+    @property
+    def param_axes(self) -> ParamAxes:
+        """The axes of the parameters, for sharding."""
+        ...
 
     def init(self, key: Array) -> Params:
         """Random parameters in the checkpoint's structure."""
@@ -96,6 +126,15 @@ class VLM(Protocol):
     ) -> tuple[Float[Array, "P G D"], Cache]:
         """One token for every rollout, after its prompt and the first `at` slots of its cache.
         Returns hidden states, and the cache with this token in slot `at`."""
+        ...
+
+    def prepare(self, **processor_output: Any) -> PromptBatch:
+        """What the family's Hugging Face processor returns, as numpy, as a PromptBatch; padding on
+        either side."""
+        ...
+
+    def logits(self, params: Params, **processor_output: Any) -> Float[Array, "B L V"]:
+        """Logits, float32, for the Hugging Face processor's output."""
         ...
 
 

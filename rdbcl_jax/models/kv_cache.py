@@ -23,7 +23,7 @@ _ROWS, _SLOTS = -4, (-1, -2)  # axes; of slots those of keys and of values
 class KeyValues(NamedTuple):
     """Keys and values of every layer, and which are real.
 
-    A stack, or a tuple of layers where the parameters are one (`QwenVL.for_decoding`).
+    A stack, or a tuple of layers where the parameters are one (`VLM.for_decoding`).
     """
 
     key: Float[Array, "layers *lead Hkv Dh S"] | tuple[Array, ...]

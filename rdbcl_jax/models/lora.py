@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685): W + A·B·α/rank, with only A and B trained.
 
-An adapted model is a `QwenVL` whose parameters have `lora_a` and `lora_b` beside the `kernel` of
+An adapted model is one whose parameters have `lora_a` and `lora_b` beside the `kernel` of
 each adapted matrix, so all of its methods work as before. `partition.split(params, ADAPTERS)`
 takes the adapters out; policy and reference then join theirs to the same base weights:
 
@@ -33,12 +33,13 @@ class LoRA:
       rank: of A [in, rank] and B [rank, out].
       alpha: the adapters' weight is alpha / rank.
       targets: regular expression over the names of matrices, such as
-        `language_model/layers/self_attn/q_proj` or `visual/blocks/attn/qkv`.
+        `language_model/layers/self_attn/q_proj` or `visual/blocks/attn/qkv`; empty: those that
+        the model's family names, `VLM.lora_targets`.
     """
 
     rank: int = 16
     alpha: float = 32.0
-    targets: str = r"^language_model/layers/.*_proj$"
+    targets: str = ""
 
 
 def add(model, params, lora: LoRA, key: Array):
@@ -46,6 +47,7 @@ def add(model, params, lora: LoRA, key: Array):
 
     Raises ValueError where `lora.targets` matches no matrix.
     """
+    lora = dataclasses.replace(lora, targets=lora.targets or model.lora_targets)
     adapted = dataclasses.replace(model, lora=lora)
     if jax.tree.structure(adapted.abstract_params()) == jax.tree.structure(params):
         raise ValueError(f"no matrix's name matches the LoRA targets {lora.targets!r}")

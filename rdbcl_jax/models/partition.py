@@ -14,7 +14,6 @@ import jax
 from rdbcl_jax.models.interface import Params
 
 ALL = ""
-WITHOUT_VISION = r"^(language_model|lm_head)/"
 ADAPTERS = r"/lora_[ab]$"
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from rdbcl_jax.batches import pytree
 from rdbcl_jax.config import OptimizerConfig
-from rdbcl_jax.sharding import param_shardings
+from rdbcl_jax.sharding import shardings_like
 
 _SKIP_LIMIT = 1_000_000  # consecutive non-finite steps that are skipped: as good as always
 
@@ -39,7 +39,7 @@ def make_init(
     def create(params):
         return TrainState.create(params, optimizer)
 
-    shardings = param_shardings(jax.eval_shape(create, params), mesh)
+    shardings = shardings_like(jax.eval_shape(create, params), params, mesh)
     return jax.jit(create, donate_argnums=0, out_shardings=shardings), shardings
 
 

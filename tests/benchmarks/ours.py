@@ -119,7 +119,7 @@ class Program:
         mesh = make_mesh(devices=jax.devices()[:1])
         self.model = QwenVL(model_config(w), dtype=w.dtype, mesh=mesh)
         # text only: nobody trains a vision tower that never runs
-        learning = partition.ALL if w.vision else partition.WITHOUT_VISION
+        learning = partition.ALL if w.vision else self.model.language_pattern
         params, self.frozen = partition.split(self.model.init(jax.random.key(0)), learning)
         self.parameters = sum(p.size for p in jax.tree.leaves(params))
         self.reference = jax.tree.map(jnp.copy, params)

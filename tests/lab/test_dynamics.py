@@ -202,7 +202,7 @@ def test_what_the_backward_pass_recomputes_changes_nothing(config, student, sets
 
 def test_only_what_learns_takes_the_step(config, student, sets):
     """As with a frozen vision tower or adapters: what is held back neither moves nor is moved."""
-    for pattern in (partition.WITHOUT_VISION, r"q_proj/kernel$"):
+    for pattern in (student.policy.model.language_pattern, r"q_proj/kernel$"):
         learned, frozen = partition.split(student.params, pattern)
         policy = dataclasses.replace(student.policy, frozen=frozen)
         part = Snapshot("part", policy, learned)

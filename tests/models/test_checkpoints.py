@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save_file
 
 from rdbcl_jax.models import from_pretrained, save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
-from rdbcl_jax.models.qwen_vl.weights import source_of
 from rdbcl_jax.sharding import make_mesh
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -268,7 +267,7 @@ def test_parts_are_read_alone(family):
     model = pair(family).model
     rng = np.random.default_rng(0)
     for path, param in jax.tree_util.tree_leaves_with_path(pair(family).params):
-        source = source_of(tuple(k.key for k in path), param.shape, model.config)
+        source = model.weights.source_of(tuple(k.key for k in path), param.shape)
         shape = param.shape[1:] if source.stacked else param.shape
         tensor = rng.normal(size=source.checkpoint_shape)
         whole = source.read(tensor, (slice(None),) * len(shape))

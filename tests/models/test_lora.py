@@ -117,7 +117,7 @@ def test_adapters_on_a_mesh():
 def test_a_frozen_vision_tower_has_no_gradient_and_no_backward_pass(family):
     models = pair(family)
     model, prompts = models.model, models.model.prepare(**ROWS)
-    trained, frozen = partition.split(models.params, partition.WITHOUT_VISION)
+    trained, frozen = partition.split(models.params, model.language_pattern)
     assert not jax.tree.leaves(trained["visual"])
     assert not jax.tree.leaves(frozen["language_model"])
 

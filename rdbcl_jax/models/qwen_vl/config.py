@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
+
+from rdbcl_jax.models.config_files import read_files
+from rdbcl_jax.models.decoder import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +40,9 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
-    vocab_size: int
-    depth: int
-    width: int
-    mlp_width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
+class TextConfig(DecoderConfig):
     mrope_section: tuple[int, ...]  # frequencies that read the temporal, height and width position
     mrope_interleaved: bool  # frequencies take turns between the axes, not section by section
-    qkv_bias: bool
-    qk_norm: bool
-    norm_eps: float
-    tied: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,55 +76,29 @@ class QwenVLConfig:
 def read_config(path: str | pathlib.Path) -> QwenVLConfig:
     """Reads `path`/config.json (and generation_config.json for the end tokens).
 
-    Raises ValueError for an unknown `model_type`.
+    Raises ValueError for options that are not supported.
     """
-    path = pathlib.Path(path)
-    text = (path / "config.json").read_text()
-    raw = json.loads(text)
-    generation_file = path / "generation_config.json"
-    generation = json.loads(generation_file.read_text()) if generation_file.exists() else {}
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(
-            f"{path / 'config.json'}: model_type is {family!r}, expected one of {FAMILIES}"
-        )
-    # the published layout is flat; transformers 5 nests the text part and renames rope_scaling
-    text_raw = {**raw, **raw.get("text_config", {})}
-    _refuse_variants(path, text_raw)
-    eos = generation.get("eos_token_id", text_raw.get("eos_token_id"))
+    files = read_files(path, rope_types=("default", "mrope"))
+    family, raw = files.model_type, files.raw
+    is_third = family == "qwen3_vl"
     return QwenVLConfig(
         family=family,
         vision=_VISION_CONFIGS[family](raw["vision_config"]),
-        text=_text_config(text_raw, family, tied=_tied(raw, text_raw)),
+        text=TextConfig(
+            **files.decoder_fields(),
+            qkv_bias=not is_third,
+            qk_norm=is_third,
+            mrope_section=tuple(files.rope["mrope_section"]),
+            mrope_interleaved=is_third,
+        ),
         image_token_id=raw["image_token_id"],
         video_token_id=raw.get("video_token_id", -1),
         vision_start_token_id=raw.get("vision_start_token_id", -1),
         vision_end_token_id=raw.get("vision_end_token_id", -1),
-        eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else (),
-        pad_token_id=generation.get("pad_token_id", text_raw.get("pad_token_id")),
-        raw=text,
+        eos_token_ids=files.eos_token_ids,
+        pad_token_id=files.pad_token_id,
+        raw=files.content,
     )
-
-
-def _tied(raw: dict[str, Any], text_raw: dict[str, Any]) -> bool:
-    """Either place switches it on, as in transformers."""
-    return bool(raw.get("tie_word_embeddings") or text_raw.get("tie_word_embeddings"))
-
-
-def _rope(raw: dict[str, Any]) -> dict[str, Any]:
-    return raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-
-
-def _refuse_variants(path: pathlib.Path, text: dict[str, Any]) -> None:
-    """Options that no published checkpoint switches on: better an error than wrong logits."""
-    rope_type = _rope(text).get("rope_type", _rope(text).get("type", "default"))
-    problems = {
-        f"rope type {rope_type!r}": rope_type not in ("default", "mrope"),
-        "use_sliding_window": text.get("use_sliding_window", False),
-        "attention_bias": text.get("attention_bias", False),
-    }
-    if found := [name for name, is_set in problems.items() if is_set]:
-        raise ValueError(f"{path / 'config.json'}: {', '.join(found)} is not supported")
 
 
 def _qwen2_vision(raw: dict[str, Any]) -> VisionConfig:
@@ -194,25 +158,3 @@ _VISION_CONFIGS = {
     "qwen2_5_vl": _qwen2_5_vision,
     "qwen3_vl": _qwen3_vision,
 }
-FAMILIES = tuple(_VISION_CONFIGS)  # as config.json names them
-
-
-def _text_config(raw: dict[str, Any], family: str, tied: bool) -> TextConfig:
-    rope = _rope(raw)
-    head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    return TextConfig(
-        vocab_size=raw["vocab_size"],
-        depth=raw["num_hidden_layers"],
-        width=raw["hidden_size"],
-        mlp_width=raw["intermediate_size"],
-        heads=raw["num_attention_heads"],
-        kv_heads=raw["num_key_value_heads"],
-        head_dim=head_dim,
-        rope_theta=float(rope.get("rope_theta") or raw["rope_theta"]),
-        mrope_section=tuple(rope["mrope_section"]),
-        mrope_interleaved=family == "qwen3_vl",
-        qkv_bias=family != "qwen3_vl",
-        qk_norm=family == "qwen3_vl",
-        norm_eps=raw["rms_norm_eps"],
-        tied=tied,
-    )

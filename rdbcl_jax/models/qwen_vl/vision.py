@@ -12,6 +12,14 @@ from rdbcl_jax.models.attention import Block
 from rdbcl_jax.models.layers import MLP, GatedMLP, Linear, inverse_frequencies, rotary, rotate
 from rdbcl_jax.models.qwen_vl.config import VisionConfig
 
+AXES = (
+    (r"qkv/kernel$", ("embed", "heads")),
+    (r"attn/proj/kernel$", ("heads", "embed")),
+    (r"fc1/kernel$", ("embed", "mlp")),
+    (r"fc2/kernel$", ("mlp", "embed")),
+    (r"patch_embed/proj/kernel$", (None, "embed")),
+)
+
 
 def _norm(config: VisionConfig, width: int, **options):
     if config.norm == "rms":

@@ -1,0 +1,467 @@
+"""A language model of decoder layers, shared by the model families: parameters, prefill, shared
+prefixes and decoding are written once. A family says where its prompts' tokens stand and, if it
+sees, what its pictures add to them.
+
+`params` is a plain nested dict whose names are the checkpoint's; the layers of each stack are
+stacked on a leading axis and scanned. NNX modules are rebuilt inside the trace and never leave it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from rdbcl_jax.batches import PromptBatch
+from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
+from rdbcl_jax.models.layers import PRODUCT, GatedMLP, Linear, inverse_frequencies, rotary, rotate
+from rdbcl_jax.models.lora import LoRA, adapt
+from rdbcl_jax.models.weights import WeightMap
+from rdbcl_jax.sharding import ParamAxes
+
+LORA_TARGETS = r"^language_model/layers/.*_proj$"
+AXES = (
+    (r"embed_tokens/embedding$", ("vocab", "embed")),
+    (r"lm_head/kernel$", ("embed", "vocab")),
+    (r"(q_proj|k_proj|v_proj)/kernel$", ("embed", "heads")),
+    (r"o_proj/kernel$", ("heads", "embed")),
+    (r"(gate_proj|up_proj)/kernel$", ("embed", "mlp")),
+    (r"down_proj/kernel$", ("mlp", "embed")),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    vocab_size: int
+    depth: int
+    width: int
+    mlp_width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float
+    qkv_bias: bool
+    qk_norm: bool
+    norm_eps: float
+    tied: bool  # the head is the transposed embedding
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
+        self.attend = attend
+        self.head_dim = config.head_dim
+        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        bias = {"use_bias": config.qkv_bias, "rngs": rngs, **dtypes}
+        self.q_proj = Linear(config.width, q_width, **bias)
+        self.k_proj = Linear(config.width, kv_width, **bias)
+        self.v_proj = Linear(config.width, kv_width, **bias)
+        self.o_proj = Linear(q_width, config.width, use_bias=False, rngs=rngs, **dtypes)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
+            self.q_norm = nnx.RMSNorm(config.head_dim, **norm)
+            self.k_norm = nnx.RMSNorm(config.head_dim, **norm)
+
+    def __call__(self, x, rope, mask, context, place):
+        def heads(projected):
+            return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
+
+        query, key = heads(self.q_proj(x)), heads(self.k_proj(x))
+        value = heads(self.v_proj(x))
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, rope), rotate(key, rope)
+        if place is None:
+            kept, own = (key, value), Block(key, value, mask, causal=True)
+        else:
+            kept, own = place(key, value)
+        out = self.attend(query, (*context, own))
+        return self.o_proj(out.reshape(*x.shape[:-1], -1)), kept
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: DecoderConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
+        norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
+        self.input_layernorm = nnx.RMSNorm(config.width, **norm)
+        self.self_attn = Attention(config, attend=attend, rngs=rngs, **dtypes)
+        self.post_attention_layernorm = nnx.RMSNorm(config.width, **norm)
+        self.mlp = GatedMLP(config.width, config.mlp_width, bias=False, rngs=rngs, **dtypes)
+
+    def __call__(
+        self,
+        x: Float[Array, "*lead T D"],
+        rope: tuple[Array, Array],
+        mask: Bool[Array, "*lead T"],
+        context: tuple[Block, ...] = (),
+        place: Callable[[Array, Array], tuple[Any, Block]] | None = None,
+    ):
+        """Causal attention among the T tokens of `x`, after everything in `context`.
+
+        Returns the new `x` and the (key, value) [*lead, T, Hkv, Dh] that later tokens will need.
+        In decoding, `place` puts these into a cache: it returns the cache, which is returned then,
+        and the block of it that `x` attends to.
+        """
+        attended, kept = self.self_attn(self.input_layernorm(x), rope, mask, context, place)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
+
+
+class Module(NamedTuple):
+    """How an NNX module is made, and how many of it are stacked; None: it stands alone."""
+
+    build: Callable[[nnx.Rngs], nnx.Module]
+    depth: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A policy: hashable, so it is a static argument of jit; all arrays are in `params`.
+
+    Attributes:
+      config: of the family; `config.text` is the `DecoderConfig`.
+      dtype: of activations and matrix products. Norms, softmax and logits are float32.
+      param_dtype: of the parameters that `init` makes.
+      remat: what the backward pass recomputes: "none", each layer in "full", or all of it but
+        the results of matrix products ("dots").
+      lora: low-rank adapters beside the matrices it names; see `lora.add`.
+      attention: backend of `attention.attend`; "auto" takes what fits the platform.
+      mesh: where parameters and batches lie; None: one device.
+    """
+
+    config: Any
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    lora: LoRA | None = None
+    attention: str = "auto"
+    mesh: jax.sharding.Mesh | None = None
+
+    lora_targets = LORA_TARGETS
+    language_pattern = r"^(language_model|lm_head)/"
+
+    # ---------------------------------------------------------------- what a family adds
+
+    @property
+    def weights(self) -> WeightMap:
+        raise NotImplementedError
+
+    @property
+    def param_axes(self) -> ParamAxes:
+        return ParamAxes(AXES, self.stacks)
+
+    def modules(self) -> dict[str, Module]:
+        """Modules beside the language model's, by their place in the parameters."""
+        return {}
+
+    def rope_axes(self) -> tuple[int, ...]:
+        """Which axis of a position each rotary frequency reads."""
+        return (0,) * (self.config.text.head_dim // 2)
+
+    def prompt_positions(self, prompts: PromptBatch) -> Int[Array, "P L axes"]:
+        """Where a prompt's tokens stand; by default one after the other."""
+        return jnp.maximum(jnp.cumsum(prompts.mask, -1) - 1, 0)[..., None]
+
+    def text_positions(self, position: Int[Array, "*lead"]) -> Int[Array, "*lead axes"]:
+        """Where response tokens stand, from their numbers."""
+        return position[..., None]
+
+    def embed_prompts(
+        self, params: Params, prompts: PromptBatch
+    ) -> tuple[Float[Array, "P L D"], Float[Array, "E P L D"] | None]:
+        """Embeddings, and what is added to them after each of the first E layers."""
+        return self.embed_tokens(params, prompts.tokens), None
+
+    def prepare(self, **processor_output) -> PromptBatch:
+        """A Hugging Face processor's numpy output as a PromptBatch; padding on either side."""
+        raise NotImplementedError
+
+    # ---------------------------------------------------------------- parameters
+
+    def init(self, key: Array) -> Params:
+        """Random parameters in the checkpoint's structure."""
+        return _init(self, key)
+
+    def abstract_params(self) -> Params:
+        """Shapes and dtypes of the parameters, nothing allocated."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Places of the parameters that are stacks of layers."""
+        return tuple(place for place, module in _modules(self).items() if module.depth)
+
+    def lm_head(self, params: Params) -> Float[Array, "D V"]:
+        if self.config.text.tied:
+            head = params["language_model"]["embed_tokens"]["embedding"].T
+        else:
+            head = params["lm_head"]["kernel"]
+        head = head.astype(self.dtype)
+        if self.mesh is None:
+            return head
+        # gathered over fsdp once here, or it would be for every chunk of tokens
+        splits = head.shape[1] % self.mesh.shape["tensor"] == 0
+        spec = PartitionSpec(None, "tensor" if splits else None)
+        return jax.lax.with_sharding_constraint(head, NamedSharding(self.mesh, spec))
+
+    # ---------------------------------------------------------------- Hugging Face's arrays
+
+    def hidden(self, params: Params, **processor_output) -> Float[Array, "B L D"]:
+        """Last hidden states, after the final norm, for a processor's output."""
+        return _prefill(self, params, self.prepare(**processor_output))[0]
+
+    def logits(self, params: Params, **processor_output) -> Float[Array, "B L V"]:
+        """Logits, float32, for a processor's output."""
+        hidden = self.hidden(params, **processor_output)
+        return jnp.matmul(hidden, self.lm_head(params), preferred_element_type=jnp.float32)
+
+    # ---------------------------------------------------------------- inside jit
+
+    def prefill(
+        self, params: Params, prompts: PromptBatch
+    ) -> tuple[Float[Array, "P L D"], KeyValues]:
+        """Hidden states of the prompts, and the keys and values that responses will read."""
+        x, deep = self.embed_prompts(params, prompts)
+        rope = self._rope(self.prompt_positions(prompts))
+
+        def body(x, layer, index):
+            x, key_value = self._text_layer(layer, x, rope, prompts.mask)
+            return _add_level(x, deep, index), laid_out(*key_value)
+
+        x, (key, value) = self._scan_text(body, x, params)
+        return self._final_norm(params, x), KeyValues(key, value, prompts.mask)
+
+    def response_hidden(
+        self,
+        params: Params,
+        prompts: PromptBatch,
+        tokens: Int[Array, "P G T"],
+        mask: Bool[Array, "P G T"],
+    ) -> Float[Array, "P G T D"]:
+        """The hidden state that predicts each response token: of the token just before it.
+
+        The prompt (and its images) runs once per group, beside its G responses; responses attend
+        to the prompt's keys and causally to their own. Same values and gradients as G copies of
+        prompt + response, at (L + G·T) of their G·(L + T) tokens.
+        """
+        x_prompt, deep = self.embed_prompts(params, prompts)
+        inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
+        x = self.embed_tokens(params, inputs_)
+        prompt_rope = self._rope(self.prompt_positions(prompts))
+        steps = jnp.arange(inputs_.shape[-1])
+        rope = self._rope(self.text_positions(prompts.next_position[:, None, None] + steps))
+        rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
+
+        def body(streams, layer, index):
+            x_prompt, x = streams
+            x_prompt, (key, value) = self._text_layer(layer, x_prompt, prompt_rope, prompts.mask)
+            context = (Block(key, value, prompts.mask),)
+            x, _ = self._text_layer(layer, x, rope, inputs_mask, context)
+            return (_add_level(x_prompt, deep, index), x), None
+
+        (x_prompt, x), _ = self._scan_text(body, (x_prompt, x), params)
+        first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
+        return self._final_norm(params, jnp.concatenate([first, x], axis=2))
+
+    def for_decoding(self, params: Params, cache: KeyValues) -> tuple[Params, KeyValues]:
+        """Parameters and the prompts' cache as `decode` reads them fastest on this platform.
+
+        On CPU a layer of a stack is copied before it is used, so every token would copy the whole
+        model: there the layers are taken apart once. Elsewhere the copy is part of the product.
+        """
+        platform = (
+            jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
+        )
+        if platform != "cpu":
+            return params, cache
+
+        def apart(stack):
+            return tuple(
+                jax.tree.map(lambda a, i=i: a[i], stack) for i in range(self.config.text.depth)
+            )
+
+        text = params["language_model"]
+        text = text | {"layers": apart(text["layers"])}
+        cache = KeyValues(apart(cache.key), apart(cache.value), cache.mask)
+        return params | {"language_model": text}, cache
+
+    def decode(
+        self,
+        params: Params,
+        tokens: Int[Array, "P G"],
+        position: Int[Array, "P"],
+        prompt: KeyValues,
+        cache: Cache,
+        at: Int[Array, ""],
+    ) -> tuple[Float[Array, "P G D"], Cache]:
+        """One token for every rollout, after its prompt and the first `at` slots of its cache.
+
+        Returns hidden states and the cache with this token in slot `at`. (It is written before it
+        is read: the other way round the whole cache would be copied.)
+        """
+        x = self.embed_tokens(params, tokens[..., None])
+        rope = self._rope(self.text_positions(position[:, None, None]))
+        rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
+        size = slots(cache)
+        visible = jnp.broadcast_to(jnp.arange(size) <= at, (*tokens.shape, size))
+
+        def run(x, layer, prompt_key_value, keep):
+            """`keep` puts the token's keys and values in the cache: (new cache, this layer's)."""
+
+            def place(key, value):
+                cache, own = keep(laid_out(key, value))
+                return cache, KeyValues(*own, visible).layer(*own)
+
+            context = (prompt.layer(*prompt_key_value),)
+            return self._text_layer(layer, x, rope, None, context, place)
+
+        layers = params["language_model"]["layers"]
+        if isinstance(layers, tuple):
+            pairs = functools.partial(zip, strict=True)
+            new_cache = []
+            for layer, ours, own in pairs(layers, pairs(prompt.key, prompt.value), pairs(*cache)):
+                x, own = run(x, layer, ours, lambda new, own=own: (write(own, new, at),) * 2)
+                new_cache.append(own)
+            return self._final_norm(params, x)[..., 0, :], tuple(pairs(*new_cache))
+
+        def body(carry, xs):
+            x, cache = carry
+            layer, ours, index = xs
+
+            def keep(new):
+                updated = write(cache, jax.tree.map(lambda a: a[None], new), at, index)
+                return updated, jax.tree.map(lambda a: a[index], updated)
+
+            return run(x, layer, ours, keep), None
+
+        indices = jnp.arange(self.config.text.depth)
+        xs = (layers, (prompt.key, prompt.value), indices)
+        (x, cache), _ = jax.lax.scan(body, (x, cache), xs)
+        return self._final_norm(params, x)[..., 0, :], cache
+
+    # ---------------------------------------------------------------- pieces
+
+    def module(self, place: str, params: Params) -> nnx.Module:
+        """The module at `place`, with its parameters."""
+        return nnx.merge(_graphs(self)[place], params)
+
+    def embed_tokens(self, params, tokens):
+        table = params["language_model"]["embed_tokens"]["embedding"]
+        return jnp.take(table, tokens, axis=0).astype(self.dtype)
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+    @property
+    def attend(self) -> Callable:
+        return functools.partial(attend, backend=self.attention, mesh=self.mesh)
+
+    def rematerialised(self, layer):
+        if self.remat == "none":
+            return layer
+        policies = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
+        return jax.checkpoint(layer, policy=policies[self.remat])
+
+    def _scan_text(self, body, carry, params):
+        layers = params["language_model"]["layers"]
+        indices = jnp.arange(self.config.text.depth)
+        body = self.rematerialised(body)
+        return jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, (layers, indices))
+
+    def _text_layer(self, layer, x, rope, mask, context=(), place=None):
+        return self.module("language_model/layers", layer)(x, rope, mask, context, place)
+
+    def _final_norm(self, params, x):
+        return self.module("language_model/norm", params["language_model"]["norm"])(x)
+
+    def _rope(self, positions):
+        text = self.config.text
+        frequencies = inverse_frequencies(text.head_dim, text.rope_theta)
+        return rotary(positions, frequencies, self.rope_axes())
+
+
+def _add_level(x, deep, index):
+    """Adds level `index` of `deep`, where there is one."""
+    return x if deep is None else x + deep.at[index].get(mode="fill", fill_value=0)
+
+
+@functools.lru_cache(maxsize=8)
+def _modules(model: Decoder) -> dict[str, Module]:
+    """All modules by their place in the parameters, in the order of `init`'s random keys."""
+    text, attention, dtypes = model.config.text, model.attend, model.dtypes
+    modules = {
+        "language_model/embed_tokens": Module(
+            lambda rngs: nnx.Embed(text.vocab_size, text.width, rngs=rngs, **dtypes)
+        ),
+        "language_model/layers": Module(
+            lambda rngs: DecoderLayer(text, attend=attention, rngs=rngs, **dtypes), text.depth
+        ),
+        "language_model/norm": Module(
+            lambda rngs: nnx.RMSNorm(text.width, epsilon=text.norm_eps, rngs=rngs, **dtypes)
+        ),
+        **model.modules(),
+    }
+    if not text.tied:
+        modules["lm_head"] = Module(
+            lambda rngs: nnx.Linear(
+                text.width, text.vocab_size, use_bias=False, rngs=rngs, **dtypes
+            )
+        )
+    if model.lora is None:
+        return modules
+    return {
+        place: Module(_adapted(module.build, place, model.lora), module.depth)
+        for place, module in modules.items()
+    }
+
+
+def _adapted(build, place: str, lora: LoRA):
+    def build_with_adapters(rngs):
+        module = build(rngs)
+        adapt(module, place, lora, rngs)
+        return module
+
+    return build_with_adapters
+
+
+@functools.lru_cache(maxsize=8)
+def _graphs(model: Decoder):
+    """The static half of each NNX module; its arrays are in the params."""
+    return {
+        place: nnx.split(nnx.eval_shape(lambda build=module.build: build(nnx.Rngs(0))))[0]
+        for place, module in _modules(model).items()
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(model: Decoder, key: Array) -> Params:
+    modules = _modules(model)
+    params: Params = {}
+    for (place, module), own in zip(
+        modules.items(), jax.random.split(key, len(modules)), strict=True
+    ):
+
+        def make(key, build=module.build):
+            return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(key)))[1])
+
+        *folders, name = place.split("/")
+        where = params
+        for folder in folders:
+            where = where.setdefault(folder, {})
+        depth = module.depth
+        where[name] = make(own) if depth is None else jax.vmap(make)(jax.random.split(own, depth))
+    return params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefill(model: Decoder, params: Params, prompts: PromptBatch):
+    return model.prefill(params, prompts)

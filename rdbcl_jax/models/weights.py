@@ -1,0 +1,81 @@
+"""Which checkpoint tensors make each parameter, and how. Parameters have the names of the
+checkpoint's tensors, so a family's map is a handful of mechanical rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The tensors behind one parameter: one, or one per layer of a stack."""
+
+    names: tuple[str, ...]
+    stacked: bool
+    transposed: bool
+    checkpoint_shape: tuple[int, ...]  # of each tensor
+
+    def read(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+        """The part `index` of one layer's parameter. `tensor` is lazy: indexing it reads, and no
+        more is read than the part (convolutions excepted, whose kernel is flattened)."""
+        if not self.transposed:
+            return tensor[index]
+        rows, columns = index
+        if len(self.checkpoint_shape) == 2:
+            return tensor[columns, rows].T
+        part = tensor[columns]
+        return part.reshape(len(part), -1)[:, rows].T
+
+    def to_checkpoint(self, param: np.ndarray) -> np.ndarray:
+        tensor = param.T if self.transposed else param
+        return np.ascontiguousarray(tensor).reshape(self.checkpoint_shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightMap:
+    """From parameters to the tensors of a published checkpoint, and from either layout of tensors
+    in the wild (transformers 5 nests what was flat) to the published one.
+
+    Attributes:
+      stacks: places of the parameters whose layers are stacked, such as `language_model/layers`.
+      prefixes: what a checkpoint calls the first part of a parameter's name.
+      renamed: regular expressions and what becomes of their matches in a tensor's name.
+      shapes: of tensors that are no transposed kernel, such as a convolution's.
+    """
+
+    stacks: tuple[str, ...]
+    prefixes: Mapping[str, str]
+    renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def source_of(self, path: tuple[str, ...], shape: tuple[int, ...]) -> Source:
+        """The checkpoint tensors (published names) of the parameter at `path`."""
+        *module, leaf = path
+        name = ".".join(module)
+        stacks = (stack.replace("/", ".") for stack in self.stacks)
+        stack = next((s for s in stacks if f"{name}.".startswith(f"{s}.")), None)
+        for ours, theirs in self.renamed.items():
+            name = re.sub(ours, theirs, name)
+        name += ".bias" if leaf == "bias" else ".weight"
+        tensor_shape = shape[1:] if stack else shape
+        if leaf == "kernel":
+            tensor_shape = self.shapes.get(name, tensor_shape[::-1])
+        names = (name,)
+        if stack:
+            names = tuple(name.replace(stack, f"{stack}.{i}") for i in range(shape[0]))
+        names = tuple(self._with_prefix(n) for n in names)
+        return Source(names, stack is not None, leaf == "kernel", tensor_shape)
+
+    def published_name(self, name: str) -> str:
+        """A tensor's published name, from either of the layouts in the wild."""
+        name = re.sub(rf"^model\.({'|'.join(self.prefixes)})\.", r"\1.", name)
+        return self._with_prefix(re.sub(r"^model\.", "language_model.", name))
+
+    def _with_prefix(self, name: str) -> str:
+        first, _, rest = name.partition(".")
+        return f"{self.prefixes.get(first, first)}.{rest}"
