@@ -65,7 +65,7 @@ class PromptEncoder:
             image exceeds the largest size allowed, or that has images where the model reads none.
         """
         names = [record.id for record in records]
-        self._check_images(records)
+        self.check(records)
         pictures = self.processor.pictures([load_images(record) for record in records])
         rows = [
             self.processor.expand(*parts)
@@ -140,7 +140,8 @@ class PromptEncoder:
             chat.insert(0, {"role": "system", "content": system})
         return chat
 
-    def _check_images(self, records: Sequence[Record]) -> None:
+    def check(self, records: Sequence[Record]) -> None:
+        """Raises ValueError naming a record with images where the model reads none."""
         for record in records:
             if record.images and not self.processor.reads_images:
                 raise ValueError(

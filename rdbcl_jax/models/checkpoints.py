@@ -109,7 +109,7 @@ def save_pretrained(
     pairs = list(zip(sources, jax.tree.leaves(params), strict=True))
     shards = _plan(pairs, shard_bytes)
     files = _file_names(len(shards))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, shard in zip(files, shards, strict=True):
         tensors = {name: _to_host(*where) for name, where in shard.items()}
         weight_map |= dict.fromkeys(tensors, file)

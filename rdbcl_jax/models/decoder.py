@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
@@ -124,7 +125,8 @@ class Module(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A policy: hashable, so it is a static argument of jit; all arrays are in `params`.
+    """A policy: hashable, so it is a static argument of jit; all arrays are in `params`. As it is,
+    it reads text; a family with vision extends it.
 
     Attributes:
       config: of the family; `config.text` is the `DecoderConfig`.
@@ -152,7 +154,7 @@ class Decoder:
 
     @property
     def weights(self) -> WeightMap:
-        raise NotImplementedError
+        return WeightMap(self.stacks, {"language_model": "model"})
 
     @property
     def param_axes(self) -> ParamAxes:
@@ -180,9 +182,15 @@ class Decoder:
         """Embeddings, and what is added to them after each of the first E layers."""
         return self.embed_tokens(params, prompts.tokens), None
 
-    def prepare(self, **processor_output) -> PromptBatch:
-        """A Hugging Face processor's numpy output as a PromptBatch; padding on either side."""
-        raise NotImplementedError
+    def prepare(self, input_ids, attention_mask=None, **pictures) -> PromptBatch:
+        """A Hugging Face tokenizer's or processor's numpy output as a PromptBatch; padding on
+        either side."""
+        tokens = np.asarray(input_ids, np.int32)
+        mask = np.ones(tokens.shape, bool)
+        if attention_mask is not None:
+            mask = np.asarray(attention_mask).astype(bool)
+        ids = np.arange(len(tokens), dtype=np.int32)
+        return PromptBatch(tokens, mask, mask.sum(1, dtype=np.int32), ids)
 
     # ---------------------------------------------------------------- parameters
 

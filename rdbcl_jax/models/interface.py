@@ -128,7 +128,7 @@ class VLM(Protocol):
         Returns hidden states, and the cache with this token in slot `at`."""
         ...
 
-    def prepare(self, **processor_output: Any) -> PromptBatch:
+    def prepare(self, input_ids: Any, attention_mask: Any = None, **pictures: Any) -> PromptBatch:
         """What the family's Hugging Face processor returns, as numpy, as a PromptBatch; padding on
         either side."""
         ...
@@ -180,6 +180,20 @@ class Processor(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Tiny:
+    """How a family writes a very small model, for tests and models made from nothing.
+
+    Attributes:
+      size: a dataclass of sizes, with defaults.
+      write: of (path, words, tags, size) a checkpoint directory without weights, whose tokenizer
+        knows the words, and finds the tags without spaces around them too; returns the path.
+    """
+
+    size: type
+    write: Callable[..., pathlib.Path]
+
+
+@dataclasses.dataclass(frozen=True)
 class Family:
     """What a family's folder brings, as `FAMILY`, to the registry.
 
@@ -189,8 +203,10 @@ class Family:
       processor: of a checkpoint directory and its config; by name `min_pixels` and `max_pixels`,
         limits of an image's area (None: the checkpoint's own), and the sizes that batches may have,
         `patch_slots` of an image and `images_per_prompt` (empty: what a batch needs).
+      tiny: None where nobody has needed one.
     """
 
     read_config: Callable[[str | pathlib.Path], ModelConfig]
     model: Callable[..., VLM]
     processor: Callable[..., Processor]
+    tiny: Tiny | None = None

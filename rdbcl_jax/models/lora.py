@@ -33,8 +33,8 @@ class LoRA:
       rank: of A [in, rank] and B [rank, out].
       alpha: the adapters' weight is alpha / rank.
       targets: regular expression over the names of matrices, such as
-        `language_model/layers/self_attn/q_proj` or `visual/blocks/attn/qkv`; empty: those that
-        the model's family names, `VLM.lora_targets`.
+        `language_model/layers/self_attn/q_proj`; empty: those that the model's family names,
+        `VLM.lora_targets`.
     """
 
     rank: int = 16

@@ -12,10 +12,11 @@ from typing import Any
 
 from rdbcl_jax.models.interface import VLM, Family, ModelConfig, Processor
 
-_FOLDERS = {
+FAMILIES = {  # folder: model types
     "qwen_vl": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    "qwen_text": ("qwen2", "qwen3"),
 }
-MODEL_TYPES = tuple(name for names in _FOLDERS.values() for name in names)
+MODEL_TYPES = tuple(name for names in FAMILIES.values() for name in names)
 
 
 def family_of(path: str | pathlib.Path) -> Family:
@@ -32,7 +33,7 @@ def family_of(path: str | pathlib.Path) -> Family:
 
 def family(model_type: str) -> Family:
     """The family with a `model_type`, one of `MODEL_TYPES`."""
-    folder = next(folder for folder, names in _FOLDERS.items() if model_type in names)
+    folder = next(folder for folder, names in FAMILIES.items() if model_type in names)
     return importlib.import_module(f"rdbcl_jax.models.{folder}").FAMILY
 
 

@@ -65,11 +65,11 @@ class WeightMap:
         tensor_shape = shape[1:] if stack else shape
         if leaf == "kernel":
             tensor_shape = self.shapes.get(name, tensor_shape[::-1])
-        names = (name,)
+        names = [name]
         if stack:
-            names = tuple(name.replace(stack, f"{stack}.{i}") for i in range(shape[0]))
-        names = tuple(self._with_prefix(n) for n in names)
-        return Source(names, stack is not None, leaf == "kernel", tensor_shape)
+            names = [name.replace(stack, f"{stack}.{i}") for i in range(shape[0])]
+        names = [self._with_prefix(n) for n in names]
+        return Source(tuple(names), stack is not None, leaf == "kernel", tensor_shape)
 
     def published_name(self, name: str) -> str:
         """A tensor's published name, from either of the layouts in the wild."""

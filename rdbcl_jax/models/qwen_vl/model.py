@@ -73,19 +73,17 @@ class QwenVL(Decoder):
         return jnp.broadcast_to(position[..., None], (*position.shape, 3))
 
     def prepare(
-        self, input_ids, attention_mask=None, pixel_values=None, image_grid_thw=None, **unused
+        self, input_ids, attention_mask=None, *, pixel_values=None, image_grid_thw=None, **unused
     ) -> PromptBatch:
         """A Hugging Face processor's numpy output as a PromptBatch; padding on either side."""
         if unused.get("pixel_values_videos") is not None:
             raise NotImplementedError("videos are not supported; pass images")
-        tokens = np.asarray(input_ids, np.int32)
-        mask = np.ones(tokens.shape, bool)
-        if attention_mask is not None:
-            mask = np.asarray(attention_mask).astype(bool)
-        pixels, grids = _split_images(tokens, mask, pixel_values, image_grid_thw, self.config)
-        model_inputs, following = inputs.lay_out(tokens, mask, pixels, grids, self.config)
-        record_ids = np.arange(len(tokens), dtype=np.int32)
-        return PromptBatch(tokens, mask, following, record_ids, model_inputs)
+        text = super().prepare(input_ids, attention_mask)
+        pixels, grids = _split_images(
+            text.tokens, text.mask, pixel_values, image_grid_thw, self.config
+        )
+        model_inputs, following = inputs.lay_out(text.tokens, text.mask, pixels, grids, self.config)
+        return dataclasses.replace(text, next_position=following, model_inputs=model_inputs)
 
     def embed_prompts(self, params, prompts: PromptBatch):
         """Embeddings, pictures in their places, and what DeepStack adds later."""
@@ -156,7 +154,7 @@ def mrope_axes(config: TextConfig) -> tuple[int, ...]:
 
 def _split_images(tokens, mask, pixel_values, image_grid_thw, config: QwenVLConfig):
     """Assigns the processor's flat list of images to rows, by counting their image tokens."""
-    rows = [([], []) for _ in tokens]
+    rows: list[tuple[list, list]] = [([], []) for _ in tokens]
     if image_grid_thw is not None:
         merge = config.vision.merge_size
         pending = ((tokens == config.image_token_id) & mask).sum(1)
