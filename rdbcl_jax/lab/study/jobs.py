@@ -61,8 +61,13 @@ def gate_name(config: ConfigDict) -> str:
 
 
 def _section(config: ConfigDict, name: str) -> dict[str, Any]:
-    fields = config[name].to_dict().items()
-    return {field: v for field, v in fields if YOUNGER.get(f"{name}.{field}", ...) != v}
+    """A section as the first studies' configs had it."""
+    from rdbcl_jax.models.decoder import LORA_TARGETS
+
+    fields = config[name].to_dict()
+    if name == "model" and not fields["lora"]["targets"]:
+        fields["lora"]["targets"] = LORA_TARGETS  # which was written out
+    return {field: v for field, v in fields.items() if YOUNGER.get(f"{name}.{field}", ...) != v}
 
 
 def _digest(parts: dict[str, Any]) -> str:

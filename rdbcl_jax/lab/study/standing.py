@@ -1,0 +1,85 @@
+"""How far a study has come: which runs are over, what they scored, and what failed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+
+from rdbcl_jax.lab.study.declare import Study
+from rdbcl_jax.lab.study.jobs import base_name, finished
+from rdbcl_jax.lab.study.plan import Plan, blocked, make_plan
+from rdbcl_jax.results import read_results
+
+
+@dataclasses.dataclass
+class Standing:
+    """What is known of a study in its workdir; runs' own files say the same to the next call.
+
+    Attributes:
+      scores: of runs that are over, by name, on validation; NaN: failed.
+      errors: of runs and of bases, by name.
+      stopped: why the study ends before its end; empty while it does not.
+    """
+
+    study: Study
+    workdir: pathlib.Path
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    errors: dict[str, str] = dataclasses.field(default_factory=dict)
+    stopped: str = ""
+
+    @property
+    def runs(self) -> pathlib.Path:
+        """Folder of the runs' workdirs."""
+        return self.workdir / "runs"
+
+    def plan(self) -> Plan:
+        """What the study has to run, as far as that is known."""
+        return make_plan(self.study, self.scores, self.runs)
+
+    def score(self, name: str) -> None:
+        """Notes a run that is over."""
+        results = read_results(self.runs / name)
+        metrics = results.metrics("validation") if results else {}
+        value = metrics.get(self.study.metric)
+        if value is None:
+            self.fail(name, f"its results.json has no metric {self.study.metric!r}")
+        else:
+            self.scores[name] = value
+
+    def fail(self, name: str, error: str) -> None:
+        """Notes a run that failed, or can never start."""
+        self.errors[name], self.scores[name] = error, math.nan
+
+    def look(self, plan: Plan) -> bool:
+        """Notes the runs that earlier calls have finished; True where there were any, since a
+        choice among them may lead to more."""
+        before = len(self.scores)
+        for name, run in plan.runs.items():
+            if name not in self.scores and finished(self.runs / name, run.config):
+                self.score(name)
+        return len(self.scores) > before
+
+    def lose(self, plan: Plan) -> bool:
+        """Notes the runs that can never start; True where there were any."""
+        lost = blocked(plan, self.scores) | self._without_base(plan)
+        for name, error in lost.items():
+            self.fail(name, error)
+        return bool(lost)
+
+    def _without_base(self, plan: Plan) -> dict[str, str]:
+        left = {name: run for name, run in plan.runs.items() if name not in self.scores}
+        bases = {name: base_name(run.config) for name, run in left.items()}
+        return {
+            name: f"its base failed: {self.errors[base]}"
+            for name, base in bases.items()
+            if base in self.errors
+        }
+
+
+def find_standing(study: Study, workdir: pathlib.Path) -> Standing:
+    """What earlier calls have left in a workdir."""
+    standing = Standing(study, workdir)
+    while standing.look(standing.plan()):
+        pass
+    return standing
