@@ -52,6 +52,10 @@ class Checkpoints:
     def restore_step(self, step: int, like: Any) -> Any:
         return self._restore(self.directory / f"step_{step:08}", like)
 
+    def names_of_step(self, step: int) -> set[str]:
+        """Names of the arrays of a saved state, such as `train/params/lm_head/kernel`."""
+        return set(_shapes(ocp.metadata(self.directory / f"step_{step:08}").metadata))
+
     def _steps(self) -> list[int]:
         # orbax renames a directory to its final name when all of it is written
         return [int(p.name[5:]) for p in self.directory.glob("step_*") if p.name[5:].isdigit()]
@@ -69,13 +73,7 @@ class Checkpoints:
 def _check_structure(path, saved, like) -> None:
     """Orbax silently skips what the template lacks; a resume must not lose anything."""
 
-    def shapes(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(k, simple=True, separator="/"): tuple(a.shape) for k, a in leaves
-        }
-
-    found, expected = shapes(saved), shapes(like)
+    found, expected = _shapes(saved), _shapes(like)
     if found != expected:
         keys = sorted(found.keys() | expected.keys())
         differing = [k for k in keys if found.get(k) != expected.get(k)]
@@ -84,3 +82,8 @@ def _check_structure(path, saved, like) -> None:
             f"{path} was saved with another model or optimizer; use a new workdir, or the config "
             "of that run:\n  " + "\n  ".join(lines)
         )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): tuple(a.shape) for k, a in leaves}

@@ -17,8 +17,8 @@ from rdbcl_jax.policy import Policy
 from rdbcl_jax.results import SplitResults
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import sampling_of
+from rdbcl_jax.rollout.scored import generate_scored
 from rdbcl_jax.sharding import all_hosts_sum
-from rdbcl_jax.training.pretask_stats import respond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def evaluate(
     owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])
     records = [record for task in tasks for record in task]
     totals = np.zeros((3, len(tasks)))
-    for judged, valid in respond(
+    for scored, valid in generate_scored(
         policy,
         params,
         records,
@@ -55,7 +55,7 @@ def evaluate(
         jax.random.key(0),  # greedy: never drawn from
         batch_size=config.evaluation.batch_size,
     ):
-        scores, ids = judged.scores, judged.responses.host_prompts.record_ids[valid]
+        scores, ids = scored.scores, scored.responses.host_prompts.record_ids[valid]
         for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(valid)))):
             np.add.at(totals[row], owners[ids], value[valid])
     correct, parsed, count = all_hosts_sum(totals)

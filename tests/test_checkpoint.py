@@ -5,7 +5,8 @@ import pytest
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.sharding import ParamAxes, make_mesh, param_shardings
-from rdbcl_jax.training.state import TrainState, make_optimizer
+from rdbcl_jax.training.optimizer import make_optimizer
+from rdbcl_jax.training.state import TrainState
 from tests import engine
 
 

@@ -13,8 +13,8 @@ import pytest
 from rdbcl_jax.policy import allowed_sizes
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
-from rdbcl_jax.training import learner
-from rdbcl_jax.training.learner import _component_means
+from rdbcl_jax.training import metrics
+from rdbcl_jax.training.metrics import component_means
 from tests.compiler import QUICK
 from tests.engine import small_config
 from tests.train_several import METHODS
@@ -115,7 +115,7 @@ def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
 def test_a_reward_that_applies_nowhere_in_one_process_is_counted_by_the_others(monkeypatch):
     nan = float("nan")
     here = {"format": np.array([1.0, 0.0]), "boxes": np.array([nan, nan]), "none": np.full(2, nan)}
-    assert _component_means(here) == {"rewards/format/mean": 0.5}
+    assert component_means(here) == {"rewards/format/mean": 0.5}
     there = np.array([(2.0, 2), (3.0, 4), (0, 0)])
-    monkeypatch.setattr(learner, "all_hosts_sum", lambda sums: sums + there)
-    assert _component_means(here) == {"rewards/format/mean": 0.75, "rewards/boxes/mean": 0.75}
+    monkeypatch.setattr(metrics, "all_hosts_sum", lambda sums: sums + there)
+    assert component_means(here) == {"rewards/format/mean": 0.75, "rewards/boxes/mean": 0.75}

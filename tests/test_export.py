@@ -23,7 +23,8 @@ from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
-from rdbcl_jax.training.run import check, train
+from rdbcl_jax.training.run import train
+from rdbcl_jax.training.setup import check
 from rdbcl_jax.workdir import directory_of, is_directory, run_config
 from tests import engine
 

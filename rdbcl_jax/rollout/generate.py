@@ -1,17 +1,22 @@
-"""A policy's responses to a list of records, batch by batch: whole ones, or from a beginning on."""
+"""A policy's responses to a list of records, batch by batch: the one way to ask for them.
+
+Evaluation, the statistics from before a task, collected rollouts, Fisher information and the
+laboratory all call `generate`, or `generate_texts` where the texts are all that they need.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax
-from jaxtyping import Array, Bool
-from numpy import ndarray
+import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.pipeline import Shard, eval_batches
+from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
@@ -20,63 +25,98 @@ from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import local_rows, put_batch
 
 
-class Answered(NamedTuple):
-    """A batch of P records and G responses to each."""
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """G responses to each record of a batch.
 
-    host_prompts: PromptBatch  # this process's
-    prompts: PromptBatch  # the same on the device, all processes' rows
-    rollouts: Rollouts  # [P, G, …], on the device
-    valid: Bool[ndarray, "P"]  # of this process's rows; False only fills the last batch
-
-
-def answers(
-    policy: Policy,
-    params: Params,
-    records: Sequence[Any],
-    sampling: Sampling,
-    key: Array,
-    *,
-    batch_size: int,
-    samples: int = 1,
-    encode: Callable[[list[Any], ndarray], PromptBatch] | None = None,
-) -> Iterator[Answered]:
-    """Responses to every record once, in order. Each batch is handed out while it is computed.
-
-    Args:
-      params: all parameters (`Policy.whole`).
-      encode: of records and their indices; by default the policy's own encoder.
+    Attributes:
+      host_prompts: this process's rows, as numpy arrays.
+      prompts: the rows of all processes, on the device.
+      rollouts: [P, G, …] with log-probs, on the device.
+      valid: of this process's rows; False only fills the last batch.
     """
-    shard = Shard(jax.process_index(), jax.process_count())
-    batches = eval_batches(records, encode or policy.encoder.encode, batch_size, shard)
-    for number, (host_prompts, valid) in enumerate(batches):
-        prompts = put_batch(host_prompts, policy.mesh)
-        draw = jax.random.fold_in(key, number)
-        rollouts = sample(policy.model, params, prompts, draw, samples=samples, sampling=sampling)
-        yield Answered(host_prompts, prompts, rollouts, valid)
+
+    host_prompts: PromptBatch
+    prompts: PromptBatch
+    rollouts: Rollouts
+    valid: Bool[np.ndarray, "P"]
+
+    @property
+    def record_ids(self) -> Int[np.ndarray, "P"]:
+        """The index of each row's record in the list that was given, of this process's rows."""
+        return np.asarray(self.host_prompts.record_ids)
+
+    def host_rollouts(self) -> Rollouts:
+        """This process's rows as numpy arrays; waits for the device."""
+        return jax.tree.map(local_rows, self.rollouts)
 
 
-def continued(
+def generate(
     policy: Policy,
     params: Params,
     records: Sequence[Record],
-    prefixes: Sequence[str],
     sampling: Sampling,
-    key: Array,
+    rng: Array,
     *,
     batch_size: int,
-) -> list[str]:
-    """One whole response per record: its prefix, and what the policy says after it."""
-    encoder = copy.copy(policy.encoder)  # with room for the beginning of a response
-    encoder.lengths = tuple(length + sampling.max_tokens for length in encoder.lengths)
+    samples: int = 1,
+    prefixes: Sequence[str] | None = None,
+) -> Iterator[Generated]:
+    """`samples` responses to every record once, in order.
+
+    A batch is handed out when the next one has been sent to the device, which is then busy while
+    the caller reads.
+
+    Args:
+      params: all parameters (`Policy.whole`).
+      rng: of all batches; each takes its number in. Greedy sampling draws nothing from it.
+      batch_size: records of all processes; the last batch is filled up with its last record.
+      prefixes: per record, the beginning of a response, which the policy goes on from. The
+        rollouts hold what follows it.
+    """
+    encoder = policy.encoder if prefixes is None else _with_room(policy.encoder, sampling)
 
     def encode(items, ids):
-        return encoder.encode(items, ids, [prefixes[i] for i in ids])
+        return encoder.encode(items, ids, prefixes and [prefixes[i] for i in ids])
 
-    texts: list[str] = []
-    for batch in answers(
-        policy, params, records, sampling, key, batch_size=batch_size, encode=encode
+    shard = Shard(jax.process_index(), jax.process_count())
+    before = None
+    for number, (host_prompts, valid) in enumerate(
+        eval_batches(records, encode, batch_size, shard)
     ):
-        arrays = (batch.rollouts.tokens, batch.rollouts.mask)
-        tokens, mask = (local_rows(a)[batch.valid, 0] for a in arrays)
-        texts += policy.texts(tokens, mask)
+        prompts = put_batch(host_prompts, policy.mesh)
+        own = jax.random.fold_in(rng, number)
+        rollouts = sample(policy.model, params, prompts, own, samples=samples, sampling=sampling)
+        if before:
+            yield before
+        before = Generated(host_prompts, prompts, rollouts, valid)
+    if before:
+        yield before
+
+
+def generate_texts(
+    policy: Policy,
+    params: Params,
+    records: Sequence[Record],
+    sampling: Sampling,
+    rng: Array,
+    *,
+    batch_size: int,
+    prefixes: Sequence[str],
+) -> list[str]:
+    """One whole response per record, by one process: its prefix, and what the policy says after
+    it. See `generate` for the arguments."""
+    texts: list[str] = []
+    for batch in generate(
+        policy, params, records, sampling, rng, batch_size=batch_size, prefixes=prefixes
+    ):
+        rollouts = batch.host_rollouts()
+        texts += policy.texts(rollouts.tokens[batch.valid, 0], rollouts.mask[batch.valid, 0])
     return [p + policy.joint + t if p else t for p, t in zip(prefixes, texts, strict=True)]
+
+
+def _with_room(encoder: PromptEncoder, sampling: Sampling) -> PromptEncoder:
+    """The encoder whose prompts may also hold the beginning of a response."""
+    roomy = copy.copy(encoder)
+    roomy.lengths = tuple(length + sampling.max_tokens for length in encoder.lengths)
+    return roomy

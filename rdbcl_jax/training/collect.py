@@ -1,18 +1,33 @@
-"""Right responses of a run's policies, to learn from: the RFT rollouts of 2506.23508."""
+"""Right responses of a policy, kept to learn from: the RFT rollouts of 2506.23508.
+
+A run collects them as it goes (`training.collect`), or `rdbcl collect` does afterwards, from its
+checkpoints.
+"""
 
 from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Sequence
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Array
+
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import load_sequence
+from rdbcl_jax.models.interface import Params
+from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.rollout.sampling import sampling_of
+from rdbcl_jax.rollout.sampling import Sampling, sampling_of
+from rdbcl_jax.rollout.scored import ScoredRollouts, ScoreFunction, generate_scored
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
 from rdbcl_jax.training import rng
-from rdbcl_jax.training.pretask_stats import collect as collect_responses
 from rdbcl_jax.workdir import place, run_config
+
+_COLUMNS = ("record_id", "task", "prompt", "completion", "gold")
 
 
 def collect(
@@ -21,7 +36,7 @@ def collect(
     """For each finished task of a run, what the policy that had just learned it answers rightly.
 
     Writes `out`/TASK.parquet with the right ones of `samples` responses to each of the task's
-    training records (the first `limit`, or all); see `training.survey.collect` for its columns.
+    training records (the first `limit`, or all); see `write_right_responses` for its columns.
     `config.method = "rft_sft"` learns from such files.
 
     Returns:
@@ -37,16 +52,63 @@ def collect(
     snapshots = load_snapshots(config, [f"{workdir}@{k + 1}" for k in range(finished)], mesh)
     found = {}
     for k, (task, snapshot) in enumerate(zip(load_sequence(config), snapshots, strict=False)):
-        policy = snapshot.policy
-        found[task.name] = collect_responses(
+        found[task.name] = write_right_responses(
             pathlib.Path(out) / f"{task.name}.parquet",
-            policy,
+            snapshot.policy,
             snapshot.learned,
             task.train[: limit or None],
             functools.partial(score, config=rewards),
-            sampling_of(policy, config.rollout),
+            sampling_of(snapshot.policy, config.rollout),
             rng.of_collected(config.seed, k),
             batch_size=config.evaluation.batch_size,
             samples=samples,
         )
     return found
+
+
+def write_right_responses(
+    path: pathlib.Path,
+    policy: Policy,
+    params: Params,
+    records: Sequence[Record],
+    score: ScoreFunction,
+    sampling: Sampling,
+    rng: Array,
+    *,
+    batch_size: int,
+    samples: int,
+) -> tuple[int, int]:
+    """Writes the right, finished ones of `samples` responses to each record to a Parquet file.
+
+    Rows have `record_id`, `task`, `prompt`, `completion` and `gold`; a completion that a record
+    already has is not repeated. Returns how many were kept, of how many (this process's).
+    """
+    rows: list[tuple[str, ...]] = []
+    tried = 0
+    for scored, valid in generate_scored(
+        policy, params, records, score, sampling, rng, batch_size=batch_size, samples=samples
+    ):
+        tried += int(valid.sum()) * samples
+        rows += _right_rows(scored, valid)
+    columns = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
+    schema = pa.schema([(name, pa.string()) for name in _COLUMNS])
+    table = pa.table([list(column) for column in columns], schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    pq.write_table(table, draft)
+    draft.rename(path)
+    return len(rows), tried
+
+
+def _right_rows(scored: ScoredRollouts, valid: np.ndarray) -> list[tuple[str, ...]]:
+    # one that was cut may parse, and would be too long with its end token
+    right = (scored.scores.accuracy == 1).reshape(scored.shape) & scored.own.finished
+    texts = np.array(scored.texts, object).reshape(scored.shape)
+    rows = []
+    for row in np.flatnonzero(valid):
+        record = scored.records[row]
+        rows += [
+            (record.id, record.task, record.prompt, text, record.answer)
+            for text in dict.fromkeys(texts[row][right[row]])
+        ]
+    return rows

@@ -14,9 +14,9 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.policy import Policy
-from rdbcl_jax.rollout.generate import answers
+from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.training.update import response_logprobs
+from rdbcl_jax.training.logprobs import response_logprobs
 
 
 def estimate_fisher(
@@ -35,7 +35,7 @@ def estimate_fisher(
     its tokens. The last batch is filled up with its last record, which then counts more than once.
     """
     total, count = None, 0
-    for batch in answers(
+    for batch in generate(
         policy, policy.whole(params), records, sampling, key, batch_size=batch_size
     ):
         squares = squared_gradients(

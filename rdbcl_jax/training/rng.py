@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array
 
 # a run's own steps stay far below these
-_SURVEY, _OTHERS = 2**31 - 1, 2**31 - 2
+_PRETASK, _OTHERS = 2**31 - 1, 2**31 - 2
 _FISHER, _COLLECTED = 2**30, 2**30 + 2**20
 
 
@@ -20,9 +20,9 @@ def of_others(step: Array) -> Array:
     return jax.random.fold_in(step, _OTHERS)
 
 
-def of_survey(seed: int, first_step: int) -> Array:
-    """For the survey of the task that begins with this step."""
-    return jax.random.fold_in(of_step(seed, first_step), _SURVEY)
+def of_pretask_stats(seed: int, first_step: int) -> Array:
+    """For the statistics from before the task that begins with this step."""
+    return jax.random.fold_in(of_step(seed, first_step), _PRETASK)
 
 
 def of_fisher(seed: int, task: int) -> Array:

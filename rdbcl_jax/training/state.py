@@ -1,4 +1,4 @@
-"""The train state and the optimizer."""
+"""What changes while a task is learned, as one explicit value that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from rdbcl_jax.batches import pytree
-from rdbcl_jax.config import OptimizerConfig
+from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.sharding import shardings_like
-
-_SKIP_LIMIT = 1_000_000  # consecutive non-finite steps that are skipped: as good as always
 
 
 @pytree
 class TrainState:
-    """All that an update changes."""
+    """All that an update changes, on the device."""
 
     params: Any
     opt_state: Any
@@ -28,6 +27,24 @@ class TrainState:
     @classmethod
     def create(cls, params, optimizer: optax.GradientTransformation) -> TrainState:
         return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+@pytree
+class TaskState:
+    """All that a step of a task takes from the step before it."""
+
+    train: TrainState
+    batches: Int[np.ndarray, ""]  # taken from the feed so far
+    tracker: Any  # the method's memory of the prompts; None: it has none
+    last_kl: Float[np.ndarray, ""]  # to the reference, of the step before; NaN: not measured
+
+
+@pytree
+class _Progress:
+    """What the first layout of a saved step held beside its train state."""
+
+    batches: Any
+    tracker: Any
 
 
 def make_init(
@@ -43,63 +60,12 @@ def make_init(
     return jax.jit(create, donate_argnums=0, out_shardings=shardings), shardings
 
 
-def learning_rate(
-    options: OptimizerConfig, steps: int, peak: float | None = None
-) -> optax.Schedule:
-    """Linear warm-up to `peak` (default: `options.learning_rate`), then one of
-
-    `constant`; `cosine` or `linear`: decay to 0 over all `steps`; `tail`: constant, then linear
-    decay to 0 over the last 40 %.
-    """
-    peak = options.learning_rate if peak is None else peak
-    warmup = options.warmup_steps
-    rest = max(steps - warmup, 1)
-    tail = int(0.4 * steps)
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
-        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
-        "tail": lambda: optax.linear_schedule(peak, 0.0, max(tail, 1), max(rest - tail, 0)),
-    }
-    warm = optax.linear_schedule(0.0, peak, warmup)
-    return optax.join_schedules([warm, after[options.schedule]()], [warmup])
-
-
-def make_optimizer(options: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing.
-
-    Muon (with AdamW at `adam_learning_rate` for what is no matrix) is for models made from
-    nothing; `adamw` for fine-tuning.
-    """
-
-    def rate(peak):  # counted from 1: the first step of a warm-up already moves
-        schedule = learning_rate(options, steps, peak)
-        return lambda count: schedule(count + 1)
-
-    if options.name == "adamw":
-        inner = optax.adamw(
-            rate(options.learning_rate), options.b1, options.b2, weight_decay=options.weight_decay
+def restore_state(checkpoints: Checkpoints, step: int, like: TaskState) -> TaskState:
+    """The state that was saved after `step` steps; also in the first layout, a pair of train state
+    and progress, which had no `last_kl`."""
+    if any(name.startswith("0/") for name in checkpoints.names_of_step(step)):
+        train, progress = checkpoints.restore_step(
+            step, (like.train, _Progress(like.batches, like.tracker))
         )
-    else:
-        inner = optax.contrib.muon(
-            rate(options.learning_rate),
-            adam_learning_rate=rate(options.adam_learning_rate or options.learning_rate),
-            adam_b1=options.b1,
-            adam_b2=options.b2,
-            weight_decay=options.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
-        )
-    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
-    return optax.apply_if_finite(optax.chain(clip, inner), _SKIP_LIMIT)
-
-
-def _matrices(params):
-    """Muon's share: kernels, by their last two axes, since layers are stacked on the first."""
-
-    def axes(path, leaf):
-        is_kernel = str(getattr(path[-1], "key", "")) == "kernel"
-        return (
-            optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_kernel else None
-        )
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+        return TaskState(train, progress.batches, progress.tracker, like.last_kl)
+    return checkpoints.restore_step(step, like)

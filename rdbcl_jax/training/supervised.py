@@ -15,7 +15,8 @@ from rdbcl_jax.methods.sft import supervised
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.sharding import put_batch
-from rdbcl_jax.training.state import make_init, make_optimizer
+from rdbcl_jax.training.optimizer import make_optimizer
+from rdbcl_jax.training.state import make_init
 from rdbcl_jax.training.update import UpdateConfig, make_update
 
 

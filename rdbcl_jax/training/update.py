@@ -1,4 +1,4 @@
-"""The jitted programs of learning: score log-probs, and one fused update."""
+"""The jitted update: log-probs, targets, loss, gradients and the optimizer, in one program."""
 
 from __future__ import annotations
 
@@ -10,47 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int
 
-from rdbcl_jax.batches import PromptBatch, TrainBatch
+from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.core.kl import kl_estimate
-from rdbcl_jax.core.logprobs import token_logprobs
 from rdbcl_jax.core.losses import mean_terms
 from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.sharding import replicated, split_rows
+from rdbcl_jax.training.logprobs import response_logprobs
+from rdbcl_jax.training.references import with_policy
 from rdbcl_jax.training.state import TrainState
-
-
-def response_logprobs(
-    model: VLM,
-    params: Params,
-    prompts: PromptBatch,
-    tokens: Int[Array, "P G T"],
-    mask: Bool[Array, "P G T"],
-    *,
-    temperature: float,
-    chunk_size: int,
-    return_entropy: bool = False,
-):
-    """Log-prob (and entropy) of each response token, [P, G, T] float32; the image is included."""
-    hidden = model.response_hidden(params, prompts, tokens, mask)
-    return token_logprobs(
-        hidden,
-        model.lm_head(params),
-        tokens,
-        chunk_size=chunk_size,
-        temperature=temperature,
-        return_entropy=return_entropy,
-    )
-
-
-score = jax.jit(
-    response_logprobs,
-    static_argnames=("model", "temperature", "chunk_size", "return_entropy"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +140,7 @@ def _accumulate(grad, method: Method, config, params, batch: TrainBatch):
                 f"{method.name} with several micro-batches needs old_logps: its targets read them, "
                 "and are of the whole batch"
             )
-        resolved = _with_references(batch, batch.old_logps)
+        resolved = with_policy(batch, batch.old_logps)
     targets = method.targets(resolved, batch.old_logps, batch.old_entropies)
 
     def split(a):  # strided, so that every device keeps its own rows
@@ -205,7 +176,7 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
     # one update per batch: the policy that sampled is the policy
     current = jax.lax.stop_gradient(logps)
     sampled = current if batch.old_logps is None else batch.old_logps
-    batch = _with_references(batch, current)
+    batch = with_policy(batch, current)
     if targets is None:
         old = entropies if batch.old_logps is None else batch.old_entropies
         targets = method.targets(batch, sampled, jax.lax.stop_gradient(old))
@@ -229,17 +200,3 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
     if config.entropy:
         terms.metric_sums["entropy"] = masked_sum_and_count(entropies, batch.mask)
     return terms, samples
-
-
-def _with_references(batch: TrainBatch, policy_logps) -> TrainBatch:
-    """Until a task's first update a reference that is the policy from before the task *is* the
-    policy: its pass is skipped, and KL is exactly 0 and the ratio RP exactly 1."""
-
-    def resolve(logps, is_policy):
-        return None if logps is None else jnp.where(is_policy, policy_logps, logps)
-
-    return dataclasses.replace(
-        batch,
-        reference_logps=resolve(batch.reference_logps, batch.reference_is_policy),
-        previous_logps=resolve(batch.previous_logps, batch.previous_is_policy),
-    )

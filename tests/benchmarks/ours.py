@@ -24,8 +24,10 @@ from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh, put_batch
-from rdbcl_jax.training.state import make_init, make_optimizer
-from rdbcl_jax.training.update import UpdateConfig, make_update, score
+from rdbcl_jax.training.logprobs import compiled_logprobs
+from rdbcl_jax.training.optimizer import make_optimizer
+from rdbcl_jax.training.state import make_init
+from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests.benchmarks import arithmetic
 from tests.benchmarks.channel import Channel, Memory, versions
 from tests.benchmarks.pictures import mrope_section, processor_options, random_images
@@ -193,7 +195,7 @@ class Program:
         return jax.block_until_ready(rollouts)
 
     def _score(self, rollouts):
-        logps = score(
+        logps = compiled_logprobs(
             self.model,
             partition.join(self.reference, self.frozen),
             self.prompts,

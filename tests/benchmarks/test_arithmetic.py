@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from rdbcl_jax.models.qwen_vl.model import QwenVL
-from rdbcl_jax.training.update import response_logprobs
+from rdbcl_jax.training.logprobs import response_logprobs
 from tests.benchmarks import arithmetic, ours
 from tests.benchmarks.workload import TEXT, Vision, Workload
 

@@ -17,8 +17,8 @@ from rdbcl_jax.models import partition
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.snapshots import Snapshot
 from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.supervised import supervised_batch
-from rdbcl_jax.training.update import response_logprobs
 from tests import engine
 from tests.test_cli import rdbcl
 

@@ -11,17 +11,13 @@ import pytest
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.rewards.scoring import score as score_texts
+from rdbcl_jax.rollout.scored import Responses, score_rollouts
 from rdbcl_jax.toy import digits_suite
-from rdbcl_jax.training.experience import (
-    Responses,
-    demonstrated,
-    judge,
-    memorised,
-    replenished,
-)
+from rdbcl_jax.training.experience import demonstrated, memorised, replenished
 from rdbcl_jax.training.fisher import squared_gradients
+from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.state import TrainState
-from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, score
+from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -48,7 +44,7 @@ def update(policy, params, batch, method, consolidation=None, rate=0.05, **optio
 
 
 def likelihoods(policy, params, batch):
-    logps = score(
+    logps = compiled_logprobs(
         policy.model,
         params,
         batch.prompts,
@@ -60,10 +56,10 @@ def likelihoods(policy, params, batch):
     return np.asarray(jnp.where(batch.mask, logps, 0).sum(-1))
 
 
-def judged_rollouts(loaded, records):
+def scored_responses(loaded, records):
     policy, params = loaded
     prompts, rollouts = engine.rollout(policy, params, max_tokens=16)
-    return judge(
+    return score_rollouts(
         Responses(jax.device_get(prompts), prompts, rollouts), records, policy, score_texts
     )
 
@@ -135,8 +131,8 @@ def test_sft_raises_the_demonstrations(loaded, target):
     texts = [method.demonstration(record) for record in records]
     host = policy.encoder.encode_supervised(records, texts, np.arange(8))
     responses = demonstrated(host, policy)
-    judged = judge(responses, records, policy, score_texts)
-    batch = engine.train_batch(responses.prompts, responses.all, **judged.columns(policy))
+    scored = score_rollouts(responses, records, policy, score_texts)
+    batch = engine.train_batch(responses.prompts, responses.all, **scored.columns(policy))
     assert (gains(*loaded, batch, method) > 0).all()
 
 
@@ -144,11 +140,11 @@ def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
     policy, params = loaded
     records = [digits_suite.make_record("sum", "train", i, 0) for i in range(8)]
     method = chosen("dyme")
-    judged = judged_rollouts(loaded, engine.records())
-    judged = dataclasses.replace(judged, records=records)
-    changed = memorised(judged, method.demonstration, policy)
+    scored = scored_responses(loaded, engine.records())
+    scored = dataclasses.replace(scored, records=records)
+    changed = memorised(scored, method.demonstration, policy)
     assert changed.memorised[:, 0].all() and not changed.memorised[:, 1:].any()
-    assert (changed.host.tokens[:, 1:] == judged.host.tokens[:, 1:]).all()
+    assert (changed.host.tokens[:, 1:] == scored.host.tokens[:, 1:]).all()
     texts = policy.texts(changed.host.tokens[:, 0], changed.host.mask[:, 0])
     assert [t.strip() for t in texts] == [digits_suite.make_trace(r) for r in records]
     whole, columns = changed.responses.all, changed.columns(policy)
@@ -161,39 +157,39 @@ def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
 
 
 def test_a_group_with_a_right_answer_is_not_memorised(loaded):
-    judged = judged_rollouts(loaded, engine.records())
+    scored = scored_responses(loaded, engine.records())
     accuracy = np.zeros(32)
     accuracy[5] = 1  # of the second prompt
-    judged = dataclasses.replace(
-        judged, scores=dataclasses.replace(judged.scores, accuracy=accuracy)
+    scored = dataclasses.replace(
+        scored, scores=dataclasses.replace(scored.scores, accuracy=accuracy)
     )
-    changed = memorised(judged, lambda record: "sum 3", loaded[0])
+    changed = memorised(scored, lambda record: "sum 3", loaded[0])
     assert changed.memorised[:, 0].tolist() == [True, False, *[True] * 6]
 
 
 def test_dynamic_sampling_keeps_what_informs(loaded):
     policy, _ = loaded
-    judged = judged_rollouts(loaded, engine.records())
+    scored = scored_responses(loaded, engine.records())
 
-    def with_rewards(judged, informative, offset):
+    def with_rewards(scored, informative, offset):
         rewards = np.full((8, 4), float(offset))
         rewards[informative, 0] += 1
-        ids = judged.responses.host_prompts.record_ids + offset
-        prompts = dataclasses.replace(judged.responses.host_prompts, record_ids=ids)
-        responses = dataclasses.replace(judged.responses, host_prompts=prompts)
-        scores = dataclasses.replace(judged.scores, total=rewards.ravel())
-        return dataclasses.replace(judged, responses=responses, scores=scores)
+        ids = scored.responses.host_prompts.record_ids + offset
+        prompts = dataclasses.replace(scored.responses.host_prompts, record_ids=ids)
+        responses = dataclasses.replace(scored.responses, host_prompts=prompts)
+        scores = dataclasses.replace(scored.scores, total=rewards.ravel())
+        return dataclasses.replace(scored, responses=responses, scores=scores)
 
-    first, second = with_rewards(judged, [1, 4], 0), with_rewards(judged, [0, 2, 3], 100)
+    first, second = with_rewards(scored, [1, 4], 0), with_rewards(scored, [0, 2, 3], 100)
     found = replenished(first, second, policy)
     ids = found.responses.host_prompts.record_ids.tolist()
     assert ids == [1, 4, 100, 102, 103, 0, 2, 3]
     assert found.informative.tolist() == [True] * 5 + [False] * 3
-    np.testing.assert_array_equal(found.host.tokens[2], judged.host.tokens[0])
+    np.testing.assert_array_equal(found.host.tokens[2], scored.host.tokens[0])
     np.testing.assert_array_equal(np.asarray(found.responses.all.tokens), found.host.tokens)
-    enough = replenished(with_rewards(judged, range(7), 0), second, policy)
+    enough = replenished(with_rewards(scored, range(7), 0), second, policy)
     assert enough.responses.host_prompts.record_ids.tolist() == [*range(7), 100]
-    assert found.records[0] is judged.records[1] and len(found.texts) == 32
+    assert found.records[0] is scored.records[1] and len(found.texts) == 32
 
 
 def test_lwf_learns_the_previous_policys_responses(loaded):
@@ -202,8 +198,8 @@ def test_lwf_learns_the_previous_policys_responses(loaded):
     prompts, rollouts = engine.rollout(policy, params)
     _, others = engine.rollout(policy, params, samples=1, key=9)
     responses = Responses(jax.device_get(prompts), prompts, rollouts, others)
-    judged = judge(responses, engine.records(), policy, score_texts)
-    columns = judged.columns(policy)
+    scored = score_rollouts(responses, engine.records(), policy, score_texts)
+    columns = scored.columns(policy)
     assert columns["given"].tolist() == [[False] * 4 + [True]] * 8
     assert np.isnan(columns["rewards"][:, 4]).all()
     columns["rewards"][:, :4] = 0  # nothing to learn from the policy's own
@@ -241,7 +237,9 @@ def test_fisher_is_the_sum_of_squared_gradients_of_sequences(loaded):
     found = squared_gradients(policy.model, params, policy.frozen, prompts, rollouts, **options)
 
     def log_likelihood(params, row):
-        logps = score(policy.model, params, prompts, rollouts.tokens, rollouts.mask, **options)
+        logps = compiled_logprobs(
+            policy.model, params, prompts, rollouts.tokens, rollouts.mask, **options
+        )
         return jnp.where(rollouts.mask, logps, 0)[row].sum()
 
     grads = [jax.grad(log_likelihood)(params, row) for row in range(4)]

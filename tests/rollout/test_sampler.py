@@ -9,7 +9,7 @@ import pytest
 
 from rdbcl_jax.rollout.sampler import cache_schedule, sample
 from rdbcl_jax.rollout.sampling import Sampling, draw, sampling_of
-from rdbcl_jax.training.update import score
+from rdbcl_jax.training.logprobs import compiled_logprobs
 from tests import engine
 
 
@@ -45,7 +45,7 @@ def test_greedy_equals_argmax_of_full_passes(loaded, max_tokens):
 def test_logps_are_the_trainers(loaded):
     policy, params = loaded
     prompts, out = engine.rollout(policy, params, temperature=0.7, max_tokens=40)
-    logps = score(
+    logps = compiled_logprobs(
         policy.model, params, prompts, out.tokens, out.mask, temperature=0.7, chunk_size=64
     )
     assert 0 < out.mask.mean() < 1  # some ended early

@@ -14,8 +14,9 @@ import pytest
 from rdbcl_jax.batches import Rollouts
 from rdbcl_jax.core.advantages import group_advantages
 from rdbcl_jax.models import lora, partition
+from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.state import TrainState
-from rdbcl_jax.training.update import UpdateConfig, make_update, score
+from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests import engine
 from tests.models.oracle import FAMILIES, pair, processed, worst
 from tests.training.test_update import method
@@ -103,7 +104,9 @@ def test_loss_and_every_gradient_are_the_plain_forms(family, rows, with_lora, re
     model = dataclasses.replace(model, remat=remat)
     options = {"temperature": 1.0, "chunk_size": 7}
     whole = partition.join(trained, frozen)
-    old = score(model, whole, prompts, jnp.asarray(TOKENS), jnp.asarray(MASK), **options)
+    old = compiled_logprobs(
+        model, whole, prompts, jnp.asarray(TOKENS), jnp.asarray(MASK), **options
+    )
     assert worst(old, logps, MASK) <= 1e-5
 
     rate = 1e4  # gradients are read from the step that they make: it must not drown in rounding

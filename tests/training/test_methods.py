@@ -12,10 +12,11 @@ import pytest
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.rewards.scoring import score as score_texts
+from rdbcl_jax.training import learner as learner_module
 from rdbcl_jax.training import run as run_module
 from rdbcl_jax.training.collect import collect
-from rdbcl_jax.training.learner import Learner
-from rdbcl_jax.training.run import Policies, train
+from rdbcl_jax.training.run import train
+from rdbcl_jax.training.stage import Anchors
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -122,24 +123,51 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
         assert {**mine, "step_time": 0} == {**other, "step_time": 0}
 
 
+def test_a_tracker_that_forgets_by_the_policys_movement_resumes_to_the_same_bits(
+    base, tmp_path, monkeypatch
+):
+    """Killed when a step's KL has been measured and the tracker has not seen it yet."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    # so far from its target that every KL changes what the tracker forgets
+    config = tiny("mssr", **{"mssr.kl_target": 1e-4, "optimizer.learning_rate": 1e-2})
+    config.sequence, config.training.steps = ("sum",), 4
+    run(config, whole, base)
+    config.training.checkpoint_every = 1
+    save_step = run_module.Checkpoints.save_step
+
+    def save_and_die(self, step, state):
+        save_step(self, step, state)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module.Checkpoints, "save_step", save_and_die)
+        run(config, parts, base)
+    train(config, parts)
+    for mine, other in zip(read_run(parts).steps, read_run(whole).steps, strict=True):
+        assert {**mine, "step_time": 0} == {**other, "step_time": 0}
+
+
 @pytest.mark.parametrize("reference", ["previous", "base", "ema"])
 def test_the_reference_of_each_task(base, tmp_path, monkeypatch, reference):
     """The right frozen policy at each boundary, also where a run is resumed."""
     config = tiny("grpo", **{"kl.beta": 0.1, "kl.reference": reference, "kl.ema_decay": 0.75})
     config.sequence, config.training.steps = ("sum", "jigsaw", "walk"), 1
-    seen, learn = [], Learner.learn
+    seen, learn_task = [], run_module.learn_task
 
-    def spy(self, stage, state, progress, **kwargs):
-        given = jax.device_get((state.params, stage.reference))
+    def spy(learner, stage, state, **kwargs):
+        given = jax.device_get((state.train.params, stage.reference))
         if len(seen) == 2 and not killed:
             killed.append(True)
             raise KeyboardInterrupt
-        found = learn(self, stage, state, progress, **kwargs)
+        found = learn_task(learner, stage, state, **kwargs)
         seen.append(given)
         return found
 
     killed = []
-    monkeypatch.setattr(Learner, "learn", spy)
+    monkeypatch.setattr(run_module, "learn_task", spy)
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path, base)
     train(config, tmp_path)
@@ -164,9 +192,11 @@ def test_the_reference_of_each_task(base, tmp_path, monkeypatch, reference):
 
 
 def test_policies_average_only_where_asked():
-    policies = Policies({"w": jnp.zeros(2)}, 0.5, averages=False)
-    policies.add({"w": jnp.ones(2)})
-    assert policies.of("ema") is policies.of("base") is not policies.of("previous")
+    start, learned = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
+    anchors = Anchors.of_base(start).after(learned, ema_decay=None)
+    assert anchors.reference("ema") is anchors.reference("base") is start
+    assert anchors.reference("previous") is learned
+    assert (anchors.after(learned, ema_decay=0.75).reference("ema")["w"] == 0.25).all()
 
 
 def short_is_right(records, texts, config=None):
@@ -180,7 +210,7 @@ def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, m
     run_dir.mkdir()
     config = tiny("grpo", **{"training.collect": 2, "kl.beta": 0.0})
     with monkeypatch.context() as patch:  # the tiny model answers nothing rightly
-        patch.setattr(run_module, "score", short_is_right)
+        patch.setattr(learner_module, "score_texts", short_is_right)
         run(config, run_dir, base)
     tables = {p.stem: pq.read_table(p).to_pylist() for p in run_dir.glob("rollouts/*.parquet")}
     assert tables.keys() == {"sum", "jigsaw"}

@@ -24,9 +24,11 @@ from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.tiny import write_tiny_model
-from rdbcl_jax.training.learner import Learner, Stage
+from rdbcl_jax.training.learner import make_learner
+from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TrainState
-from rdbcl_jax.training.update import UpdateConfig, make_update, score
+from rdbcl_jax.training.task import learn_task
+from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -55,14 +57,14 @@ def wide_model(tmp_path_factory):
 
 def learn(learner, stage, base, report):
     """All steps of a task, nothing saved."""
-    learner.learn(
+    learn_task(
+        learner,
         stage,
-        learner.init(base),
-        learner.progress(stage),
+        learner.start(stage, base),
         start=0,
         first_step=0,
         report=report,
-        save=lambda done, state, progress: None,
+        save=lambda done, state: None,
         probe=lambda params: {},
     )
 
@@ -75,7 +77,7 @@ def most_bytes_while_learning(path, rank):
     before = live_bytes()
     policy, base = load_policy(config, engine.one_device())
     method, rewards = make_method(config), RewardConfig(**config.rewards.to_dict())
-    learner = Learner(config, policy, base, method, rewards)
+    learner = make_learner(config, policy, base, method, rewards)
     held = []
 
     def report(index, metrics, samples):
@@ -149,7 +151,7 @@ def test_nothing_compiles_after_the_second_step(tmp_path):
         prompt = " ".join(["sum", *"3" * int(rng.integers(1, 9))])
         records.append(Record(str(i), "sum", prompt, images, "1", "exact", {}))
     rewards = RewardConfig(**config.rewards.to_dict())
-    learner = Learner(config, policy, base, make_method(config), rewards)
+    learner = make_learner(config, policy, base, make_method(config), rewards)
     stage, steps, compiled = Stage(records, base, base), [], []
 
     def listen(event, duration, **kwargs):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from rdbcl_jax.batches import pytree
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.cli import run as command_line
 from rdbcl_jax.config import RunConfig
@@ -17,7 +18,6 @@ from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.results import read_results
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training import run as run_module
-from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.run import train
 from rdbcl_jax.workdir import changes
 from tests import engine
@@ -34,17 +34,17 @@ def watched(tmp_path_factory):
     """A finished run of two tasks, and what the learner was given in each."""
     workdir = tmp_path_factory.mktemp("run")
     calls = []
-    learn = Learner.learn
+    learn_task = run_module.learn_task
 
-    def spy(self, stage, state, progress, **kwargs):
+    def spy(learner, stage, state, **kwargs):
         # the state is donated: keep host copies
-        given = jax.device_get({"policy": state.params, "reference": stage.reference})
-        state, last = learn(self, stage, state, progress, **kwargs)
-        calls.append({**given, "learned": jax.device_get(state.params), **kwargs})
+        given = jax.device_get({"policy": state.train.params, "reference": stage.reference})
+        state, last = learn_task(learner, stage, state, **kwargs)
+        calls.append({**given, "learned": jax.device_get(state.train.params), **kwargs})
         return state, last
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "learn", spy)
+        patch.setattr(run_module, "learn_task", spy)
         results = train(engine.small_config(), workdir)
     return workdir, results, calls
 
@@ -138,6 +138,31 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     assert read_samples(tmp_path).equals(read_samples(workdir))
     again = train(config, tmp_path)  # nothing left to do
     assert again.splits == expected.splits
+
+
+def test_a_run_whose_state_was_saved_in_the_first_layout_goes_on(watched, tmp_path, monkeypatch):
+    """It was a pair: the train state, and beside it what the host carries."""
+    workdir, expected, _ = watched
+    config = engine.small_config()
+    config.training.checkpoint_every = 1
+    (tmp_path / "base").symlink_to(workdir / "base")
+    save_step = run_module.Checkpoints.save_step
+
+    @pytree
+    class Progress:
+        batches: object
+        tracker: object
+
+    def save_as_before_and_die(self, step, state):
+        save_step(self, step, (state.train, Progress(state.batches, state.tracker)))
+        if step == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module.Checkpoints, "save_step", save_as_before_and_die)
+        train(config, tmp_path)
+    assert train(config, tmp_path).splits == expected.splits
+    assert read_samples(tmp_path).equals(read_samples(workdir))
 
 
 def test_several_updates_per_batch_leave_the_reference_where_it_was(watched, tmp_path):

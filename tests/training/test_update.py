@@ -12,8 +12,10 @@ import pytest
 from rdbcl_jax.core.advantages import group_advantages
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.sharding import make_mesh, put_batch
-from rdbcl_jax.training.state import TrainState, learning_rate, make_init, make_optimizer
-from rdbcl_jax.training.update import UpdateConfig, make_update, score
+from rdbcl_jax.training.logprobs import compiled_logprobs
+from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
+from rdbcl_jax.training.state import TrainState, make_init
+from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests import engine
 
 
@@ -40,7 +42,7 @@ def method(name="rdbcl", **changes):
 
 
 def scored(policy, params, prompts, rollouts):
-    return score(
+    return compiled_logprobs(
         policy.model,
         params,
         prompts,

@@ -32,11 +32,11 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.rollout.generate import answers
+from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import sampling_of
-from rdbcl_jax.sharding import local_rows, put_batch
+from rdbcl_jax.sharding import put_batch
 from rdbcl_jax.snapshots import Snapshot
-from rdbcl_jax.training.update import response_logprobs, score
+from rdbcl_jax.training.logprobs import compiled_logprobs, response_logprobs
 
 KINDS = ("answer", "trace", "own", "rollout")
 RESPONSE = "response"  # a record's column that holds a written solution
@@ -117,7 +117,7 @@ def sample_texts(
 ) -> list[list[str]]:
     """Those of G samples of a policy to each record that end by themselves."""
     policy, texts = snapshot.policy, []
-    for _, _, rollouts, valid in answers(
+    for batch in generate(
         policy,
         snapshot.params,
         records,
@@ -126,8 +126,9 @@ def sample_texts(
         batch_size=config.rollout.prompts,
         samples=config.rollout.samples,
     ):
+        rollouts = batch.host_rollouts()
         arrays = (rollouts.tokens, rollouts.mask, rollouts.finished)
-        for tokens, mask, finished in zip(*(local_rows(a)[valid] for a in arrays), strict=True):
+        for tokens, mask, finished in zip(*(a[batch.valid] for a in arrays), strict=True):
             texts.append(policy.texts(tokens[finished], mask[finished]) if finished.any() else [])
     return texts
 
@@ -136,7 +137,7 @@ def perplexity(config: RunConfig, snapshot: Snapshot, texts: Texts) -> float:
     """exp(mean over all tokens of −log π): ≥ 1; end tokens count."""
     total = np.zeros(2)
     for batch, valid in _batches(config, snapshot, texts):
-        logps = score(
+        logps = compiled_logprobs(
             snapshot.policy.model,
             snapshot.params,
             put_batch(batch.prompts, snapshot.policy.mesh),

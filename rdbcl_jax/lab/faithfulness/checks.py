@@ -18,7 +18,7 @@ from rdbcl_jax.models.interface import Params
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
-from rdbcl_jax.rollout.generate import continued
+from rdbcl_jax.rollout.generate import generate_texts
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training.supervised import fine_tune
@@ -155,14 +155,14 @@ def respond(
     config: RunConfig,
 ) -> list[str]:
     """Greedy responses, each from its prefix on; the prefix is part of what is returned."""
-    return continued(
+    return generate_texts(
         policy,
         policy.whole(params),
         records,
-        prefixes,
         sampling_of(policy, config.rollout, greedy=True),
         jax.random.key(0),  # greedy: never drawn from
         batch_size=config.evaluation.batch_size,
+        prefixes=prefixes,
     )
 
 

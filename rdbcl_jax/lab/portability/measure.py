@@ -24,11 +24,11 @@ from rdbcl_jax.methods.rdbcl import PortabilityOptions
 from rdbcl_jax.rewards.response_format import TAGS
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.rollout.generate import answers, continued
+from rdbcl_jax.rollout.generate import Generated, generate, generate_texts
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import local_rows
 from rdbcl_jax.snapshots import Snapshot
-from rdbcl_jax.training.update import score
+from rdbcl_jax.training.logprobs import compiled_logprobs
 
 KINDS = ("ratio", "confidence")
 LEVELS = ("reasoning", "answer", "response")
@@ -96,14 +96,14 @@ def continue_from(
     key: jax.Array,
 ) -> list[str]:
     """One whole response per record: its prefix, and what the policy samples after it."""
-    return continued(
+    return generate_texts(
         snapshot.policy,
         snapshot.params,
         records,
-        prefixes,
         sampling_of(snapshot.policy, config.rollout),
         key,
         batch_size=config.evaluation.batch_size,
+        prefixes=prefixes,
     )
 
 
@@ -126,7 +126,7 @@ def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
     """`pair`: the trained policy and the reference, under which all is scored."""
     policy, shape = sampler.policy, (len(records), config.rollout.samples)
     texts, parts = [], []
-    for _, prompts, rollouts, valid in answers(
+    for batch in generate(
         policy,
         sampler.params,
         records,
@@ -135,14 +135,15 @@ def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
         batch_size=config.rollout.prompts,
         samples=shape[1],
     ):
-        logps = [_logps(config, snapshot, prompts, rollouts) for snapshot in pair]
-        tokens, mask = local_rows(rollouts.tokens), local_rows(rollouts.mask)
+        logps = [_logps(config, snapshot, batch) for snapshot in pair]
+        rollouts, valid = batch.host_rollouts(), batch.valid
+        tokens, mask = rollouts.tokens, rollouts.mask
         spans = policy.spans.find(tokens, mask)
         columns = _signals(*map(local_rows, logps), mask, spans)
         if sampler is not pair[0]:
             logps.reverse()
         columns["kl"] = masked_mean(kl_estimate(*logps, "k3"), mask, axis=-1)
-        columns |= {"length": mask.sum(-1), "finished": local_rows(rollouts.finished)}
+        columns |= {"length": mask.sum(-1), "finished": rollouts.finished}
         parts.append({name: np.asarray(value, float)[valid] for name, value in columns.items()})
         texts += policy.texts(*(a[valid].reshape(-1, a.shape[-1]) for a in (tokens, mask)))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -154,13 +155,13 @@ def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
     )
 
 
-def _logps(config, snapshot: Snapshot, prompts, rollouts):
-    return score(
+def _logps(config, snapshot: Snapshot, batch: Generated):
+    return compiled_logprobs(
         snapshot.policy.model,
         snapshot.params,
-        prompts,
-        rollouts.tokens,
-        rollouts.mask,
+        batch.prompts,
+        batch.rollouts.tokens,
+        batch.rollouts.mask,
         temperature=config.rollout.temperature,
         chunk_size=config.training.chunk_size,
     )

@@ -1,0 +1,140 @@
+"""Scored rollouts: responses with their rewards, on the host. All host arrays hold this process's
+rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from rdbcl_jax.batches import PromptBatch, Rollouts
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.models.interface import Params
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.rewards.scoring import Scores
+from rdbcl_jax.rollout.generate import generate
+from rdbcl_jax.rollout.sampling import Sampling
+from rdbcl_jax.sharding import local_rows
+
+ScoreFunction = Callable[[Sequence[Record], Sequence[str]], Scores]
+
+
+@dataclasses.dataclass(frozen=True)
+class Responses:
+    """Prompts and the responses to them, as drawn."""
+
+    host_prompts: PromptBatch
+    prompts: PromptBatch  # the same on the device, all processes' rows
+    rollouts: Rollouts  # [P, G, …], on the device
+    others: Rollouts | None = None  # of the previous policy, [P, g, …]: given, not scored
+    given: bool = False  # are the rollouts demonstrations, rather than the policy's?
+
+    @property
+    def all(self) -> Rollouts:
+        """Rollouts and others side by side, [P, G + g, …], on the device."""
+        if self.others is None:
+            return self.rollouts
+        return jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b], axis=1), self.rollouts, self.others
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredRollouts:
+    """Responses with their rewards, on the host.
+
+    Attributes:
+      records: P of them.
+      texts: of the P·G rollouts, prompt by prompt.
+      scores: of the texts.
+      host: the rollouts (with the others, if any) as numpy arrays, [P, G + g, …].
+      memorised: rollouts that a demonstration has replaced; `texts` and `scores` are still those
+        of what the policy said.
+    """
+
+    responses: Responses
+    records: list[Record]
+    texts: list[str]
+    scores: Scores
+    host: Rollouts
+    memorised: Bool[np.ndarray, "P G"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, G) of this process, without the others."""
+        return self.memorised.shape
+
+    @property
+    def own(self) -> Rollouts:
+        """The rollouts alone, as numpy arrays [P, G, …]."""
+        return jax.tree.map(lambda a: a[:, : self.shape[1]], self.host)
+
+    @property
+    def informative(self) -> Bool[np.ndarray, "P"]:
+        """Groups whose rewards differ: the others have no advantage."""
+        rewards = self.scores.total.reshape(self.shape)
+        return np.nanmax(rewards, 1) > np.nanmin(rewards, 1)
+
+    def columns(self, policy: Policy) -> dict[str, np.ndarray]:
+        """The train batch's arrays that come from the host, [P, G + g, …]."""
+        reasoning, answer = policy.spans.find(self.host.tokens, self.host.mask)
+        (rows, group), width = self.shape, self.host.tokens.shape[1]
+
+        def widen(values, fill):
+            padded = np.full((rows, width), fill, np.float32)
+            padded[:, :group] = np.asarray(values).reshape(rows, group)
+            return padded
+
+        given = np.ones((rows, width), bool)
+        if not self.responses.given:
+            given[:, :group] = self.memorised
+        return {
+            "reasoning_mask": reasoning,
+            "answer_mask": answer,
+            "rewards": widen(self.scores.total, np.nan),
+            "accuracies": widen(self.scores.accuracy, np.nan),
+            "given": given,
+        }
+
+
+def score_rollouts(
+    responses: Responses, records: Sequence[Record], policy: Policy, score: ScoreFunction
+) -> ScoredRollouts:
+    """Texts and rewards of all rollouts; waits for the device."""
+    mine = [records[i] for i in responses.host_prompts.record_ids]
+    host = jax.tree.map(local_rows, responses.all)
+    own = jax.tree.map(local_rows, responses.rollouts)
+    rows, group, length = own.tokens.shape
+    texts = policy.texts(own.tokens.reshape(-1, length), own.mask.reshape(-1, length))
+    scores = score([record for record in mine for _ in range(group)], texts)
+    return ScoredRollouts(responses, mine, texts, scores, host, np.zeros((rows, group), bool))
+
+
+def generate_scored(
+    policy: Policy,
+    params: Params,
+    records: Sequence[Record],
+    score: ScoreFunction,
+    sampling: Sampling,
+    rng: Array,
+    *,
+    batch_size: int,
+    samples: int = 1,
+) -> Iterator[tuple[ScoredRollouts, Bool[np.ndarray, "P"]]]:
+    """Scored responses to every record, this process's part of each batch; False marks the rows
+    that only fill the last one. `params`: those that learn."""
+    for batch in generate(
+        policy,
+        policy.whole(params),
+        records,
+        sampling,
+        rng,
+        batch_size=batch_size,
+        samples=samples,
+    ):
+        responses = Responses(batch.host_prompts, batch.prompts, batch.rollouts)
+        yield score_rollouts(responses, records, policy, score), batch.valid

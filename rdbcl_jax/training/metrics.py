@@ -1,0 +1,96 @@
+"""What is logged of a step: its row of metrics, and the rows of its sampled responses.
+
+Functions of numbers on the host; means are over the responses of all processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from rdbcl_jax.rollout.scored import ScoredRollouts
+from rdbcl_jax.sharding import all_hosts_sum
+
+SAME = 1e-6  # rewards of a group whose standard deviation is below are all equal
+
+
+def rollout_metrics(scored: ScoredRollouts, *, memorise: bool) -> dict[str, float]:
+    """What a step's scored rollouts say, under TRL's names.
+
+    Args:
+      memorise: whether demonstrations may have replaced responses.
+    """
+    own, rewards = scored.own, scored.scores.total.reshape(scored.shape)
+    lengths = own.mask.sum(-1)
+    prompt_tokens = int(scored.responses.host_prompts.mask.sum())
+    tokens = np.array([prompt_tokens * rewards.shape[1] + lengths.sum()])
+    means = {
+        **_reward_means(rewards),
+        "accuracy": np.mean(scored.scores.accuracy),
+        "parse_rate": np.mean(scored.scores.parsed),
+        "completions/mean_length": lengths.mean(),
+        "completions/clipped_ratio": 1 - own.finished.mean(),
+    }
+    if memorise:
+        means["memorised_groups"] = scored.memorised.any(1).mean()
+    values = all_hosts_sum(np.array(list(means.values()))) / jax.process_count()
+    return {
+        **dict(zip(means, values.tolist(), strict=True)),
+        **component_means(scored.scores.components),
+        "completions/min_length": int(lengths.min()),
+        "completions/max_length": int(lengths.max()),
+        "num_tokens": int(all_hosts_sum(tokens)[0]),
+    }
+
+
+def _reward_means(rewards: Float[np.ndarray, "P G"]) -> dict[str, float]:
+    spread = rewards.std(axis=1, ddof=1) if rewards.shape[1] > 1 else np.zeros(len(rewards))
+    return {
+        "reward": rewards.mean(),
+        "reward_std": spread.mean(),
+        "frac_reward_zero_std": (spread < SAME).mean(),
+    }
+
+
+def component_means(components: dict[str, np.ndarray]) -> dict[str, float]:
+    """Mean of each reward over the responses, of all processes, that it applies to (not NaN);
+    without those that apply to none."""
+    known = [values[~np.isnan(values)] for values in components.values()]
+    sums = all_hosts_sum(np.array([(values.sum(), len(values)) for values in known]))
+    return {
+        f"rewards/{name}/mean": float(total / count)
+        for name, (total, count) in zip(components, sums, strict=True)
+        if count
+    }
+
+
+def sample_columns(
+    scored: ScoredRollouts, values: dict[str, Float[np.ndarray, "P G"]], *, memorise: bool
+) -> dict[str, Any]:
+    """The per-sample table's columns of a step: its P·G responses of this process.
+
+    Args:
+      values: of the update, [P, G + g]; those of g responses that no policy of the run sampled now
+        are left out.
+    """
+    _, group = scored.shape
+    records = [record for record in scored.records for _ in range(group)]
+    per_sample = {name: value[:, :group].reshape(-1) for name, value in values.items()}
+    if memorise:
+        per_sample["memorised"] = scored.memorised.reshape(-1)
+    return {
+        "record_id": [r.id for r in records],
+        "prompt": [r.prompt for r in records],
+        "completion": scored.texts,
+        "gold": [r.answer for r in records],
+        "reward": scored.scores.total,
+        **{f"rewards/{name}": value for name, value in scored.scores.components.items()},
+        "accuracy": scored.scores.accuracy,
+        "parsed": scored.scores.parsed,
+        "length": scored.own.mask.sum(-1).reshape(-1),
+        "finished": scored.own.finished.reshape(-1),
+        **per_sample,
+    }

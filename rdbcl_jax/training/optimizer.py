@@ -1,0 +1,72 @@
+"""The optimizer and its learning-rate schedules."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from rdbcl_jax.config import OptimizerConfig
+
+_SKIP_LIMIT = 1_000_000  # consecutive non-finite steps that are skipped: as good as always
+
+
+def learning_rate(
+    options: OptimizerConfig, steps: int, peak: float | None = None
+) -> optax.Schedule:
+    """Linear warm-up to `peak` (default: `options.learning_rate`), then one of
+
+    `constant`; `cosine` or `linear`: decay to 0 over all `steps`; `tail`: constant, then linear
+    decay to 0 over the last 40 %.
+    """
+    peak = options.learning_rate if peak is None else peak
+    warmup = options.warmup_steps
+    rest = max(steps - warmup, 1)
+    tail = int(0.4 * steps)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, rest),
+        "tail": lambda: optax.linear_schedule(peak, 0.0, max(tail, 1), max(rest - tail, 0)),
+    }
+    warm = optax.linear_schedule(0.0, peak, warmup)
+    return optax.join_schedules([warm, after[options.schedule]()], [warmup])
+
+
+def make_optimizer(options: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing.
+
+    Muon (with AdamW at `adam_learning_rate` for what is no matrix) is for models made from
+    nothing; `adamw` for fine-tuning.
+    """
+
+    def rate(peak):  # counted from 1: the first step of a warm-up already moves
+        schedule = learning_rate(options, steps, peak)
+        return lambda count: schedule(count + 1)
+
+    if options.name == "adamw":
+        inner = optax.adamw(
+            rate(options.learning_rate), options.b1, options.b2, weight_decay=options.weight_decay
+        )
+    else:
+        inner = optax.contrib.muon(
+            rate(options.learning_rate),
+            adam_learning_rate=rate(options.adam_learning_rate or options.learning_rate),
+            adam_b1=options.b1,
+            adam_b2=options.b2,
+            weight_decay=options.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
+    return optax.apply_if_finite(optax.chain(clip, inner), _SKIP_LIMIT)
+
+
+def _matrices(params):
+    """Muon's share: kernels, by their last two axes, since layers are stacked on the first."""
+
+    def axes(path, leaf):
+        is_kernel = str(getattr(path[-1], "key", "")) == "kernel"
+        return (
+            optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1) if is_kernel else None
+        )
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,0 +1,174 @@
+"""What a run needs before its first step: everything that can be wrong with its input is found
+here, before anything is made or compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import (
+    BUILT_IN,
+    SPLITS,
+    TaskData,
+    load_held_out,
+    load_sequence,
+)
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.methods.method import Method
+from rdbcl_jax.models import attention, read_config
+from rdbcl_jax.results import read_results
+from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.toy.options import BaseOptions
+from rdbcl_jax.workdir import changes, directory_of, is_there
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run's input, checked.
+
+    Attributes:
+      tasks: of the sequence, in its order.
+      held_out: tasks that are evaluated beside them and never learned.
+      demonstrations: per task, training records with the text that a method learns for each; they
+        are tokenized once a tokenizer is there.
+    """
+
+    config: RunConfig
+    method: Method
+    rewards: RewardConfig
+    mesh: jax.sharding.Mesh
+    tasks: list[TaskData]
+    held_out: list[TaskData]
+    demonstrations: list[tuple[list[Record], list[str]]]
+
+    @property
+    def evaluated(self) -> list[TaskData]:
+        """The columns of the accuracy matrix."""
+        return [*self.tasks, *self.held_out]
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Checks a config and reads its records.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong: which field or record, what was found, what was
+        expected.
+    """
+    config = dry(config) if config.dry_run else config
+    method = make_method(config)
+    rewards = RewardConfig(**config.rewards.to_dict())
+    mesh = make_mesh(**config.mesh.to_dict())
+    check(config, mesh)
+    tasks, held_out = load_sequence(config), load_held_out(config)
+    demonstrations = list(_demonstrations(method, tasks))
+    return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations)
+
+
+def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError, or FileNotFoundError for the model, for settings that cannot work."""
+    rollout, training = config.rollout, config.training
+    attention.resolve(config.model.attention, mesh)
+    if config.model.path:
+        read_config(directory_of(config.model.path))
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    sizes = {
+        "rollout.prompts": (rollout.prompts, parts * training.microbatches),
+        "evaluation.batch_size": (config.evaluation.batch_size, parts),
+    }
+    if not config.model.path:
+        sizes["base.batch_size"] = (config.section(BaseOptions).batch_size, parts)
+    for name, (size, divisor) in sizes.items():
+        if size < 1 or size % divisor:
+            raise ValueError(
+                f"config.{name} is {size}, which does not divide over {parts} devices of the "
+                f"batch axes (times {training.microbatches} microbatches of an update); expected "
+                f"a multiple of {divisor}"
+            )
+
+
+def _demonstrations(
+    method: Method, tasks: Sequence[TaskData]
+) -> Iterator[tuple[list[Record], list[str]]]:
+    """Per task, the training records that have a demonstration, and those texts."""
+    if method.demonstration is None:
+        return
+    for task in tasks:
+        texts = [method.demonstration(record) for record in task.train]
+        pairs = [(r, text) for r, text in zip(task.train, texts, strict=True) if text is not None]
+        if not pairs:
+            raise ValueError(
+                f"task {task.name!r}: no training record has a demonstration; see "
+                "config.demonstrations"
+            )
+        yield [record for record, _ in pairs], [text for _, text in pairs]
+
+
+# ------------------------------------------------------------------ a run that goes on
+
+# fields that a resumed run may change: they leave the results as they are
+FREE_ON_RESUME = ("training.checkpoint_every", "data.threads", "mesh.", "model.path", "dry_run")
+
+
+def check_resume(workdir: pathlib.Path, config: RunConfig, done: int) -> None:
+    """Raises ValueError where a started workdir belongs to a run of another config."""
+    saved = read_results(workdir) if done else None
+    if saved is None:
+        return
+    differing = [
+        f"{name}: {there} in the workdir, {now} now"
+        for name, (there, now) in changes(saved.config, config).items()
+        if not name.startswith(FREE_ON_RESUME)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds {done} steps of another config; use a new workdir, or that "
+            "config:\n  " + "\n  ".join(differing)
+        )
+
+
+# ------------------------------------------------------------------ a dry run
+
+
+def dry(config: RunConfig) -> RunConfig:
+    """The same run in small: two steps a task on a few records of few tokens.
+
+    A model or a data file that is not there is replaced by a tiny random one and by built-in
+    records, so that a recipe can be tried where neither has been fetched.
+    """
+    tasks, names = dict(config.tasks), (*config.sequence, *config.evaluation.tasks)
+    for name, built_in in zip(names, itertools.cycle(digits_suite.TASKS), strict=False):
+        if ":" in name:  # of a suite
+            continue
+        if any(not _exists(tasks.get(name, {}).get(split)) for split in SPLITS):
+            tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)
+    rows = jax.device_count() * config.training.microbatches
+    return config.changed(
+        {
+            "model.path": config.model.path if is_there(config.model.path) else "",
+            "tasks": tasks,
+            "rollout.prompts": rows,
+            "rollout.samples": min(2, config.rollout.samples),
+            "rollout.max_tokens": 16,
+            "training.steps": 2,
+            "training.checkpoint_every": 1,
+            "base.steps": 2,
+            "base.batch_size": rows,
+            "evaluation.batch_size": rows,
+            "data.train_count": rows,
+            "data.validation_count": 2,
+            "data.test_count": 2,
+        }
+    )
+
+
+def _exists(source: str | None) -> bool:
+    return source is not None and bool(source) and (":" in source or bool(glob.glob(source)))

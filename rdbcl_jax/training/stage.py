@@ -1,0 +1,93 @@
+"""One task as the learner sees it, and what is kept of the policies between tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import TaskData
+from rdbcl_jax.methods.classic import ReplayOptions
+from rdbcl_jax.methods.method import Method
+from rdbcl_jax.models.interface import Params
+from rdbcl_jax.training.update import Consolidation
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchors:
+    """The frozen policies of the tasks' boundaries, as the parameters that learn.
+
+    Attributes:
+      base: before the first task.
+      previous: after the last task that was learned.
+      ema: the moving average over the boundaries; it starts at the base.
+      fisher: what mattered to the tasks learned so far (EWC); None: not estimated.
+    """
+
+    base: Params
+    previous: Params
+    ema: Params
+    fisher: Params | None = None
+
+    @classmethod
+    def of_base(cls, base: Params) -> Anchors:
+        return cls(base, base, base)
+
+    def after(self, policy: Params, *, ema_decay: float | None) -> Anchors:
+        """With the policy as it is after another task. `ema_decay`, the share of the old average
+        that is kept; None: the average is not needed, and not computed."""
+        ema = self.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(
+                lambda a, p: (ema_decay * a + (1 - ema_decay) * p).astype(a.dtype), ema, policy
+            )
+        return dataclasses.replace(self, previous=policy, ema=ema)
+
+    def reference(self, name: str) -> Params:
+        """The policy that `kl.reference` names: "previous", "base" or "ema"."""
+        return {"previous": self.previous, "base": self.base, "ema": self.ema}[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a task is learned from.
+
+    Attributes:
+      records: the prompts. Those of earlier tasks, for methods that replay, come last.
+      previous: the policy from before the task.
+      reference: the policy of the KL term; the same object as `previous` where it is the same.
+      replayed: how many of the records are of earlier tasks.
+      consolidation: what EWC keeps of earlier tasks.
+    """
+
+    records: Sequence[Record]
+    previous: Params
+    reference: Params
+    replayed: int = 0
+    consolidation: Consolidation | None = None
+
+
+def make_stage(
+    config: RunConfig, method: Method, tasks: Sequence[TaskData], k: int, anchors: Anchors
+) -> Stage:
+    """Task k (from 0) for a method, after the tasks before it."""
+    records, old = list(tasks[k].train), []
+    if method.data == "joint":
+        records = [record for task in tasks for record in task.train]
+    elif method.data == "replay":
+        kept = config.section(ReplayOptions).per_task
+        old = [record for task in tasks[:k] for record in task.train[:kept]]
+    if method.responses == "given" and method.demonstration:
+        records, old = (
+            [record for record in part if method.demonstration(record) is not None]
+            for part in (records, old)
+        )
+    consolidation = None
+    if method.consolidation and k:
+        assert anchors.fisher is not None, "a task was learned, so its Fisher information is there"
+        consolidation = Consolidation(anchors.previous, anchors.fisher)
+    reference = anchors.reference(method.reference or "previous")
+    return Stage([*records, *old], anchors.previous, reference, len(old), consolidation)

@@ -1,0 +1,311 @@
+"""Learning one task: the loop that keeps the device busy while the host scores and logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.data.pipeline import Shard, batches, indices, rehearsed
+from rdbcl_jax.methods.classic import ReplayOptions
+from rdbcl_jax.models.interface import Params
+from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
+from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_batch
+from rdbcl_jax.training import rng
+from rdbcl_jax.training.experience import demonstrated, memorised, replenished
+from rdbcl_jax.training.learner import Learner
+from rdbcl_jax.training.metrics import rollout_metrics, sample_columns
+from rdbcl_jax.training.pretask_stats import pretask_stats
+from rdbcl_jax.training.references import after_first_update, frozen_logprobs
+from rdbcl_jax.training.stage import Stage
+from rdbcl_jax.training.state import TaskState
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What the host keeps of one step until its device results are read."""
+
+    index: int
+    scored: ScoredRollouts
+    batch: TrainBatch
+    batches: int  # drawn so far
+    device: tuple[dict, dict]  # metrics and per-sample values of the update
+    probed: dict[str, float] = dataclasses.field(default_factory=dict)  # of the policy after it
+
+
+Report = Callable[[int, dict[str, float], dict[str, Any]], None]  # step, metrics, sample columns
+Save = Callable[[int, TaskState], None]
+Probe = Callable[[Params], dict[str, float]]
+
+
+def learn_task(
+    learner: Learner,
+    stage: Stage,
+    state: TaskState,
+    *,
+    start: int,
+    first_step: int,
+    report: Report,
+    save: Save,
+    probe: Probe,
+) -> tuple[TaskState, Step | None]:
+    """Steps `start` … `training.steps` of a task.
+
+    Args:
+      first_step: steps of all tasks before this one; batches and random keys follow from the sum.
+      report: called with the metrics of every step, one step late.
+      save: called every `training.checkpoint_every` steps with the number of steps done, but for
+        the last; all steps before it have been reported by then.
+      probe: metrics of a policy, which join those of the step that made it; called every
+        `evaluation.every` steps, but for the last.
+    Returns:
+      The state, and the last step (None if nothing was left to do).
+    """
+    training, method = learner.config.training, learner.method
+    clock = _StepClock()
+
+    def due(every: int, done: int) -> bool:  # the end of a task has a place of its own
+        return every > 0 and done % every == 0 and done < training.steps
+
+    def reported(state: TaskState, step: Step) -> TaskState:
+        update, samples = jax.device_get(step.device[0]), jax.tree.map(local_rows, step.device[1])
+        row = {
+            **rollout_metrics(step.scored, memorise=method.memorise),
+            "batches": step.batches,
+            "learning_rate": float(learner.learning_rate(step.index + 1)),
+            "step_time": clock.lap(),
+            **{name: float(value) for name, value in update.items()},
+            **step.probed,
+        }
+        report(step.index, row, sample_columns(step.scored, samples, memorise=method.memorise))
+        return dataclasses.replace(state, last_kl=np.asarray(update.get("kl", np.nan), np.float32))
+
+    # ---------------------------------------------------------------- before the first step
+    values, state = _prompt_values(learner, stage, state, first_step, start)
+    feed = _make_feed(learner, stage, first_step, int(state.batches))
+
+    # ---------------------------------------------------------------- step by step
+    step = unreported = None
+    for index in range(start, training.steps):
+        run_step = first_step + index
+        responses, state = _draw(learner, stage, feed, state, run_step)
+        # scored while the host is at its own, unless the method may yet change the responses
+        early = not (method.memorise or method.resample)
+        references = _references(learner, stage, responses, index) if early else None
+        if unreported:  # the device is busy with the above
+            state = reported(state, unreported)
+        scored, state = _score(learner, stage, feed, state, responses, run_step)
+        if references is None:
+            references = _references(learner, stage, scored.responses, index)
+        batch, state = _train_batch(learner, stage, state, scored, references, values, run_step)
+        state, batch, device = _update(learner, stage, state, batch)
+        step = Step(index, scored, batch, int(state.batches), device)
+        done = index + 1
+        if due(learner.config.evaluation.every, done):
+            jax.block_until_ready(state.train.params)  # that is the step's time
+            with clock.stopped():
+                step = dataclasses.replace(step, probed=probe(state.train.params))
+        unreported = step
+        if due(training.checkpoint_every, done):
+            state, unreported = reported(state, step), None
+            save(done, state)
+    if unreported:
+        state = reported(state, unreported)
+    return state, step
+
+
+class _StepClock:
+    """Seconds from report to report, without those in which it was stopped."""
+
+    def __init__(self) -> None:
+        self._since = self._stopped_at = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+    def stopped(self) -> _StepClock:
+        return self
+
+    def __enter__(self) -> None:
+        self._stopped_at = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._since += time.perf_counter() - self._stopped_at
+
+
+# ------------------------------------------------------------------ the start of a task
+
+
+def _prompt_values(
+    learner: Learner, stage: Stage, state: TaskState, first_step: int, start: int
+) -> tuple[Float[np.ndarray, "N"], TaskState]:
+    """What the method wants to know of each prompt from before the task (0 where nothing), and the
+    state whose tracker has been told."""
+    wanted, config = learner.method.survey, learner.config
+    if not wanted or (wanted == "success" and start > 0):
+        return np.zeros(len(stage.records), np.float32), state
+    values = pretask_stats(
+        learner.policy,
+        stage.previous,
+        stage.records,
+        learner.score,
+        learner.sampling,
+        rng.of_pretask_stats(config.seed, first_step),
+        config.evaluation.batch_size,
+    )[wanted]
+    if wanted == "success":
+        tracker = jax.device_get(learner.method.tracker.start(values))
+        state = dataclasses.replace(state, tracker=tracker)
+    return values, state
+
+
+def _make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> Iterator[Any]:
+    """Encoded batches from number `start` on, without end."""
+    config, encoder, method = learner.config, learner.policy.encoder, learner.method
+    size, seed = config.rollout.prompts, config.seed + first_step
+    own = len(stage.records) - stage.replayed
+    order = indices(own, size, seed)
+    if stage.replayed:
+        share = min(max(round(config.section(ReplayOptions).fraction * size), 1), size - 1)
+        order = rehearsed(own, stage.replayed, size, share, seed)
+
+    def encode_demonstrations(records, ids):
+        texts = [method.demonstration(record) for record in records]
+        return encoder.encode_supervised(records, texts, ids)
+
+    return batches(
+        stage.records,
+        encode_demonstrations if method.responses == "given" else encoder.encode,
+        order=order,
+        start=start,
+        shard=Shard(jax.process_index(), jax.process_count()),
+        threads=config.data.threads,
+    )
+
+
+# ------------------------------------------------------------------ the responses of a step
+
+
+def _draw(
+    learner: Learner,
+    stage: Stage,
+    feed: Iterator[Any],
+    state: TaskState,
+    run_step: int,
+    attempt: int = 0,
+) -> tuple[Responses, TaskState]:
+    """The next batch and its responses, on the device; nothing is waited for."""
+    batch = next(feed)
+    state = dataclasses.replace(state, batches=np.asarray(state.batches + 1))
+    if learner.method.responses == "given":
+        return demonstrated(batch, learner.policy), state
+    prompts = put_batch(batch, learner.policy.mesh)
+    key = rng.of_step(learner.config.seed, run_step)
+    if attempt:
+        key = jax.random.fold_in(key, attempt)
+    rollouts = learner.sample(state.train.params, prompts, key, learner.config.rollout.samples)
+    others = None
+    if count := learner.method.previous_responses:
+        others = learner.sample(stage.previous, prompts, rng.of_others(key), count)
+    return Responses(batch, prompts, rollouts, others), state
+
+
+def _score(
+    learner: Learner,
+    stage: Stage,
+    feed: Iterator[Any],
+    state: TaskState,
+    responses: Responses,
+    run_step: int,
+) -> tuple[ScoredRollouts, TaskState]:
+    """Rewards, and what the method makes of them: host work."""
+    policy, method = learner.policy, learner.method
+    scored = score_rollouts(responses, stage.records, policy, learner.score)
+    for attempt in range(1, method.resample + 1):
+        if not all_hosts_sum(np.array(~scored.informative.all())):
+            break
+        more, state = _draw(learner, stage, feed, state, run_step, attempt)
+        scored = replenished(
+            scored, score_rollouts(more, stage.records, policy, learner.score), policy
+        )
+    if method.memorise:
+        scored = memorised(scored, method.demonstration, policy)
+    return scored, state
+
+
+def _references(learner: Learner, stage: Stage, responses: Responses, index: int) -> dict[str, Any]:
+    return frozen_logprobs(
+        learner.logprobs,
+        learner.method,
+        responses,
+        previous=stage.previous,
+        reference=stage.reference,
+        index=index,
+    )
+
+
+# ------------------------------------------------------------------ the batch and its updates
+
+
+def _train_batch(
+    learner: Learner,
+    stage: Stage,
+    state: TaskState,
+    scored: ScoredRollouts,
+    references: dict[str, Any],
+    values: Float[np.ndarray, "N"],
+    run_step: int,
+) -> tuple[TrainBatch, TaskState]:
+    """The train batch, with what is known of each prompt from before; and the state whose tracker
+    has seen the rewards."""
+    ids, found = scored.responses.host_prompts.record_ids, scored.responses.all
+    known = values[ids]
+    if tracker := learner.method.tracker:
+        memory, total = state.tracker, scored.scores.total
+        known = np.asarray(tracker.baselines(memory, ids), np.float32)
+        seen = all_hosts_rows(np.repeat(ids, scored.shape[1])), all_hosts_rows(total)
+        kl = None if np.isnan(state.last_kl) else float(state.last_kl)
+        state = dataclasses.replace(
+            state, tracker=jax.device_get(tracker.observe(memory, *seen, kl))
+        )
+    own = len(stage.records) - stage.replayed
+    of_prompts = {"prompt_values": known, "replayed": ids >= own}
+    from_host = {**scored.columns(learner.policy), **of_prompts}
+    batch = TrainBatch(
+        prompts=scored.responses.prompts,
+        tokens=found.tokens,
+        mask=found.mask,
+        step=jnp.asarray(run_step, jnp.int32),
+        sampler_logps=found.logps,
+        **references,
+        **put_batch(from_host, learner.policy.mesh),
+    )
+    return batch, state
+
+
+def _update(
+    learner: Learner, stage: Stage, state: TaskState, batch: TrainBatch
+) -> tuple[TaskState, TrainBatch, tuple[dict, dict]]:
+    """All updates of a batch: the state, the batch as the last one had it, and that one's metrics
+    and per-sample values."""
+    training, method, train = learner.config.training, learner.method, state.train
+    several = training.updates_per_batch > 1
+    if several or (training.microbatches > 1 and method.policy):
+        old = learner.logprobs(train.params, batch.prompts, batch, return_entropy=method.entropies)
+        old, entropies = old if method.entropies else (old, None)
+        batch = dataclasses.replace(batch, old_logps=old, old_entropies=entropies)
+    for update in range(training.updates_per_batch):
+        if update == 1:
+            batch = after_first_update(batch)
+        train, metrics, samples = learner.update(
+            train, learner.policy.frozen, batch, stage.consolidation
+        )
+    return dataclasses.replace(state, train=train), batch, (metrics, samples)
