@@ -145,8 +145,8 @@ class PromptEncoder:
         for record in records:
             if record.images and not self.processor.reads_images:
                 raise ValueError(
-                    f"record {record.id!r} has {len(record.images)} images, but the model reads "
-                    "text only; choose a model with vision in model.path, or leave the record out"
+                    f"record {record.id!r} has images, but the model reads text only; name one "
+                    "with vision in model.path, or leave the record out"
                 )
 
     def _tokenize(self, records, prefixes) -> list[list[int]]:

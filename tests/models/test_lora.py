@@ -9,9 +9,12 @@ import pytest
 import torch
 from oracle import FAMILIES, pair, processed, torch_logits, worst
 
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.json_files import plain
 from rdbcl_jax.models import from_pretrained, lora, partition, save_pretrained
 from rdbcl_jax.models.lora import LoRA
 from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.workdir import changes
 
 ROWS = processed(([3, (6, 10), 4], "left"), ([5], "left"))
 EVERYWHERE = LoRA(rank=3, alpha=5.0, targets=r"_proj$|/qkv$|/proj$|fc[12]$")
@@ -94,6 +97,16 @@ def test_targets_choose_the_matrices():
     attention = adapters["language_model"]["layers"]["self_attn"]
     assert attention["v_proj"]["lora_a"].shape == (3, 32, 2)
     assert attention["v_proj"]["lora_b"].shape == (3, 2, 24)
+
+
+def test_a_run_saved_with_the_default_targets_written_out_is_the_same_run():
+    saved, config = plain(RunConfig()), RunConfig()
+    assert saved["model"]["lora"]["targets"] == ""
+    saved["model"]["lora"]["targets"] = r"^language_model/layers/.*_proj$"
+    assert changes(saved, config) == {}
+    assert changes(plain(config), RunConfig.of_saved(saved)) == {}
+    saved["model"]["lora"]["targets"] = "q_proj"
+    assert changes(saved, config) == {"model.lora.targets": ("q_proj", "")}
 
 
 def test_targets_that_match_nothing_are_an_error():
