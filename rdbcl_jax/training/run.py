@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.tasks import EVALUATED
+from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.evaluation import Evaluation, evaluate
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models.interface import Params
@@ -123,6 +123,9 @@ def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[P
         # the run's own config keeps its empty path: where the workdir lies is no setting
         config = config.changed({"model.path": str(path)})
     policy, base = load_policy(config, setup.mesh)
+    for task in setup.evaluated:
+        for split in SPLITS:
+            policy.encoder.check(getattr(task, split))
     for records, texts in setup.demonstrations:  # too long, or of words it has no token for
         policy.encoder.encode_responses(texts, records)
     return policy, base

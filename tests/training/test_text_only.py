@@ -128,9 +128,13 @@ def test_a_record_with_an_image_is_named(config, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "red.png")
     row = {"id": "r-7", "prompt": "what is <image>", "image": "red.png", "answer": "4"}
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
+    changed = RunConfig.of(config).to_dict()
+    changed["tasks"]["minus"]["train"] = str(tmp_path / "seen.jsonl")
+    with pytest.raises(ValueError, match=r"record 'r-7' has images, but the model reads text"):
+        train(changed, tmp_path / "run")  # before anything is computed
     policy, _ = load_policy(RunConfig.of(config), engine.one_device())
     with pytest.raises(ValueError, match=r"record 'r-7' has images, but the model reads text"):
-        policy.encoder.encode(load_records(tmp_path / "seen.jsonl", task="plus"))
+        policy.encoder.encode(load_records(tmp_path / "seen.jsonl", task="minus"))
 
 
 def test_prompts_are_plain_text_to_the_chat_template(config):
