@@ -188,8 +188,8 @@ def _call(
 ) -> np.ndarray:
     """The function's values [n], computed on the rows it applies to; NaN elsewhere."""
     values = np.full(len(records), np.nan)
-    rows = np.flatnonzero(applies)
-    if not len(rows):
+    rows = np.flatnonzero(applies).tolist()
+    if not rows:
         return values
     chosen = [records[row] for row in rows]
     texts = [completions[row] for row in rows]
@@ -224,7 +224,7 @@ def _culprit(function, records, completions) -> str:
 
 def _checked(name: str, returned, records) -> list[float]:
     try:
-        found = len(returned)
+        found: int | str = len(returned)
     except TypeError:
         found = type(returned).__name__
     if found != len(records):

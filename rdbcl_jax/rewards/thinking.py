@@ -108,9 +108,9 @@ def hint_f1(
 
 
 def _f1(found: str, wanted: str) -> float:
-    found, wanted = content_words(found), content_words(wanted)
-    shared = (found & wanted).total()
-    return 2 * shared / (found.total() + wanted.total()) if shared else 0.0
+    there, hint = content_words(found), content_words(wanted)
+    shared = (there & hint).total()
+    return 2 * shared / (there.total() + hint.total()) if shared else 0.0
 
 
 def content_words(text: str) -> Counter[str]:

@@ -185,10 +185,11 @@ _LONGEST_NUMBER = 64  # characters
 def parse_number(text: str) -> float | None:
     """A finite number written alone: 1,234.5, -2e3, 3/4, $5 or 12 % (the signs are dropped)."""
     text = text.strip().replace("\N{MINUS SIGN}", "-").removesuffix("%").strip(" $€£")
-    match = _NUMBER.fullmatch(text) if len(text) <= _LONGEST_NUMBER else None
+    if len(text) > _LONGEST_NUMBER or not (match := _NUMBER.fullmatch(text)):
+        return None
     try:
         value = float(match[1].replace(",", "")) / float((match[2] or "1").replace(",", ""))
-    except (TypeError, ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError):
         return None
     return value if math.isfinite(value) else None
 

@@ -67,6 +67,8 @@ class Setting:
 def load_config(file: str | pathlib.Path, *args: str) -> ConfigDict:
     """`get_config(*args)` of a config file: configs are files, not a package."""
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(*args)

@@ -29,7 +29,8 @@ class StudyProgress:
     ):
         self.name, self.workers = name, workers
         self._stream, self._clock = stream or sys.stdout, clock
-        self._began, self._seconds = clock(), []
+        self._began = clock()
+        self._seconds: list[float] = []
         self._running: dict[str, float] = {}
         self._total = self._done = self._failed = 0
         console = Console(file=self._stream)

@@ -20,6 +20,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -89,10 +91,11 @@ class Workers:
 
     def wait(self, seconds: float) -> list[Done]:
         """Jobs that are over by now, or the first that is within some seconds."""
-        busy = {worker.connection: worker for worker in self._workers if worker.job}
-        return [busy[connection].receive() for connection in wait(list(busy), seconds)]
+        links = {worker.link: worker for worker in self._workers if worker.job and worker.link}
+        over = wait([link.connection for link in links], seconds)
+        return [worker.receive() for link, worker in links.items() if link.connection in over]
 
-    def _open(self, cores: Sequence[int]) -> tuple[multiprocessing.Process, Connection]:
+    def _open(self, cores: Sequence[int]) -> _Link:
         """A process that starts, and stays, on its cores: libraries count them when imported."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._prepare))
@@ -100,39 +103,51 @@ class Workers:
         with _environment({**self._environment, **threads}), _on(cores):
             process.start()
         theirs.close()
-        return process, ours
+        return _Link(process, ours)
+
+
+class _Link(NamedTuple):
+    """A process, and our end of the pipe to it."""
+
+    process: BaseProcess
+    connection: Connection
 
 
 class _Worker:
     """One process, started with its first job and again if it died."""
 
-    def __init__(self, open, cores: Sequence[int]):
+    def __init__(self, open: Callable[[Sequence[int]], _Link], cores: Sequence[int]):
         self._open, self._cores = open, cores
-        self._process: multiprocessing.Process | None = None
-        self.connection: Connection | None = None
-        self.job: Job | None = None
+        self.link: _Link | None = None
+        self._current: tuple[Job, float] | None = None  # and when it was started
         self.group: tuple[str, ...] | None = None  # of its last job
 
+    @property
+    def job(self) -> Job | None:
+        """What it works on; None: it is idle."""
+        return self._current[0] if self._current else None
+
     def start(self, job: Job) -> None:
-        if self._process is None or not self._process.is_alive():
-            self._process, self.connection = self._open(self._cores)
-        self.job, self.group, self._started = job, job.group, time.monotonic()
-        self.connection.send(job)
+        if self.link is None or not self.link.process.is_alive():
+            self.link = self._open(self._cores)
+        self._current, self.group = (job, time.monotonic()), job.group
+        self.link.connection.send(job)
 
     def receive(self) -> Done:
-        job, self.job = self.job, None
+        assert self.link and self._current, "it was started"
+        (job, started), self._current = self._current, None
         try:
-            error = self.connection.recv()
+            error = self.link.connection.recv()
         except (EOFError, ConnectionResetError):
-            self._process.join()
-            error = f"the worker died with exit code {self._process.exitcode}"
-            self._process = None
-        return Done(job, time.monotonic() - self._started, error)
+            self.link.process.join()
+            error = f"the worker died with exit code {self.link.process.exitcode}"
+            self.link = None
+        return Done(job, time.monotonic() - started, error)
 
     def close(self) -> None:
-        if self._process and self._process.is_alive():
-            self._process.kill() if self.job else self._process.terminate()
-            self._process.join()
+        if self.link and self.link.process.is_alive():
+            self.link.process.kill() if self.job else self.link.process.terminate()
+            self.link.process.join()
 
 
 # ------------------------------------------------------------------------------ in the worker
@@ -165,7 +180,8 @@ def _do(job: Job, prepare: Callable[[], None]) -> str:
 
 def _die_with_parent() -> None:
     """No orphan may write to a workdir that the next study continues."""
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 
