@@ -71,9 +71,10 @@ def _facts(run: Run) -> list[str]:
 def _tiles(run: Run, split: str) -> list[dict[str, Any]]:
     metrics, base = run.results.metrics(split), run.matrix(split)[0].mean()
     last, count = metrics.get("last"), len(run.held_out)
+    others = f"{count} task{'s' if count > 1 else ''} not learned"
     notes = {  # of this run; the others' are of the metric
         "last": (f"base model {percent(base)}", None if last is None else last - base),
-        "held_out_last": (f"{count} tasks not learned", metrics.get("held_out_change")),
+        "held_out_last": (others, metrics.get("held_out_change")),
     }
     tiles = []
     for name, metric in metric_table.at(Place.TILE).items():

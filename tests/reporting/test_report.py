@@ -1,16 +1,21 @@
+import base64
+import dataclasses
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from rdbcl_jax.reporting.metric_table import CONTINUAL
+from rdbcl_jax.core.continual_metrics import continual_metrics, held_out_metrics
+from rdbcl_jax.reporting.metric_table import CONTINUAL, STEP, Place, at
+from rdbcl_jax.reporting.numbers import percent
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.run_log import RunLog
-from rdbcl_jax.results import RunResults, SplitResults
+from rdbcl_jax.results import RunResults, SplitResults, write_results
 
-SMALL = {"steps": 4, "samples": 6, "examples": 1}
 NASTY = '<script>alert("x")</script><img src=x onerror=y>&amp;'
 
 
@@ -19,71 +24,92 @@ def text_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def full(full_workdir):
-    return read_run(full_workdir), text_of(full_workdir)
+def page(runs):
+    return (runs / "rdbcl-0" / "report.html").read_text()  # as the run itself wrote it
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+    return read_run(runs / "rdbcl-0")
 
 
 def cells(text, caption):
-    """Rows of the heat map under a caption."""
+    """Rows of the heat map under a caption: learned tasks, then those held out."""
     block = text[text.index(f"<figcaption>{caption}") :]
     block = block[: block.index("</table>")]
-    rows = re.findall(r"<tr><th.*?</tr>", block)
-    return [re.findall(r'class="cell[^>]*>([^<]*)<', row) for row in rows]
+    rows = re.findall(r"<tr><th.*?</tr>", block, re.S)
+    return [re.findall(r'class="cell[^>]*>([^<]*)<', row) for row in rows if "cell" in row]
 
 
-def test_self_contained_and_small(full):
-    _, text = full
-    assert "http:" not in text and "https:" not in text and "<script" not in text
-    assert not re.search(r'(src|href)="(?!data:|#)', text)
-    assert len(text) < 3_000_000
+def test_self_contained_and_small(page):
+    assert "http:" not in page and "https:" not in page and "<script" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert "prefers-color-scheme: dark" in page and "width=device-width" in page
+    assert len(page) < 3_000_000
 
 
 @pytest.mark.parametrize(
     "what, caption", [("accuracy", "Accuracy, %"), ("parse_rate", "Parse rate")]
 )
-def test_matrices_show_the_input(full, what, caption):
-    run, text = full
-    expected = [[f"{100 * v:.1f}" for v in row] for row in run.matrix("test", what)]
-    assert cells(text, caption) == expected
+def test_matrices_show_the_results(run, page, what, caption):
+    expected = [[percent(v) for v in row] for row in run.matrix("test", what, held_out=True)]
+    assert cells(page, caption) == expected
 
 
-def test_metrics_and_headline_show_the_input(full):
-    run, text = full
+def test_metrics_and_headline_show_the_results(run, page):
     metrics = run.results.metrics("test")
-    for name, value in metrics.items():
-        row = re.search(rf"<code>{name}</code></th><td>([^<]*)</td>", text)
-        assert float(row[1].replace("−", "-")) == pytest.approx(100 * value, abs=0.05)
-        assert name in CONTINUAL
-    assert f'<span class="value">{100 * metrics["last"]:.1f}</span>' in text
+    assert metrics.keys() == CONTINUAL.keys()
+    for name, metric in CONTINUAL.items():
+        shown = percent(metrics[name], signed=metric.signed)
+        assert f"<code>{name}</code></th><td>{shown}</td>" in page
+    for name, metric in at(Place.TILE).items():
+        shown = percent(metrics[name], signed=metric.signed)
+        assert f'<span class="value">{shown}</span>' in page
+    assert "1 task not learned" in page
 
 
-def test_sections_and_panels(full):
-    _, text = full
+def test_the_table_has_every_metric_of_a_matrix():
+    matrix = np.eye(3, 2)
+    assert CONTINUAL.keys() == {*continual_metrics(matrix), *held_out_metrics(matrix)}
+    assert all(metric.definition and metric.unit for metric in CONTINUAL.values())
+
+
+def test_the_table_has_no_name_that_no_run_writes(runs):
+    """Panels are found by the names of metrics.jsonl."""
+    assert STEP.keys() <= set(read_run(runs / "rdbcl-0").keys)
+
+
+def test_sections_and_panels(page):
     for title in ("Accuracy", "Metrics", "Learning", "Health of the run", "Examples", "Setup"):
-        assert f"<h2>{title}</h2>" in text
-    for words in ("Reasoning portability", "A loss near 0 is normal", "KL to the previous policy"):
-        assert words in text
-    assert "Sampler&#39;s log-probs" in text and "clip_ratio/high_mean" in text
-    assert text.count("<svg") > 25 and "data:image/png;base64" in text
-    assert "learning_rate" in text and "0.10.2" in text
+        assert f"<h2>{title}</h2>" in page
+    for metric in at(Place.HEALTH).values():
+        assert f"<figcaption>{metric.heading}".replace("'", "&#39;") in page
+    assert "Reasoning portability" in page and "A loss near 0 is normal" in page
+    assert "clip_ratio/high_mean" in page  # among all other metrics
+    assert page.count("<svg") > 25 and "data:image/png;base64" in page
+    assert "&#34;learning_rate&#34;: 0.001" in page and "<summary>Environment" in page
 
 
-def test_partial_run(make_workdir):
-    workdir = make_workdir(rows=2, **SMALL)
-    text = text_of(workdir)
-    assert "partial: 1 of 5 tasks" in text
+def test_a_killed_run(runs):
+    text = text_of(runs / "killed")
+    assert "partial: 1 of 2 tasks" in text
     table = cells(text, "Accuracy, %")
-    assert "–" not in table[0] + table[1] and {cell for row in table[2:] for cell in row} == {"–"}
+    assert "–" not in table[0] + table[1] and set(table[2]) == {"–"}
 
 
-@pytest.mark.parametrize("rows", [1, 6])
-def test_without_portability_images_or_samples(make_workdir, rows):
-    workdir = make_workdir(
-        method="grpo", portability=False, rows=rows, steps=3, samples=4, examples=0
-    )
-    text = text_of(workdir)
-    assert "GRPO on 5 tasks" in text
-    assert "Reasoning portability" not in text and "<h2>Examples" not in text
+def test_without_a_kl_term(runs):
+    text = (runs / "grpo-0" / "report.html").read_text()
+    assert "GRPO on 2 tasks" in text and "<h2>Health of the run" in text
+    assert "Reasoning portability" not in text and "The anchor" not in text
+    assert "KL to the previous policy" not in text
+
+
+def test_where_nothing_is_learned(runs):
+    text = (runs / "zero-shot" / "report.html").read_text()
+    assert "zero_shot on 2 tasks" in text and "<h2>Metrics" in text
+    for title in ("Learning", "Health of the run", "Examples"):
+        assert f"<h2>{title}" not in text
 
 
 def test_only_metrics(tmp_path):
@@ -98,9 +124,7 @@ def test_only_metrics(tmp_path):
 
 def test_only_results(tmp_path):
     splits = {"test": SplitResults(accuracy=[[0.5]])}
-    results = RunResults(method="zero_shot", tasks=["a"], splits=splits)
-    with RunLog(tmp_path) as log:
-        log.write_results(results)
+    write_results(tmp_path, RunResults(method="zero_shot", tasks=["a"], splits=splits))
     assert "50.0" in text_of(tmp_path)
 
 
@@ -111,21 +135,24 @@ def test_metrics_that_are_never_finite_or_change_kind(tmp_path):
     assert "KL to the previous policy" not in text_of(tmp_path)
 
 
-def test_text_is_escaped(make_workdir):
-    workdir = make_workdir(tasks=["sum", NASTY], rows=3, config={NASTY: NASTY}, **SMALL)
-    examples = json.loads((workdir / "examples.json").read_text())
+def test_text_is_escaped(copied):
+    workdir = copied()
+    results = read_run(workdir).results
+    log = workdir / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"jigsaw"', json.dumps(NASTY)))
+    changed = {"tasks": ["sum", NASTY], "held_out": [NASTY], "config": {NASTY: NASTY}}
+    write_results(workdir, dataclasses.replace(results, **changed, device=NASTY, method=NASTY))
+    path = workdir / "examples.json"
     keys = ("prompt", "gold", "task", "record_id")
-    examples = [
-        e | dict.fromkeys(keys, NASTY) | {"tokens": [NASTY], "image": None} for e in examples
-    ]
-    (workdir / "examples.json").write_text(json.dumps(examples))
+    nasty = {**dict.fromkeys(keys, NASTY), "tokens": [NASTY], "image": None}
+    path.write_text(json.dumps([{**e, **nasty} for e in json.loads(path.read_text())]))
     text = text_of(workdir)
     assert "<script" not in text and "<img src=x" not in text
     assert "&lt;script&gt;" in text and "&amp;amp;" in text
 
 
-def test_examples_mark_spans_and_numbers(make_workdir):
-    workdir = make_workdir(rows=2, steps=2, samples=2, examples=0)
+def test_examples_mark_spans_and_numbers(copied):
+    workdir = copied()
     example = {
         "task": "sum",
         "step": 1,
@@ -145,16 +172,11 @@ def test_examples_mark_spans_and_numbers(make_workdir):
     assert "(no picture)" in text and "✗ wrong" in text
 
 
-def test_large_pictures_are_made_smaller(make_workdir):
-    import base64
-    import io
-
-    from PIL import Image
-
+def test_large_pictures_are_made_smaller(copied):
     noise = np.random.default_rng(0).integers(0, 255, (900, 1200, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
-    workdir = make_workdir(rows=2, **SMALL)
+    workdir = copied()
     path = workdir / "examples.json"
     example = json.loads(path.read_text())[0]
     example["image"] = base64.b64encode(buffer.getvalue()).decode()
@@ -163,7 +185,10 @@ def test_large_pictures_are_made_smaller(make_workdir):
     assert len(buffer.getvalue()) > 2_000_000 > len(text) and "data:image/jpeg" in text
 
 
-def test_many_tasks_with_long_names(make_workdir):
+def test_many_tasks_with_long_names(tmp_path):
     tasks = [f"a rather long name of task number {k}" for k in range(8)]
-    text = text_of(make_workdir(tasks=tasks, rows=9, steps=2, samples=3, examples=1))
+    split = SplitResults(np.full((9, 8), 0.5).tolist(), np.ones((9, 8)).tolist(), [4] * 8)
+    write_results(tmp_path, RunResults("grpo", 0, "done", tasks, splits={"test": split}))
+    text = text_of(tmp_path)
     assert len(cells(text, "Accuracy, %")) == 9
+    assert "50.00 % ± 25.00 (standard error, n = 4)" in text

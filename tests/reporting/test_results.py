@@ -3,10 +3,15 @@
 import json
 import math
 import pathlib
+import shutil
 
 import pytest
 
+from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.results import RunResults, SplitResults, read_results, write_results
+from rdbcl_jax.training.run import train
+from rdbcl_jax.workdir import run_config
+from tests.tiny_runs import tiny_config
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -50,3 +55,28 @@ def test_a_file_of_version_1():
         assert len(split.metrics) == len(before["metrics"])
     for name in ("method", "seed", "status", "tasks", "config", "versions", "device", "timing"):
         assert getattr(found, name) == saved[name]
+    config = run_config(DATA / "version_1")
+    assert (config.method, config.kl.beta) == ("grpo", 0.1)
+
+
+def test_a_file_of_version_1_is_reported(tmp_path):
+    shutil.copy(DATA / "version_1" / "results.json", tmp_path)
+    text = write_report(tmp_path).read_text()
+    assert "GRPO on 2 tasks" in text and "1 task not learned" in text
+    assert "held_out_change" in text and "held_change" not in text
+
+
+@pytest.mark.slow
+def test_a_run_that_was_begun_with_version_1_goes_on(runs, tmp_path):
+    workdir = shutil.copytree(runs / "killed", tmp_path / "run")
+    file = workdir / "results.json"
+    saved = json.loads(file.read_text())
+    saved["held"] = saved.pop("held_out")
+    del saved["schema_version"]
+    assert saved.keys() == json.loads((DATA / "version_1" / "results.json").read_text()).keys()
+    file.write_text(json.dumps(saved))
+    found = train(tiny_config(runs / "base", seed=1, **{"evaluation.tasks": ("alt",)}), workdir)
+    assert found.status == "done" and found.held_out == ["alt"]
+    before = saved["splits"]["test"]["accuracy"]
+    assert len(before) == 2 and found.splits["test"].accuracy[:2] == before
+    assert json.loads(file.read_text())["schema_version"] == 2

@@ -22,22 +22,24 @@ def write_steps(log, steps, task="sum"):
         log.write_samples(samples(s, task))
 
 
-def test_everything_comes_back(make_workdir):
-    run = read_run(make_workdir(steps=3, samples=5))
-    assert run.tasks == ["sum", "walk", "alternate", "horner", "jigsaw"]
-    assert run.complete and run.tasks_done == 5
-    assert run.matrix().shape == (6, 5) and np.isfinite(run.matrix("test", "parse_rate")).all()
-    assert len(run.steps) == 15 and run.samples.num_rows == 75 and len(run.examples) == 20
-    steps, reward = run.series("reward", "walk")
+def test_everything_comes_back(runs):
+    run = read_run(runs / "rdbcl-0")
+    assert run.tasks == ["sum", "jigsaw"] and run.held_out == ["alt"]
+    assert run.complete and run.tasks_done == 2
+    assert run.matrix().shape == (3, 2) and run.matrix(held_out=True).shape == (3, 3)
+    assert np.isfinite(run.matrix("test", "parse_rate")).all()
+    assert len(run.steps) == 6 and run.samples.num_rows == 6 * 8 * 4 and len(run.examples) == 8
+    steps, reward = run.series("reward", "jigsaw")
     assert list(steps) == [3, 4, 5] and np.isfinite(reward).all()
     assert "completion" not in run.samples.column_names
     assert "completion" in read_samples(run.workdir).column_names
 
 
-def test_one_sample_file_a_task(make_workdir):
-    workdir = make_workdir(steps=3, samples=5)
-    names = sorted(p.name for p in (workdir / "samples").iterdir())
-    assert names == [f"{3 * k:08d}-{t}.parquet" for k, t in enumerate(read_run(workdir).tasks)]
+def test_one_sample_file_a_task(runs):
+    files = sorted((runs / "rdbcl-0" / "samples").iterdir())
+    assert [p.name for p in files] == ["00000000-sum.parquet", "00000003-jigsaw.parquet"]
+    columns = set(pq.read_table(files[0]).column_names)  # ordinary Parquet
+    assert {"rp", "kl_coef", "prompt", "rewards/format", "record_id"} <= columns
 
 
 def test_samples_survive_a_kill(tmp_path):
@@ -113,10 +115,11 @@ def test_samples_of_one_step_in_two_calls_and_bad_text(tmp_path):
     assert read_samples(tmp_path)["completion"].to_pylist() == ["a0"] * 4 + ["?"] * 4
 
 
-def test_matrix_of_a_partial_run(make_workdir):
-    run = read_run(make_workdir(rows=3, steps=2))
-    assert run.tasks_done == 2 and not run.complete
-    assert np.isfinite(run.matrix()[:3]).all() and np.isnan(run.matrix()[3:]).all()
+def test_matrix_of_a_killed_run(runs):
+    run = read_run(runs / "killed")
+    assert run.tasks_done == 1 and not run.complete and len(run.steps) == 5
+    assert np.isfinite(run.matrix()[:2]).all() and np.isnan(run.matrix()[2:]).all()
+    assert sorted(run.measured()) == [0, 2, 3]
 
 
 def test_tensorboard_holds_each_step_once(tmp_path):
@@ -130,12 +133,6 @@ def test_tensorboard_holds_each_step_once(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [e.step for e in events.Scalars("reward")] == list(range(7))
     assert "bad" not in events.Tags()["scalars"]
-
-
-def test_parts_are_ordinary_parquet(make_workdir):
-    workdir = make_workdir(steps=2, samples=3)
-    table = pq.read_table(workdir / "samples" / "00000000-sum.parquet")
-    assert {"rp", "kl_coef", "prompt", "rewards/format", "record_id"} <= set(table.column_names)
 
 
 def test_not_a_workdir(tmp_path):

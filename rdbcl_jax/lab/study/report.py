@@ -149,7 +149,8 @@ def _columns(rows: Iterable[Mapping[str, Any]]) -> dict[str, list]:
 
 def strength(run: Run) -> dict[str, float]:
     """How strong the KL term was, means over all steps: `kl_coef` (the realised β), `kl_loss`
-    (kl_coef · kl as it enters the loss) and `kl`, nats per token. NaN without a KL term."""
+    (kl_coef · kl as it enters the loss) and `kl`, nats per token. NaN where it was not
+    logged: without a KL term kl_loss is 0, and the others are not there."""
 
     def mean(key: str) -> float:
         values = run.series(key)[1]

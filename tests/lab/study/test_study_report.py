@@ -17,67 +17,37 @@ from rdbcl_jax.lab.study.report import (
 )
 from rdbcl_jax.lab.study.results import Gate, read_study
 from rdbcl_jax.reporting.run_files import read_run
-from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import read_results, write_results
-from tests.reporting.conftest import write_workdir
+from rdbcl_jax.training.run import train
+from tests.engine import write_random_model
+from tests.tiny_runs import made_once, tiny_config
 
-TASKS = ["sum", "walk"]
-
-
-def rewritten(workdir, change):
-    """The run with the rows of its metrics changed."""
-    run = read_run(workdir)
-    (workdir / "metrics.jsonl").unlink()
-    with RunLog(workdir, resume_step=10**6) as log:
-        for row in run.steps:
-            log.write_step(change(dict(row)))
-    return workdir
+pytestmark = pytest.mark.slow
+TASKS = ["sum", "jigsaw"]
 
 
-def without_kl(row):
-    return {k: v for k, v in row.items() if not k.startswith(("kl", "rp"))}
-
-
-def supervised(row):
-    """No policy loss, no KL, and rewards that are those of the demonstrations."""
-    row = {k: v for k, v in without_kl(row).items() if not k.startswith("policy_loss")}
-    return {**row, "nll": 0.7, "accuracy": 1.0, "batches": row["task_step"] + 1}
-
-
-def redrawn(row):
-    """DAPO: three batches for every step; and no entropy, as with `training.entropy` off."""
-    row = {k: v for k, v in without_kl(row).items() if k != "entropy"}
-    return {**row, "batches": 3 * (row["task_step"] + 1)}
-
-
-def one_per_prompt(row):
-    return {**without_kl(row), "reward_std": 0.0, "frac_reward_zero_std": 1.0}
+def make_runs(folder):
+    base = write_random_model(folder / "base")
+    arms = {
+        "rdbcl": tiny_config(base),
+        "grpo, no KL": tiny_config(base, "grpo", **{"kl.beta": 0.0}),
+        "sft": tiny_config(base, "sft"),
+        # samples anew for groups of equal rewards; its entropy is not logged
+        "dapo": tiny_config(base, "dapo", **{"rollout.resample": 2, "training.entropy": False}),
+        "mssr": tiny_config(base, "mssr", **{"rollout.samples": 1}),
+        "zero-shot": tiny_config(base, "zero_shot"),
+    }
+    for arm, config in arms.items():
+        train(config, folder / arm / "0")
+    train(tiny_config(base, seed=1), folder / "rdbcl" / "1")
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Workdirs by arm, two seeds each, of 2 tasks × 6 steps × 4 samples."""
-    root, found = tmp_path_factory.mktemp("runs"), {}
-    changes = {
-        "rdbcl": None,
-        "grpo, no KL": without_kl,
-        "sft": supervised,
-        "dapo": redrawn,
-        "mssr": one_per_prompt,
-        "zero-shot": None,
-    }
-    for arm, change in changes.items():
-        for seed in (0, 1):
-            workdir = write_workdir(
-                root / arm / str(seed), seed=seed, rows=3, steps=6, samples=4, tasks=TASKS
-            )
-            if arm == "zero-shot":
-                (workdir / "metrics.jsonl").write_text("")
-                shutil.rmtree(workdir / "samples")
-            elif change:
-                rewritten(workdir, change)
-            found.setdefault(arm, {})[seed] = workdir
-    return found
+def runs(tmp_path_factory, worker_id):
+    """Workdirs by arm and seed, each of 2 tasks × 3 steps × 32 samples; seed 1 of one arm alone."""
+    folder = made_once(tmp_path_factory, worker_id, "arms", make_runs)
+    arms = ("rdbcl", "grpo, no KL", "sft", "dapo", "mssr", "zero-shot")
+    return {arm: {int(w.name): w for w in sorted((folder / arm).iterdir())} for arm in arms}
 
 
 def record(runs, **changes):
@@ -104,67 +74,64 @@ def line(text, arm, heading):
 
 def test_what_was_sampled(runs):
     counts = {arm: cost(read_run(found[0]))["sampled"] for arm, found in runs.items()}
+    dapo = read_run(runs["dapo"][0])
+    batches = [row["batches"] for row in dapo.steps if row["task_step"] == 2]  # of each task
     assert counts == {
-        "rdbcl": 48,
-        "grpo, no KL": 48,
+        "rdbcl": 192,
+        "grpo, no KL": 192,
         "sft": 0,
-        "dapo": 144,
+        "dapo": 32 * sum(batches),
         "mssr": 48,
         "zero-shot": 0,
     }
-    np.testing.assert_array_equal(sampled(read_run(runs["dapo"][0])), np.full(12, 12))
+    assert sampled(dapo).sum() == 32 * sum(batches) and len(sampled(dapo)) == 6
 
 
 def test_what_a_run_has_not_is_no_number(runs):
-    for arm in ("grpo, no KL", "sft", "mssr", "zero-shot"):
-        assert all(math.isnan(v) for v in strength(read_run(runs[arm][0])).values())
+    found = {arm: strength(read_run(runs[arm][0])) for arm in ("grpo, no KL", "sft", "zero-shot")}
+    for of_arm in found.values():
+        assert math.isnan(of_arm["kl_coef"]) and math.isnan(of_arm["kl"])
+    assert found["grpo, no KL"]["kl_loss"] == 0 and math.isnan(found["sft"]["kl_loss"])
+    assert all(math.isfinite(v) for v in strength(read_run(runs["rdbcl"][0])).values())
     nothing = cost(read_run(runs["zero-shot"][0]))
     assert nothing == {"sampled": 0.0, "tokens": 0.0, "seconds": 0.0}
 
 
 def test_tables_and_pictures_of_all_of_them(runs, tmp_path):
     numbers = write_study_report(record(runs), tmp_path)
+    assert read_study(tmp_path) == numbers
     assert {p.stem for p in tmp_path.glob("*.png")} == {"arms", "tasks", "learning", "curve-beta"}
-    learned = {cell.arm for cell in numbers.arms if cell.learning}
-    assert learned == {"rdbcl", "grpo, no KL", "dapo", "mssr"}
-    curves = {cell.arm: cell.learning for cell in numbers.arms}
-    assert {arm for arm in learned if "entropy" in curves[arm]} == learned - {"dapo"}
-    entropies = [read_run(path).series("entropy")[1] for path in runs["mssr"].values()]
-    np.testing.assert_allclose(curves["mssr"]["entropy"], np.mean(entropies, 0))
-    np.testing.assert_array_equal(curves["mssr"]["sampled"], 4 * np.arange(1, 13))
+    curves = {cell.arm: cell.learning for cell in numbers.arms if cell.learning}
+    assert curves.keys() == {"rdbcl", "grpo, no KL", "dapo", "mssr"}
+    assert {arm for arm in curves if "entropy" in curves[arm]} == curves.keys() - {"dapo"}
+    entropies = [read_run(path).series("entropy")[1] for path in runs["rdbcl"].values()]
+    np.testing.assert_allclose(curves["rdbcl"]["entropy"], np.mean(entropies, 0))
+    np.testing.assert_array_equal(curves["mssr"]["sampled"], 8 * np.arange(1, 7))
     text = (tmp_path / "study.md").read_text()
     assert line(text, "sft", "### Strength")[1:5] == ["–", "–", "–", "0.0"]
     assert line(text, "zero-shot", "### Strength")[1:] == ["–", "–", "–", "0.0", "0.0", "0.0"]
-    assert line(text, "dapo", "### Strength")[4] == "144"
+    assert line(text, "rdbcl", "### Strength")[4] == "192"
     assert "nan" not in text.lower() and "None" not in text
     assert "NaN" not in (tmp_path / "study.json").read_text()
 
 
 def test_accuracy_wherever_it_was_measured(runs, tmp_path):
-    """Before and after each task, and at the steps that have it for every task of the run."""
-
-    def probed(row):
-        found = {f"eval/{task}/accuracy": 0.25 * (1 + i) for i, task in enumerate(TASKS)}
-        row = {**row, **(found if row["task_step"] == 2 else {})}
-        return {**row, "eval/sum/accuracy": 0.9} if row["task_step"] == 3 else row  # not of all
-
-    found = {}
-    for arm in ("sft", "mssr", "zero-shot"):
-        shutil.copytree(runs[arm][0].parent, tmp_path / arm)
-        found[arm] = {seed: tmp_path / arm / str(seed) for seed in runs[arm]}
-    for seed in (0, 1):
-        rewritten(found["sft"][seed], probed)
-    write_study_report(record(found, baseline="sft"), tmp_path)
-    curves = {c.arm: c.progress for c in read_study(tmp_path).arms}
-    assert curves["sft"]["step"] == [0, 3, 6, 9, 12] and curves["mssr"]["step"] == [0, 6, 12]
-    matrices = [read_run(path).matrix("validation") for path in found["sft"].values()]
-    ends = np.mean(matrices, axis=(0, 2))
-    wanted = [ends[0], 0.375, ends[1], 0.375, ends[2]]
-    np.testing.assert_allclose(curves["sft"]["accuracy"], wanted)
-    assert curves["sft"]["sampled"] == [0] * 5 and curves["mssr"]["sampled"] == [0, 24, 48]
-    tokens = np.mean([read_run(p).series("num_tokens")[1] for p in found["sft"].values()], axis=0)
-    np.testing.assert_allclose(curves["sft"]["tokens"], [0, *tokens[[2, 5, 8, 11]]])
+    """Before and after each task, and after its second step."""
+    numbers = write_study_report(record(runs), tmp_path)
+    curves = {cell.arm: cell.progress for cell in numbers.arms}
     assert curves["zero-shot"] == {}
+    found, run = curves["sft"], read_run(runs["sft"][0])
+    assert found["step"] == [0, 2, 3, 5, 6]
+    ends = run.matrix("validation").mean(axis=1)
+    between = [
+        np.mean([row[f"eval/{task}/accuracy"] for task in TASKS])
+        for row in run.steps
+        if row["task_step"] == 1
+    ]
+    wanted = [ends[0], between[0], ends[1], between[1], ends[2]]
+    np.testing.assert_allclose(found["accuracy"], wanted)
+    assert found["sampled"] == [0] * 5 and curves["mssr"]["sampled"] == [0, 16, 24, 40, 48]
+    np.testing.assert_allclose(found["tokens"], [0, *run.series("num_tokens")[1][[1, 2, 4, 5]]])
 
 
 def test_failed_and_missing_runs_are_marked(runs, tmp_path):
