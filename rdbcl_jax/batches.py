@@ -54,12 +54,12 @@ class TrainBatch:
     mask: Bool[ArrayLike, "P G T"]
     reasoning_mask: Bool[ArrayLike, "P G T"]
     answer_mask: Bool[ArrayLike, "P G T"]
-    rewards: Float[ArrayLike, "P G"]  # NaN: does not apply, as for a given response
+    rewards: Float[ArrayLike, "P G"]  # NaN: does not apply, as for a demonstration
     accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right
-    given: Bool[ArrayLike, "P G"]  # responses that the policy did not sample
+    demonstrated: Bool[ArrayLike, "P G"]  # responses that the policy did not sample
     prompt_values: Float[ArrayLike, "P"]  # what the method knows of each prompt: see Method
     step: Int[ArrayLike, ""]  # of the whole run: seeds what a method draws itself
-    sampler_logps: Float[ArrayLike, "P G T"]  # 0 for given responses
+    sampler_logps: Float[ArrayLike, "P G T"]  # 0 for demonstrations
     old_logps: Float[ArrayLike, "P G T"] | None = None  # None: exactly one update, old = current
     old_entropies: Float[ArrayLike, "P G T"] | None = None
     reference_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method has no KL term

@@ -109,7 +109,7 @@ def train_batch(prompts, rollouts, **changes):
         "answer_mask": rollouts.mask & ~half,
         "rewards": jnp.asarray(rewards),
         "accuracies": jnp.asarray(rewards > 0, jnp.float32),
-        "given": jnp.zeros(shape[:2], bool),
+        "demonstrated": jnp.zeros(shape[:2], bool),
         "prompt_values": jnp.full(shape[:1], 0.5),
         "step": jnp.asarray(3),
         "sampler_logps": rollouts.logps,

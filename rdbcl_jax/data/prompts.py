@@ -14,7 +14,7 @@ from rdbcl_jax.models.interface import Processor
 
 
 class SupervisedBatch(NamedTuple):
-    """Prompts with G given responses each; `mask` covers the end token, nothing after it."""
+    """Prompts with G demonstrations each; `mask` covers the end token, nothing after it."""
 
     prompts: PromptBatch
     tokens: Int[np.ndarray, "P G T"]
@@ -88,7 +88,7 @@ class PromptEncoder:
         responses: Sequence[str | Sequence[str]],
         ids: Sequence[int] | None = None,
     ) -> SupervisedBatch:
-        """Prompts with given responses: one text per record, or the same number G of texts."""
+        """Prompts with demonstrations: one text per record, or the same number G of texts."""
         groups = [[r] if isinstance(r, str) else list(r) for r in responses]
         if len({len(group) for group in groups}) != 1:
             raise ValueError(f"responses per record differ: {[len(g) for g in groups]}")
@@ -103,7 +103,7 @@ class PromptEncoder:
     def encode_responses(
         self, texts: Sequence[str], records: Sequence[Record]
     ) -> tuple[Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
-        """Tokens and mask of one given response per record, the end token included.
+        """Tokens and mask of one demonstration per record, the end token included.
 
         Raises ValueError naming the record whose response is longer than any length allowed, or
         holds what the tokenizer has no token for (published ones have one for every byte).

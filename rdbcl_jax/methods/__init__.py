@@ -71,7 +71,7 @@ def _try(method: Method) -> None:
             answer_mask=seen,
             rewards=sample,
             accuracies=sample,
-            given=jnp.zeros((1, 1), bool),
+            demonstrated=jnp.zeros((1, 1), bool),
             prompt_values=jnp.zeros(1),
             step=jnp.zeros((), jnp.int32),
             sampler_logps=token,

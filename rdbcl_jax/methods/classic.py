@@ -105,8 +105,8 @@ def lwf(config: RunConfig) -> Method:
 
     def targets(batch, policy_logps, entropies):
         own = method.targets(batch, policy_logps, entropies)
-        given = weight * batch.given.astype(jnp.float32)
-        return own._replace(advantages=own.advantages + given)
+        targets = weight * batch.demonstrated.astype(jnp.float32)
+        return own._replace(advantages=own.advantages + targets)
 
     return dataclasses.replace(method, targets=targets)
 

@@ -33,11 +33,11 @@ def dyme(config: RunConfig) -> Method:
 
     def targets(batch, policy_logps, entropies):
         if own.memorise:
-            advantages = memorise_or_explore(batch.rewards, batch.accuracies, batch.given)
+            advantages = memorise_or_explore(batch.rewards, batch.accuracies, batch.demonstrated)
         else:
             advantages = explore(batch.rewards)
         if not own.explore:
-            advantages = advantages * batch.given
+            advantages = advantages * batch.demonstrated
         return Targets(advantages, constant(chosen.beta, batch))
 
     return Method(

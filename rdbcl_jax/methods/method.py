@@ -58,8 +58,8 @@ class Method:
       name: as in `config.method`.
       targets: advantages and KL coefficients of a batch.
       loss: sums and counts of the loss, with `core.losses.policy_loss_terms`' signature.
-      responses: "sampled" by the policy; "given": `demonstration` of each record, nothing is
-        sampled; "none": nothing is learned.
+      responses: "sampled" by the policy; "demonstrations": `demonstration` of each record, and
+        nothing is sampled; "none": nothing is learned.
       reference: the frozen policy of the KL term; None: no KL term, and it is never run.
         "previous": from before the task. "base": from before the first. "ema": the moving
         average of the policies at the tasks' boundaries.
@@ -70,8 +70,8 @@ class Method:
       demonstration: the reference response of a record.
       memorise: put the demonstration in the place of the first response of an all-wrong group.
       previous_responses: per prompt, how many responses of the policy from before the task join
-        the group, as given ones.
-      survey: before a task, what to find out about each of its prompts from one response of the
+        the group, as demonstrations.
+      pretask: before a task, what to find out about each of its prompts from one response of the
         policy from before it, as `prompt_values`: the "confidence" of its reasoning, or its
         "success", with which a tracker starts.
       tracker: memory of each prompt within a task.
@@ -85,7 +85,7 @@ class Method:
     name: str
     targets: TargetFunction
     loss: Callable[..., LossTerms] = policy_loss_terms
-    responses: Literal["sampled", "given", "none"] = "sampled"
+    responses: Literal["sampled", "demonstrations", "none"] = "sampled"
     reference: Reference | None = None
     policy: bool = False
     previous: bool = False
@@ -93,7 +93,7 @@ class Method:
     demonstration: Callable[[Record], str] | None = None
     memorise: bool = False
     previous_responses: int = 0
-    survey: Literal["", "confidence", "success"] = ""
+    pretask: Literal["", "confidence", "success"] = ""
     tracker: Tracker | None = None
     resample: int = 0
     data: Literal["task", "joint", "replay"] = "task"

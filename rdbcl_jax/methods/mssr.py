@@ -92,7 +92,7 @@ def mssr(config: RunConfig) -> Method:
         reference=chosen.reference if needs_kl else None,
         policy=own.shaping != "none",
         entropies=full,
-        survey="success" if own.tracker and own.survey else "",
+        pretask="success" if own.tracker and own.survey else "",
         tracker=tracker(own) if own.tracker else None,
     )
 

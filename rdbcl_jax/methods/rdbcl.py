@@ -92,7 +92,7 @@ def rdbcl(config: RunConfig) -> Method:
         reference=chosen.reference,
         policy=not static or portability.control == "strength",
         previous=not static,
-        survey="confidence" if static else "",
+        pretask="confidence" if static else "",
     )
 
 
@@ -108,7 +108,7 @@ def coefficients(rp, batch: TrainBatch, options: PortabilityOptions):
     """β of each sample, [P, G], and what a control makes of it."""
     limits = {"beta_min": options.beta_min, "beta_max": options.beta_max}
     if options.control == "accuracy":
-        p = masked_mean(batch.accuracies, ~batch.given, axis=-1)[:, None]
+        p = masked_mean(batch.accuracies, ~batch.demonstrated, axis=-1)[:, None]
         return accuracy_kl_coefficients(jnp.broadcast_to(p, rp.shape), **limits)
     beta = kl_coefficients(rp, **limits, mapping=options.mapping, temperature=options.temperature)
     if options.verified:

@@ -1,4 +1,4 @@
-"""Learning from given responses alone: SFT, and SFT on an RFT-trained policy's own rollouts.
+"""Learning from demonstrations alone: SFT, and SFT on an RFT-trained policy's own rollouts.
 
 Both are arms of 2506.23508: SFT learns fast and forgets; on correct rollouts of a policy that RL
 has trained on the task it learns fast and keeps.
@@ -34,7 +34,7 @@ def supervised(name: str = "sft", demonstration=None) -> Method:
         name=name,
         targets=all_alike,
         loss=negative_log_likelihood,
-        responses="given",
+        responses="demonstrations",
         demonstration=demonstration,
     )
 
@@ -44,7 +44,7 @@ def all_alike(batch, policy_logps, entropies) -> Targets:
 
 
 def negative_log_likelihood(logps, old_logps, advantages, mask, **unused) -> LossTerms:
-    """−log π of the given tokens, mean over all tokens; nats per token."""
+    """−log π of the demonstrations' tokens, mean over all tokens; nats per token."""
     total, count = masked_sum_and_count(-select(logps, mask), mask)
     pair = jax.lax.stop_gradient((total, count))
     return LossTerms(total, count, {"loss": pair, "nll": pair})

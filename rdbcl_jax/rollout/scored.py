@@ -30,8 +30,8 @@ class Responses:
     host_prompts: PromptBatch
     prompts: PromptBatch  # the same on the device, all processes' rows
     rollouts: Rollouts  # [P, G, …], on the device
-    others: Rollouts | None = None  # of the previous policy, [P, g, …]: given, not scored
-    given: bool = False  # are the rollouts demonstrations, rather than the policy's?
+    others: Rollouts | None = None  # of the previous policy, [P, g, …]: demonstrations, not scored
+    demonstrated: bool = False  # are the rollouts demonstrations, rather than the policy's?
 
     @property
     def all(self) -> Rollouts:
@@ -89,15 +89,15 @@ class ScoredRollouts:
             padded[:, :group] = np.asarray(values).reshape(rows, group)
             return padded
 
-        given = np.ones((rows, width), bool)
-        if not self.responses.given:
-            given[:, :group] = self.memorised
+        demonstrated = np.ones((rows, width), bool)
+        if not self.responses.demonstrated:
+            demonstrated[:, :group] = self.memorised
         return {
             "reasoning_mask": reasoning,
             "answer_mask": answer,
             "rewards": widen(self.scores.total, np.nan),
             "accuracies": widen(self.scores.accuracy, np.nan),
-            "given": given,
+            "demonstrated": demonstrated,
         }
 
 

@@ -22,7 +22,7 @@ from rdbcl_jax.sharding import put_batch
 
 
 def demonstrated(batch: SupervisedBatch, policy: Policy) -> Responses:
-    """Given responses in the place of sampled ones."""
+    """Demonstrations in the place of sampled ones."""
     rollouts = Rollouts(
         tokens=batch.tokens,
         mask=batch.mask,
@@ -30,7 +30,7 @@ def demonstrated(batch: SupervisedBatch, policy: Policy) -> Responses:
         finished=np.ones(batch.mask.shape[:2], bool),
     )
     prompts, on_device = put_batch((batch.prompts, rollouts), policy.mesh)
-    return Responses(batch.prompts, prompts, on_device, given=True)
+    return Responses(batch.prompts, prompts, on_device, demonstrated=True)
 
 
 def replenished(scored: ScoredRollouts, more: ScoredRollouts, policy: Policy) -> ScoredRollouts:

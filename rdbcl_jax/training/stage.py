@@ -80,7 +80,7 @@ def make_stage(
     elif method.data == "replay":
         kept = config.section(ReplayOptions).per_task
         old = [record for task in tasks[:k] for record in task.train[:kept]]
-    if method.responses == "given" and method.demonstration:
+    if method.responses == "demonstrations" and method.demonstration:
         records, old = (
             [record for record in part if method.demonstration(record) is not None]
             for part in (records, old)

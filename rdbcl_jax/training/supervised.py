@@ -59,7 +59,7 @@ def fine_tune(
 
 
 def supervised_batch(policy: Policy, items: Sequence[tuple[Record, str]]) -> TrainBatch:
-    """One given response per prompt, as the update takes it; numpy arrays."""
+    """One demonstration per prompt, as the update takes it; numpy arrays."""
     records, responses = zip(*items, strict=True)
     batch = policy.encoder.encode_supervised(records, responses)
     nothing, ones = np.zeros_like(batch.mask), np.ones(batch.mask.shape[:2], np.float32)
@@ -71,7 +71,7 @@ def supervised_batch(policy: Policy, items: Sequence[tuple[Record, str]]) -> Tra
         answer_mask=nothing,
         rewards=np.full_like(ones, np.nan),
         accuracies=ones,
-        given=ones.astype(bool),
+        demonstrated=ones.astype(bool),
         prompt_values=np.zeros(len(ones), np.float32),
         step=np.zeros((), np.int32),
         sampler_logps=np.zeros(batch.mask.shape, np.float32),

@@ -149,7 +149,7 @@ def _prompt_values(
 ) -> tuple[Float[np.ndarray, "N"], TaskState]:
     """What the method wants to know of each prompt from before the task (0 where nothing), and the
     state whose tracker has been told."""
-    wanted, config = learner.method.survey, learner.config
+    wanted, config = learner.method.pretask, learner.config
     if not wanted or (wanted == "success" and start > 0):
         return np.zeros(len(stage.records), np.float32), state
     values = pretask_stats(
@@ -183,7 +183,7 @@ def _make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> I
 
     return batches(
         stage.records,
-        encode_demonstrations if method.responses == "given" else encoder.encode,
+        encode_demonstrations if method.responses == "demonstrations" else encoder.encode,
         order=order,
         start=start,
         shard=Shard(jax.process_index(), jax.process_count()),
@@ -205,7 +205,7 @@ def _draw(
     """The next batch and its responses, on the device; nothing is waited for."""
     batch = next(feed)
     state = dataclasses.replace(state, batches=np.asarray(state.batches + 1))
-    if learner.method.responses == "given":
+    if learner.method.responses == "demonstrations":
         return demonstrated(batch, learner.policy), state
     prompts = put_batch(batch, learner.policy.mesh)
     key = rng.of_step(learner.config.seed, run_step)

@@ -181,7 +181,7 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
         old = entropies if batch.old_logps is None else batch.old_entropies
         targets = method.targets(batch, sampled, jax.lax.stop_gradient(old))
     advantages = jax.lax.stop_gradient(targets.advantages)
-    sampled_here = batch.mask & ~batch.given[..., None]
+    sampled_here = batch.mask & ~batch.demonstrated[..., None]
     gap = jnp.abs(jnp.where(sampled_here, sampled - batch.sampler_logps, 0.0))
     samples = {"sampler/logp_difference": gap.max(-1), "advantage": advantages, **targets.values}
     if advantages.ndim == batch.mask.ndim:

@@ -215,7 +215,7 @@ class Program:
             answer_mask=rollouts.mask,
             rewards=self.rewards,
             accuracies=self.rewards,
-            given=jnp.zeros(self.rewards.shape, bool),
+            demonstrated=jnp.zeros(self.rewards.shape, bool),
             prompt_values=jnp.zeros(len(self.rewards)),
             step=jnp.asarray(self.steps, jnp.int32),
             sampler_logps=rollouts.logps,

@@ -200,7 +200,7 @@ def test_lwf_learns_the_previous_policys_responses(loaded):
     responses = Responses(jax.device_get(prompts), prompts, rollouts, others)
     scored = score_rollouts(responses, engine.records(), policy, score_texts)
     columns = scored.columns(policy)
-    assert columns["given"].tolist() == [[False] * 4 + [True]] * 8
+    assert columns["demonstrated"].tolist() == [[False] * 4 + [True]] * 8
     assert np.isnan(columns["rewards"][:, 4]).all()
     columns["rewards"][:, :4] = 0  # nothing to learn from the policy's own
     batch = engine.train_batch(prompts, responses.all, **columns)

@@ -47,7 +47,7 @@ def batch():
         answer_mask=spans[1],
         rewards=jnp.array([[1.0, 0.0], [1.0, 1.0]]),
         accuracies=jnp.array([[1.0, 0.0], [1.0, 1.0]]),
-        given=jnp.zeros(shape[:2], bool),
+        demonstrated=jnp.zeros(shape[:2], bool),
         prompt_values=jnp.array([0.25, 0.5]),
         step=jnp.asarray(7),
         sampler_logps=POLICY,
@@ -130,7 +130,7 @@ def test_rdbcl_portability(batch, level, kind, expected):
 
 def test_static_portability_is_the_prompts(batch):
     static = method("rdbcl", **{"portability.kind": "static"})
-    assert static.survey == "confidence" and not static.previous
+    assert static.pretask == "confidence" and not static.previous
     rp = static.targets(batch, POLICY, None).values["rp"]
     np.testing.assert_allclose(rp, [[0.25, 0.25], [0.5, 0.5]])
 
@@ -192,7 +192,7 @@ def test_mssr_advantages(batch):
         batch,
         rewards=[[1.0], [0.0]],
         mask=[[[True, True, True, False]]] * 2,
-        given=[[False]] * 2,
+        demonstrated=[[False]] * 2,
         accuracies=[[1.0], [0.0]],
     )
     logps = jnp.log(jnp.array([[[0.5, 1.0, 0.1, 0.3]]] * 2))
@@ -235,7 +235,7 @@ def test_mssr_tracker():
 
 def test_mssr_survey_and_ablations():
     one = {"rollout.samples": 1}
-    assert method("mssr", **one, **{"mssr.survey": True}).survey == "success"
+    assert method("mssr", **one, **{"mssr.survey": True}).pretask == "success"
     plain = method("mssr", **one, **{"mssr.tracker": False, "kl.beta": 0.0})
     assert plain.tracker is None and plain.reference is None
     # the tracker needs the KL, even where the loss has none
@@ -247,12 +247,12 @@ def test_dyme_memorises_explores_and_leaves_alone(batch):
         batch,
         rewards=[[0.2, 0.1], [1.0, 0.0]],
         accuracies=[[0.0, 0.0], [1.0, 0.0]],
-        given=[[True, False], [False, False]],
+        demonstrated=[[True, False], [False, False]],
     )
     explored = [0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)]
     np.testing.assert_allclose(targets("dyme", found).advantages, [[1, 0], explored], rtol=1e-5)
     right = changed(found, rewards=[[1.0, 0.9], [1.0, 0.0]], accuracies=[[1.0, 1.0], [1.0, 0.0]])
-    right = changed(right, given=[[False, False], [False, False]])
+    right = changed(right, demonstrated=[[False, False], [False, False]])
     np.testing.assert_allclose(targets("dyme", right).advantages, [[0, 0], explored], rtol=1e-5)
     only = targets("dyme", found, **{"dyme.explore": False}).advantages
     np.testing.assert_allclose(only, [[1, 0], [0, 0]])
@@ -277,7 +277,7 @@ def test_lwf_adds_the_previous_policys_responses(batch):
     found = changed(
         batch,
         rewards=[[1.0, jnp.nan], [0.0, jnp.nan]],
-        given=[[False, True], [False, True]],
+        demonstrated=[[False, True], [False, True]],
     )
     chosen = method("lwf", **{"lwf.weight": 0.7})
     assert chosen.previous_responses == 1 and chosen.reference is None
@@ -327,7 +327,7 @@ def silent(**columns):
 
 def test_demonstrations(tmp_path):
     taught = method("sft").demonstration
-    assert method("sft").responses == "given"
+    assert method("sft").responses == "demonstrations"
     assert taught(record(response="said")) == "said"
     assert taught(record(hint="add")) == "<think> add </think> <answer> 7 </answer>"
     with pytest.raises(ValueError, match="record 'r1' has neither a `response` nor a `hint`"):

@@ -210,7 +210,7 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
         answer_mask=responses[1],
         rewards=per_sample,
         accuracies=per_sample,
-        given=array(bool, *shape[:2]),
+        demonstrated=array(bool, *shape[:2]),
         prompt_values=array(jnp.float32, prompts_),
         step=array(jnp.int32),
         sampler_logps=per_token,
