@@ -12,7 +12,7 @@ import numpy as np
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.continual_metrics import continual_metrics, held_out_metrics
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.results import SplitResults
 from rdbcl_jax.rewards.scoring import RewardConfig, score
@@ -37,7 +37,7 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    params: Params,
+    params: Trained,
     tasks: Sequence[Sequence[Record]],
     rewards: RewardConfig,
     config: RunConfig,

@@ -15,6 +15,7 @@ from rdbcl_jax.config import ModelConfig, RunConfig
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.models import from_pretrained, lora, partition, read_processor
 from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.rewards.spans import SpanFinder
 from rdbcl_jax.sharding import param_shardings
 from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
@@ -29,15 +30,15 @@ class Policy:
     """
 
     model: VLM
-    frozen: Params
+    frozen: Frozen
     tokenizer: Any
     encoder: PromptEncoder
     spans: SpanFinder
     mesh: jax.sharding.Mesh
 
-    def whole(self, params: Params) -> Params:
+    def whole(self, trained: Trained) -> Params:
         """All parameters, from those that learn; nothing is copied."""
-        return partition.join(params, self.frozen)
+        return partition.join(trained, self.frozen)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -61,7 +62,7 @@ class Policy:
         return [text + self.joint for text in texts]
 
 
-def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Params]:
+def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Trained]:
     """Reads the model that `config.model.path` names onto the mesh.
 
     Returns the policy and the parameters that learn.
@@ -90,7 +91,7 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Par
         shardings = param_shardings(params, model.param_axes, mesh)
         params = jax.tree.map(jax.device_put, params, shardings)
         learning = partition.ADAPTERS
-    params, frozen = partition.split(params, learning)
+    trained, frozen = partition.split(params, learning)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     encoder = PromptEncoder(
         tokenizer,
@@ -106,7 +107,7 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Par
         system_prompt=config.data.system_prompt,
         template=config.data.template,
     )
-    return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), params
+    return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), trained
 
 
 def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:
@@ -136,12 +137,12 @@ def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params
     how = ("dtype", "param_dtype", "remat", "attention")  # it runs, not what it is
     config = config.changed({f"model.{name}": getattr(options, name) for name in how})
     config = config.changed({"model.path": start})
-    policy, params = load_policy(config, mesh)
-    if task:
-        like = jax.tree.map(_abstract, params)
-        del params  # before its successor is read
-        params = Checkpoints(workdir).restore_task(task, like)
-    model, params = lora.merge(policy.model, policy.whole(params))
+    policy, trained = load_policy(config, mesh)
+    if workdir and task:
+        like = jax.tree.map(_abstract, trained)
+        del trained  # before its successor is read
+        trained = Checkpoints(workdir).restore_task(task, like)
+    model, params = lora.merge(policy.model, policy.whole(trained))
     return model, jax.tree.map(
         jax.device_put, params, param_shardings(params, model.param_axes, mesh)
     )

@@ -11,6 +11,7 @@ import jax
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.workdir import place
 
@@ -21,7 +22,7 @@ class Snapshot:
 
     name: str
     policy: Policy
-    learned: Params  # the half that learns
+    learned: Trained
 
     @property
     def params(self) -> Params:
@@ -48,15 +49,15 @@ def load_snapshots(
       ValueError: a workdir of another model; tokenizers that differ.
     """
     places = [place(config, name) for name in names]  # all found before any is read
-    loaded: dict[str, tuple[Policy, Params]] = {}
+    loaded: dict[str, tuple[Policy, Trained]] = {}
     snapshots = []
     for name, (path, workdir, task) in zip(names, places, strict=True):
         if path not in loaded:
             loaded[path] = load_policy(_at(config, path, workdir), mesh)
-        policy, params = loaded[path]
-        if task:
-            params = Checkpoints(workdir).restore_task(task, params)
-        snapshots.append(Snapshot(name, policy, params))
+        policy, learned = loaded[path]
+        if workdir and task:
+            learned = Checkpoints(workdir).restore_task(task, learned)
+        snapshots.append(Snapshot(name, policy, learned))
     _check_tokenizers(snapshots)
     return snapshots
 

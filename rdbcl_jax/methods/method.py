@@ -90,7 +90,7 @@ class Method:
     policy: bool = False
     previous: bool = False
     entropies: bool = False
-    demonstration: Callable[[Record], str] | None = None
+    demonstration: Callable[[Record], str | None] | None = None
     memorise: bool = False
     previous_responses: int = 0
     pretask: Literal["", "confidence", "success"] = ""

@@ -7,18 +7,24 @@ passed beside it, held once, and costs no backward pass: a frozen vision tower k
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NewType
 
 import jax
 
 from rdbcl_jax.models.interface import Params
 
+# what learns, and what does not: trees of the structure of `Params`, None where a leaf is the
+# other's. Neither is what a model runs on; `join` makes that.
+Trained = NewType("Trained", Mapping[str, Any])
+Frozen = NewType("Frozen", Mapping[str, Any])
+
 ALL = ""
 ADAPTERS = r"/lora_[ab]$"
 
 
-def split(params: Params, pattern: str) -> tuple[Params, Params]:
-    """(trained, frozen): two trees of the structure of `params`, None where a leaf is the other's.
+def split(params: Params, pattern: str) -> tuple[Trained, Frozen]:
+    """(trained, frozen).
 
     A leaf is trained where `pattern`, a regular expression, is found in its name, such as
     `language_model/layers/self_attn/q_proj/kernel`. Raises ValueError where none is.
@@ -30,10 +36,10 @@ def split(params: Params, pattern: str) -> tuple[Params, Params]:
     def keep(kind):
         return jax.tree.map(lambda p, t: p if t == kind else None, params, trained)
 
-    return keep(True), keep(False)
+    return Trained(keep(True)), Frozen(keep(False))
 
 
-def join(trained: Params, frozen: Params) -> Params:
+def join(trained: Trained, frozen: Frozen) -> Params:
     """The whole tree again; nothing is copied."""
     return jax.tree.map(
         lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda leaf: leaf is None

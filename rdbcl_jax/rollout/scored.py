@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import Scores
 from rdbcl_jax.rollout.generate import generate
@@ -116,7 +116,7 @@ def score_rollouts(
 
 def generate_scored(
     policy: Policy,
-    params: Params,
+    params: Trained,
     records: Sequence[Record],
     score: ScoreFunction,
     sampling: Sampling,

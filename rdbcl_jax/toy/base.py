@@ -49,15 +49,15 @@ def make_base(
         params = jax.device_get(model.init(jax.random.key(options.seed)))
         save_pretrained(draft, model, params, like=draft)
     multihost_utils.sync_global_devices("draft of the base model")
-    policy, params = load_policy(_at(config, draft), mesh)
+    policy, trained = load_policy(_at(config, draft), mesh)
     demonstrations = suite.Demonstrations(
         options.steps * options.batch_size, options.seed, follow=options.follow
     )
     if options.formatted < 1:
         demonstrations = Careless(demonstrations, options.formatted, options.seed)
-    params = fine_tune(
+    trained = fine_tune(
         policy,
-        params,
+        trained,
         demonstrations,
         options.optimizer,
         steps=options.steps,
@@ -67,7 +67,7 @@ def make_base(
         threads=config.data.threads,
         on_step=on_step,
     )
-    save_pretrained(draft, policy.model, params, like=draft)
+    save_pretrained(draft, policy.model, policy.whole(trained), like=draft)
     if jax.process_index() == 0:
         draft.rename(directory)  # in one move: what is there is complete
     multihost_utils.sync_global_devices("base model")

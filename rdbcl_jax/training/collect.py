@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import load_sequence
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
@@ -69,7 +69,7 @@ def collect(
 def write_right_responses(
     path: pathlib.Path,
     policy: Policy,
-    params: Params,
+    params: Trained,
     records: Sequence[Record],
     score: ScoreFunction,
     sampling: Sampling,

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from rdbcl_jax.data.records import load_images
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.sharding import local_rows
 from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.task import Step
@@ -21,7 +21,7 @@ PER_TASK = 4
 
 
 def make_examples(
-    learner: Learner, step: Step, policy: Params, previous: Params
+    learner: Learner, step: Step, policy: Trained, previous: Trained
 ) -> list[dict[str, Any]]:
     """The first response to each of the step's first prompts, of this process, with its log-probs
     under the policy after the task and the one before it."""

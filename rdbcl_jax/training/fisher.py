@@ -12,7 +12,8 @@ from jaxtyping import Array
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import partition
-from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.models.interface import VLM
+from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import Sampling
@@ -21,14 +22,14 @@ from rdbcl_jax.training.logprobs import response_logprobs
 
 def estimate_fisher(
     policy: Policy,
-    params: Params,
+    params: Trained,
     records: Sequence[Record],
     sampling: Sampling,
     key: Array,
     *,
     batch_size: int,
     chunk_size: int,
-) -> Params:
+) -> Trained:
     """E[(∇ log π(y | x))²] per parameter, over one sampled response to each record; float32.
 
     A sequence is one observation (1612.00796 takes one class label): its log-prob is the sum over
@@ -55,14 +56,14 @@ def estimate_fisher(
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk_size"))
 def squared_gradients(
     model: VLM,
-    params: Params,
-    frozen: Params,
+    params: Trained,
+    frozen: Frozen,
     prompts: PromptBatch,
     rollouts: Rollouts,
     *,
     temperature: float,
     chunk_size: int,
-) -> Params:
+) -> Trained:
     """Σ over the P prompts' responses of (∇ log π)², like `params`; one backward pass each."""
 
     def add(total, row):

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import Method
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
@@ -47,10 +47,10 @@ class Learner:
     score: ScoreFunction
     sampling: Sampling
     learning_rate: optax.Schedule
-    init: Callable[[Params], TrainState]
+    init: Callable[[Trained], TrainState]
     update: Update
 
-    def start(self, stage: Stage, params: Params) -> TaskState:
+    def start(self, stage: Stage, params: Trained) -> TaskState:
         """The state before a task's first step. It owns its parameters: updates donate them."""
         tracker = self.method.tracker
         unknown = np.full(len(stage.records), 0.5, np.float32)
@@ -61,7 +61,7 @@ class Learner:
             last_kl=np.full((), np.nan, np.float32),
         )
 
-    def sample(self, params: Params, prompts: PromptBatch, rng: Array, samples: int) -> Rollouts:
+    def sample(self, params: Trained, prompts: PromptBatch, rng: Array, samples: int) -> Rollouts:
         """Rollouts of a step, under any parameters of those that learn."""
         return sample(
             self.policy.model,
@@ -87,7 +87,7 @@ class Learner:
 
 
 def make_learner(
-    config: RunConfig, policy: Policy, params: Params, method: Method, rewards: RewardConfig
+    config: RunConfig, policy: Policy, params: Trained, method: Method, rewards: RewardConfig
 ) -> Learner:
     """`params`: those that learn, of which only shapes and shardings are read."""
     training, rollout = config.training, config.rollout

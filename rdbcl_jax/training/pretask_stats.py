@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from rdbcl_jax.core.portability import reasoning_portability
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.rollout.scored import ScoreFunction, generate_scored
@@ -18,7 +18,7 @@ from rdbcl_jax.sharding import all_hosts_sum
 
 def pretask_stats(
     policy: Policy,
-    params: Params,
+    params: Trained,
     records: Sequence[Record],
     score: ScoreFunction,
     sampling: Sampling,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.rollout.scored import Responses
 
 
@@ -27,8 +27,8 @@ def frozen_logprobs(
     method: Method,
     responses: Responses,
     *,
-    previous: Params,
-    reference: Params,
+    previous: Trained,
+    reference: Trained,
     index: int,
 ) -> dict[str, Any]:
     """The train batch's fields of frozen policies, None where the method reads none.

@@ -16,7 +16,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.evaluation import Evaluation, evaluate
 from rdbcl_jax.methods.classic import EWCOptions
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.results import RunResults
 from rdbcl_jax.rollout.sampling import sampling_of
@@ -107,7 +107,7 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
 # ------------------------------------------------------------------------------ its phases
 
 
-def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[Policy, Params]:
+def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[Policy, Trained]:
     """The base policy, read, or made first; and its parameters that learn."""
     config = setup.config
     if not config.model.path:
@@ -135,7 +135,9 @@ def _ema_decay(setup: Setup) -> float | None:
     return setup.config.kl.ema_decay if setup.method.reference == "ema" else None
 
 
-def _restore_anchors(setup: Setup, checkpoints: Checkpoints, base: Params, learned: int) -> Anchors:
+def _restore_anchors(
+    setup: Setup, checkpoints: Checkpoints, base: Trained, learned: int
+) -> Anchors:
     """The frozen policies after so many tasks; of those before the last only an average needs."""
     anchors, ema_decay = Anchors.of_base(base), _ema_decay(setup)
     for task in range(1, learned + 1):
@@ -150,7 +152,7 @@ def _restore_anchors(setup: Setup, checkpoints: Checkpoints, base: Params, learn
     return anchors
 
 
-def _evaluate(setup: Setup, policy: Policy, params: Params, journal: Journal, *, row: int) -> None:
+def _evaluate(setup: Setup, policy: Policy, params: Trained, journal: Journal, *, row: int) -> None:
     """A row of the accuracy matrix of every split, unless it is there from before a resume."""
     if journal.matrix_rows > row:
         return
@@ -164,7 +166,7 @@ def _evaluate(setup: Setup, policy: Policy, params: Params, journal: Journal, *,
     journal.add_row(dict(zip(EVALUATED, parts, strict=True)))
 
 
-def _probe(setup: Setup, policy: Policy, params: Params) -> dict[str, float]:
+def _probe(setup: Setup, policy: Policy, params: Trained) -> dict[str, float]:
     """Validation accuracy on every task, as metrics of a step."""
     records = [task.validation for task in setup.evaluated]
     found: Evaluation = evaluate(policy, params, records, setup.rewards, setup.config)
@@ -173,7 +175,7 @@ def _probe(setup: Setup, policy: Policy, params: Params) -> dict[str, float]:
 
 
 def _consolidate(
-    learner: Learner, setup: Setup, k: int, learned: Params, anchors: Anchors, journal: Journal
+    learner: Learner, setup: Setup, k: int, learned: Trained, anchors: Anchors, journal: Journal
 ) -> Anchors:
     """EWC: adds what mattered to task k to what mattered before it."""
     options, count = setup.config.section(EWCOptions), setup.config.evaluation.batch_size
@@ -193,7 +195,12 @@ def _consolidate(
 
 
 def _collect(
-    learner: Learner, setup: Setup, k: int, learned: Params, workdir: pathlib.Path, journal: Journal
+    learner: Learner,
+    setup: Setup,
+    k: int,
+    learned: Trained,
+    workdir: pathlib.Path,
+    journal: Journal,
 ) -> None:
     """Right responses to the task just learned, for `rft_sft`."""
     process, task = jax.process_index(), setup.tasks[k]

@@ -12,7 +12,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import TaskData
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.training.update import Consolidation
 
 
@@ -27,16 +27,16 @@ class Anchors:
       fisher: what mattered to the tasks learned so far (EWC); None: not estimated.
     """
 
-    base: Params
-    previous: Params
-    ema: Params
-    fisher: Params | None = None
+    base: Trained
+    previous: Trained
+    ema: Trained
+    fisher: Trained | None = None
 
     @classmethod
-    def of_base(cls, base: Params) -> Anchors:
+    def of_base(cls, base: Trained) -> Anchors:
         return cls(base, base, base)
 
-    def after(self, policy: Params, *, ema_decay: float | None) -> Anchors:
+    def after(self, policy: Trained, *, ema_decay: float | None) -> Anchors:
         """With the policy as it is after another task. `ema_decay`, the share of the old average
         that is kept; None: the average is not needed, and not computed."""
         ema = self.ema
@@ -46,7 +46,7 @@ class Anchors:
             )
         return dataclasses.replace(self, previous=policy, ema=ema)
 
-    def reference(self, name: str) -> Params:
+    def reference(self, name: str) -> Trained:
         """The policy that `kl.reference` names: "previous", "base" or "ema"."""
         return {"previous": self.previous, "base": self.base, "ema": self.ema}[name]
 
@@ -64,8 +64,8 @@ class Stage:
     """
 
     records: Sequence[Record]
-    previous: Params
-    reference: Params
+    previous: Trained
+    reference: Trained
     replayed: int = 0
     consolidation: Consolidation | None = None
 

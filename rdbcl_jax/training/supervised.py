@@ -12,7 +12,7 @@ from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.data.pipeline import Shard, batches, indices
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.sft import supervised
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.sharding import put_batch
 from rdbcl_jax.training.optimizer import make_optimizer
@@ -22,7 +22,7 @@ from rdbcl_jax.training.update import UpdateConfig, make_update
 
 def fine_tune(
     policy: Policy,
-    params: Params,
+    params: Trained,
     demonstrations: Sequence[tuple[Record, str]],
     optimizer: OptimizerConfig,
     *,
@@ -32,7 +32,7 @@ def fine_tune(
     seed: int,
     threads: int = 2,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
-) -> Params:
+) -> Trained:
     """`steps` updates on batches of (record, response); returns the new parameters.
 
     `on_step` gets the loss of the step before, so that the device is never waited for.

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.data.pipeline import Shard, batches, indices, rehearsed
 from rdbcl_jax.methods.classic import ReplayOptions
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
 from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_batch
 from rdbcl_jax.training import rng
@@ -42,7 +42,7 @@ class Step:
 
 Report = Callable[[int, dict[str, float], dict[str, Any]], None]  # step, metrics, sample columns
 Save = Callable[[int, TaskState], None]
-Probe = Callable[[Params], dict[str, float]]
+Probe = Callable[[Trained], dict[str, float]]
 
 
 def learn_task(

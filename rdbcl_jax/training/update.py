@@ -17,7 +17,8 @@ from rdbcl_jax.core.losses import mean_terms
 from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
-from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.models.interface import VLM
+from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.sharding import replicated, split_rows
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.references import with_policy
@@ -44,8 +45,8 @@ class UpdateConfig:
 class Consolidation(NamedTuple):
     """What EWC keeps of earlier tasks: anchor and importance of every learning parameter."""
 
-    anchor: Params
-    fisher: Params
+    anchor: Trained
+    fisher: Trained
 
 
 # (state, frozen parameters, batch, consolidation or None) -> state, metrics, per-sample values
@@ -77,7 +78,7 @@ def make_update(
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(state_shardings, whole, rows))
     def update(
         state: TrainState,
-        frozen: Params,
+        frozen: Frozen,
         batch: TrainBatch,
         consolidation: Consolidation | None = None,
     ):

@@ -31,6 +31,7 @@ from rdbcl_jax.data.prompts import SupervisedBatch
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import sampling_of
@@ -229,8 +230,8 @@ def _singles(snapshot: Snapshot, texts: Texts):
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk_size"))
 def _gradient(
-    model: VLM, learned: Params, frozen: Params, batch: SupervisedBatch, chunk_size: int
-) -> Params:
+    model: VLM, learned: Trained, frozen: Frozen, batch: SupervisedBatch, chunk_size: int
+) -> Trained:
     """Of −log π of the batch's texts, summed, in the parameters that learn: J(x_u)ᵀ G(x_u)."""
 
     def loss(learned):
@@ -293,5 +294,5 @@ def _per_text(values: TokenChange, batch: SupervisedBatch) -> list[Array]:
     return [select(value, batch.mask).sum((1, 2)) for value in values]
 
 
-def _norm(tree: Params) -> Float[Array, ""]:
+def _norm(tree: Trained) -> Float[Array, ""]:
     return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))

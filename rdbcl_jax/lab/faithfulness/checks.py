@@ -14,7 +14,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import TracedSuite, find_task
 from rdbcl_jax.lab.config import FaithfulnessOptions
 from rdbcl_jax.lab.faithfulness.probes import decisions, follows, force, overwrite
-from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
@@ -42,7 +42,7 @@ class Check:
 
 def gate(
     policy: Policy,
-    params: Params,
+    trained: Trained,
     config: RunConfig,
     options: FaithfulnessOptions,
     *,
@@ -55,12 +55,12 @@ def gate(
     Raises:
       ValueError: a task of no suite, or of one whose traces are not known.
     """
-    answer = functools.partial(respond, policy, params, config=config)
+    answer = functools.partial(respond, policy, trained, config=config)
     checks = []
     for name in config.sequence:
         checks += _gate_task(answer, config.data.seed, options, name, zero_shot)
     if options.answer_only_steps:
-        checks += _answer_only(policy, params, config, options)
+        checks += _answer_only(policy, trained, config, options)
     return checks
 
 
@@ -119,14 +119,14 @@ def _bare(suite: TracedSuite, record: Record) -> str:
 
 
 def _answer_only(
-    policy: Policy, params: Params, config: RunConfig, options: FaithfulnessOptions
+    policy: Policy, trained: Trained, config: RunConfig, options: FaithfulnessOptions
 ) -> list[Check]:
     """Accuracy of a model taught to answer at once: how far perception alone goes."""
     base, steps = config.section(BaseOptions), options.answer_only_steps
     source = _AnswersOnly(config.sequence, steps * base.batch_size, base.seed)
-    params = fine_tune(
+    trained = fine_tune(
         policy,
-        params,
+        trained,
         source,
         base.optimizer,
         steps=steps,
@@ -139,7 +139,7 @@ def _answer_only(
     for suite, task in source.tasks:
         records = suite.make_records(task, "validation", options.records, config.data.seed)
         traces = [_bare(suite, record) for record in records]
-        right = _right(records, respond(policy, params, records, traces, config))
+        right = _right(records, respond(policy, trained, records, traces, config))
         checks.append(Check(task, "answer only", *_mean(right), 0.0, options.answer_only))
     return checks
 
@@ -149,7 +149,7 @@ def _answer_only(
 
 def respond(
     policy: Policy,
-    params: Params,
+    trained: Trained,
     records: Sequence[Record],
     prefixes: Sequence[str],
     config: RunConfig,
@@ -157,7 +157,7 @@ def respond(
     """Greedy responses, each from its prefix on; the prefix is part of what is returned."""
     return generate_texts(
         policy,
-        policy.whole(params),
+        policy.whole(trained),
         records,
         sampling_of(policy, config.rollout, greedy=True),
         jax.random.key(0),  # greedy: never drawn from

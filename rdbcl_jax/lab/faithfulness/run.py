@@ -39,10 +39,10 @@ def run_gate(
         workdir.mkdir(parents=True, exist_ok=True)
         base = config.model.path or make_base(config, workdir / "base", mesh, on_step)
     config = config.changed({"model.path": str(checkpoint or base)})
-    policy, params = load_policy(config, mesh)
-    found = {"base": gate(policy, params, config, options, zero_shot=True)}
+    policy, trained = load_policy(config, mesh)
+    found = {"base": gate(policy, trained, config, options, zero_shot=True)}
     done = [int(p.name[5:]) for p in sorted(pathlib.Path(workdir or "").glob("checkpoints/task_*"))]
     if workdir is not None and done:
-        params = Checkpoints(workdir).restore_task(done[-1], params)
-        found[f"after task {done[-1]}"] = gate(policy, params, config, options)
+        trained = Checkpoints(workdir).restore_task(done[-1], trained)
+        found[f"after task {done[-1]}"] = gate(policy, trained, config, options)
     return found
