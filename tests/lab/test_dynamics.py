@@ -151,7 +151,7 @@ def test_rollouts_are_the_teachers_right_samples(config, student, records, monke
     """No tiny model is right in seconds, so what it says is given here."""
     right, wrong = digits_suite.make_trace(records[1]), "<think> sum </think> <answer> x </answer>"
     said = [[wrong, wrong], [wrong, right], []]
-    monkeypatch.setattr(dynamics, "sample_texts", lambda *args: said)
+    monkeypatch.setattr(measure, "sample_texts", lambda *args: said)
     texts = make_texts("rollout", "r", records, config, student, student)
     assert texts == Texts("r", [records[1]], [right])
     texts = make_texts("own", "o", records, config, student)
