@@ -102,3 +102,28 @@ def test_what_an_import_brings_along(module, absent):
     code = f"import sys, {module}; print([m for m in sys.modules if m in {absent}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def attributes(function: ast.FunctionDef) -> set[str]:
+    """What a method sets on itself."""
+    return {
+        node.attr
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_class_gains_an_attribute_after_it_is_made(path):
+    """All that an object will ever hold is in its `__init__`, or declared by its class."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            declared = {part.target.id for part in node.body if isinstance(part, ast.AnnAssign)}
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            made, later = set(declared), set()
+            for method in methods:
+                (made if method.name == "__init__" else later).update(attributes(method))
+            assert later <= made, f"{path}: {node.name} gains {sorted(later - made)}"

@@ -64,7 +64,9 @@ product.defvjp(_product_forward, _product_backward)
 class Linear(nnx.Linear):
     """x·W + b, and with a low-rank adapter + (x·A)·B·scale (see `lora`)."""
 
-    lora_scale: float | None = None  # None: no adapter
+    lora_scale: float | None = None  # None: no adapter, and no lora_a and lora_b
+    lora_a: nnx.Param
+    lora_b: nnx.Param
 
     def adapt(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
         """Adds an adapter that changes nothing yet: A is random, B is zero."""
