@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, cast, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_origin
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -358,14 +358,6 @@ class RunConfig(Section):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         return values | values.pop("others")
-
-    if not TYPE_CHECKING:  # what is checked by types asks for a section by its type
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return self.__dict__["others"][name]
-            except KeyError:
-                raise AttributeError(f"a run's config has no field {name!r}") from None
 
 
 def default_config() -> ConfigDict:
