@@ -72,13 +72,13 @@ class TrainBatch:
 def fitting_size(
     name: str, sizes: Sequence[int], allowed: Sequence[int], records: Sequence[str]
 ) -> int:
-    """The smallest allowed size that holds all `sizes`, one a record; the largest of them where
-    `allowed` is empty.
+    """The smallest allowed size that holds all `sizes`, one per record; where `allowed` is empty,
+    the largest of them.
 
     Args:
-      name: of the list of allowed sizes, for the error.
+      name: what the list of allowed sizes is called, for the error.
     Raises:
-      ValueError: naming a record that does not fit.
+      ValueError: a record that does not fit, by name.
     """
     largest = int(np.argmax(sizes))
     fitting = [size for size in allowed if size >= sizes[largest]]

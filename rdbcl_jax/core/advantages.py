@@ -35,13 +35,13 @@ def group_advantages(
     leaves the difference unscaled, Dr. GRPO (2503.20783).
 
     Args:
-        rewards: one group per row; NaN where a reward does not apply.
-        scale: `std` or `none`.
-        eps: added to the standard deviation, in units of reward.
-        ddof: 1 for the sample standard deviation (TRL), 0 for the population's.
+      rewards: one group per row; NaN where a reward does not apply.
+      scale: `std` or `none`.
+      eps: added to the standard deviation, in units of reward.
+      ddof: 1 for the sample standard deviation (TRL), 0 for the population's.
 
     Raises:
-        ValueError: unknown scale.
+      ValueError: unknown scale.
     """
     rewards, applies, informative = _groups(rewards)
     centred = rewards - masked_mean(rewards, applies, axis=-1)[..., None]
@@ -57,7 +57,7 @@ def leave_one_out_advantages(rewards: Float[Array, "*P G"]) -> Float[Array, "*P 
     """Reward minus the mean of the *other* rewards of its group (RLOO, 2402.14740).
 
     Args:
-        rewards: one group per row; NaN where a reward does not apply.
+      rewards: one group per row; NaN where a reward does not apply.
     """
     rewards, applies, informative = _groups(rewards)
     total, count = masked_sum_and_count(rewards, applies, axis=-1)
@@ -88,10 +88,10 @@ def entropy_shaped(
     gradient; 0 behind the mask.
 
     Args:
-        advantages: one per sequence, already whitened.
-        logps: log-probs of the sampled tokens.
-        scale, share: ≥ 0. With share < 1 no token's advantage changes its sign.
-        entropies: of each token's whole distribution, nats.
+      advantages: one per sequence, already whitened.
+      logps: log-probs of the sampled tokens.
+      scale, share: ≥ 0. With share < 1 no token's advantage changes its sign.
+      entropies: of each token's whole distribution, nats.
     """
     if entropies is None:
         logps = select(logps, mask)
@@ -110,12 +110,14 @@ def memorise_or_explore(
 ) -> Float[Array, "*P G"]:
     """DyME's advantages (2506.23061, official code); c = responses of a group that are right.
 
-    c = 0, memorise: 1 for the given reference response, 0 for the others. 0 < c < G, explore:
-    group-normalised rewards. c = G, nothing left to learn: 0.
+    c = 0, memorise: 1 for the demonstration, 0 for the others. 0 < c < G, explore: group-normalised
+    rewards. c = G, nothing left to learn: 0.
 
     Args:
-        accuracies: > 0.5 where right.
-        given: the responses that were put in place of a sampled one.
+      rewards: one group per row; NaN where a reward does not apply.
+      accuracies: > 0.5 where right.
+      given: the demonstrations, which took the place of sampled responses.
+      eps: added to the standard deviation, in units of reward.
     """
     right = (to_float(accuracies) > 0.5).sum(-1, keepdims=True)
     explored = group_advantages(rewards, eps=eps)
@@ -135,6 +137,12 @@ def retention_reward(
 
     weight · exp(−sharpness · max(0, mean over tokens of log π_old − log π_previous)); it is added
     to the reward before the group's advantages. No gradient.
+
+    Args:
+      policy_logps: log π_old of the sampled tokens, nats.
+      previous_logps: the same under the policy from before the task.
+      weight: the largest reward, ≥ 0.
+      sharpness: ≥ 0, per nat of drift.
     """
     drift = masked_mean(select(policy_logps, mask) - select(previous_logps, mask), mask, axis=-1)
     return jax.lax.stop_gradient(weight * jnp.exp(-sharpness * jnp.maximum(drift, 0.0)))

@@ -1,4 +1,4 @@
-"""MSSR's baseline of each prompt: a forgetting Beta distribution of its success (2512.18215).
+"""MSSR's baseline for each prompt: a forgetting Beta distribution of its success (2512.18215).
 
 With one rollout per prompt there is no group to compare with; each prompt's own past is.
 """
@@ -23,10 +23,11 @@ class BetaTracker:
 
 
 def start(success: Float[Array, "N"], rho_min: float = RHO_MIN) -> BetaTracker:
-    """A tracker that has seen N0 = 1 / (1 − ρ_min) outcomes (8 by default) at this rate.
+    """A tracker as if it had seen N0 = 1 / (1 − ρ_min) outcomes of each prompt (8 by default).
 
     Args:
-        success: of each prompt, in [0, 1]: one rollout of the first policy; 0.5 where unseen.
+      success: each prompt's rate, in [0, 1], by one rollout of the first policy; 0.5 where unseen.
+      rho_min: in [0, 1).
     """
     success = to_float(success)
     count = 1 / (1 - rho_min)
@@ -50,8 +51,8 @@ def observe(
     A prompt that a batch holds n times forgets once and counts its n outcomes.
 
     Args:
-        outcomes: 1 success, 0 failure.
-        rho: what is kept of the past, in (0, 1].
+      outcomes: 1 success, 0 failure.
+      rho: the part of the past that is kept, in (0, 1].
     """
     zero = jnp.zeros(tracker.alpha.shape)
     seen = zero.at[prompts].add(1.0)
@@ -70,6 +71,10 @@ def forgetting(
 
     ρ_min above `target`, ρ_min + (KL / target)(ρ_max − ρ_min) up to it: a policy that moves fast
     outdates what was seen of it.
+
+    Args:
+      kl: nats per token, ≥ 0.
+      target: the same, positive.
     """
     kl = jnp.asarray(kl, jnp.float32)
     return jnp.where(kl > target, rho_min, rho_min + kl / target * (rho_max - rho_min))

@@ -1,9 +1,9 @@
 """Continual-learning metrics of an accuracy matrix.
 
 Row i of the matrix holds the accuracy on every task after training through task i; row 0 is the
-base model. Tasks that are evaluated and never learned have columns too, and metrics of their own:
-the others are of learned tasks alone. Public toolkits disagree on definitions, by several points,
-so every variant is computed and carries its own name.
+base model. Tasks that are evaluated and never learned have columns too, and metrics of their own;
+all others count learned tasks alone. Public toolkits' definitions differ, by several points, so
+every variant is computed and carries its own name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def continual_metrics(matrix: Float[Array, "T+1 T"]) -> dict[str, Float[Array, "
     without its upper triangle still has `last`, `avg_seen`, `mft`, `bwt` and the forgettings.
 
     Raises:
-        ValueError: the matrix is not [T + 1, T] with T ≥ 1.
+      ValueError: the matrix is not [T + 1, T] with T ≥ 1.
     """
     matrix = to_float(matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] + 1 or matrix.shape[1] < 1:
@@ -70,14 +70,14 @@ def continual_metrics(matrix: Float[Array, "T+1 T"]) -> dict[str, Float[Array, "
 
 
 def held_out_metrics(matrix: Float[Array, "T+1 H"]) -> dict[str, Float[Array, ""]]:
-    """What became of H ≥ 1 tasks that were not learned while T others were; in the matrix's units.
+    """What became of H ≥ 1 held-out tasks while T others were learned; in the matrix's units.
 
     With h[i, j] the accuracy on task j after training through task i, i = 0 the base model:
     `held_out_last` is mean_j h[T, j], and `held_out_change` mean_j (h[T, j] − h[0, j]), negative
     where what the base model could do was forgotten.
 
     Raises:
-        ValueError: the matrix is not [T + 1, H] with T ≥ 1 and H ≥ 1.
+      ValueError: the matrix is not [T + 1, H] with T ≥ 1 and H ≥ 1.
     """
     matrix = to_float(matrix)
     if matrix.ndim != 2 or matrix.shape[0] < 2 or matrix.shape[1] < 1:

@@ -45,13 +45,13 @@ def first_order_change(
     *,
     chunk_size: int,
 ) -> TokenChange:
-    """The change per unit of η, where hidden states and head change at the given rates.
+    """The change per unit of η, when hidden states and head change at the given rates.
 
     Args:
-        hidden, lm_head: log-probs are log softmax(hidden · lm_head).
-        hidden_rate, lm_head_rate: their derivatives along the step, as `jax.jvp` gives them.
-        tokens: the text's own tokens, in [0, V).
-        chunk_size: positions whose [V] exist at one time.
+      hidden, lm_head: log-probs are log softmax(hidden · lm_head).
+      hidden_rate, lm_head_rate: their derivatives along the step, as `jax.jvp` gives them.
+      tokens: the text's own tokens, in [0, V).
+      chunk_size: positions whose [V] exist at one time.
     """
 
     def change(h, dh):
@@ -69,7 +69,14 @@ def step_change(
     *,
     chunk_size: int,
 ) -> TokenChange:
-    """The change between two sets of hidden states and heads: before and after a real step."""
+    """The change from one set of hidden states and head to another: before and after a real step.
+
+    Args:
+      hidden, lm_head: before the step; log-probs are log softmax(hidden · lm_head).
+      new_hidden, new_lm_head: after it.
+      tokens: the text's own tokens, in [0, V).
+      chunk_size: positions whose [V] exist at one time.
+    """
 
     def change(h, new):
         return _log_probs(new, new_lm_head) - _log_probs(h, lm_head)
@@ -99,7 +106,13 @@ def token_norms(
 def influence(
     change: Float[Array, "*n"], projection: Float[Array, "*n"], residual: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """Magnitude ‖Δ log π(x_v)‖² / (‖A(x_v)‖² ‖G(x_u)‖²), per η²: what K alone makes of a step."""
+    """Magnitude ‖Δ log π(x_v)‖² / (‖A(x_v)‖² ‖G(x_u)‖²), per η²: what K alone makes of a step.
+
+    Args:
+      change: ‖Δ log π(x_v)‖², summed over positions; nats².
+      projection: ‖A(x_v)‖².
+      residual: ‖G(x_u)‖², positive.
+    """
     return change / (projection * residual)
 
 

@@ -41,12 +41,12 @@ def kl_estimate(
     clamping k3 at 10, as some trainers do, has slope exactly 0 beyond 2.61 nats.)
 
     Args:
-        logps: log π_θ of the sampled tokens, ≤ 0; carries the gradient.
-        reference_logps: log π_ref of the same tokens.
-        kind: see the table of this module.
+      logps: log π_θ of the sampled tokens, ≤ 0; carries the gradient.
+      reference_logps: log π_ref of the same tokens.
+      kind: see the table of this module.
 
     Raises:
-        ValueError: unknown kind.
+      ValueError: unknown kind.
     """
     d = to_float(reference_logps) - to_float(logps)
     if kind == "k1":
@@ -64,7 +64,12 @@ def kl_estimate(
 def kl_bounded_fraction(
     logps: Float[Array, "*B T"], reference_logps: Float[Array, "*B T"], mask: Array
 ) -> Float[Array, ""]:
-    """Fraction of the valid tokens on which `k3_bounded` differs from k3; in [0, 1]."""
+    """Fraction of the valid tokens on which `k3_bounded` differs from k3; in [0, 1].
+
+    Args:
+      logps, reference_logps: as for `kl_estimate`.
+      mask: [*B, T], nonzero where valid. Without a valid token the fraction is 0.
+    """
     return masked_mean(is_bounded(logps, reference_logps), mask)
 
 

@@ -40,18 +40,18 @@ def token_logprobs(
     gradient then happen once per call, and otherwise once per chunk.
 
     Args:
-        hidden: last hidden states, each at the position that predicts its token.
-        lm_head: output projection; a tied embedding transposed.
-        tokens: ids in [0, V). An id outside gives −log Σ exp(logits), not an error.
-        chunk_size: tokens per chunk, of all B · T. Larger is faster until it is a few hundred.
-        temperature: positive; logits are divided by it. No gradient.
-        return_entropy: also return −Σ p log p over the vocabulary, in nats.
+      hidden: last hidden states, each at the position that predicts its token.
+      lm_head: output projection; a tied embedding transposed.
+      tokens: ids in [0, V). An id outside gives −log Σ exp(logits), not an error.
+      chunk_size: tokens per chunk, of all B · T. Larger is faster until it is a few hundred.
+      temperature: positive; logits are divided by it. No gradient.
+      return_entropy: also return −Σ p log p over the vocabulary, in nats.
 
     Returns:
-        Log-probs [*B, T], or (log-probs, entropies); float32, nats.
+      Log-probs [*B, T], or (log-probs, entropies); float32, nats.
 
     Raises:
-        ValueError: shapes that do not fit, a chunk size below 1.
+      ValueError: shapes that do not fit, a chunk size below 1.
     """
     if hidden.shape[:-1] != tokens.shape or hidden.shape[-1:] != lm_head.shape[:1]:
         raise ValueError(

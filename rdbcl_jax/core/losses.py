@@ -40,7 +40,7 @@ class LossTerms(NamedTuple):
 
 
 def mean_terms(terms: LossTerms) -> tuple[Float[Array, ""], Metrics]:
-    """(loss, metrics) of summed terms: the one division; 0 where nothing was counted."""
+    """(loss, metrics) of summed terms: the only division; 0 where nothing was counted."""
     metrics = {name: divide(*pair) for name, pair in terms.metric_sums.items()}
     return divide(terms.loss_sum, terms.normaliser), metrics
 
@@ -76,40 +76,40 @@ def policy_loss(
     `dr_grpo` losses; otherwise the losses agree.) One leading axis or several, as [P, G, T].
 
     Args:
-        logps: log π_θ of the sampled tokens, in nats.
-        old_logps: the same under the policy that sampled. None: one on-policy update per batch,
-            so r = 1 and the gradient is the plain policy gradient.
-        advantages: one per sequence or one per token.
-        mask: the response tokens. Whatever the arrays hold behind it, NaN too, has no effect.
-        reference_logps: log π_ref of the same tokens; None: no KL term.
-        kl_coef: ≥ 0; one, one per sequence, or one per token.
-        kl_kind: `k2`, `k3` or `k3_bounded` (see `kl_estimate`).
-        clip_low, clip_high: widths of the clip range below and above 1; 0.2 and 0.28 in DAPO
-            (2503.14476).
-        dual_clip: for A < 0, cap r at this value > 1 + clip_high (1912.09729); TRL's `delta`.
-        ratio_level: `token`, or `sequence` for GSPO (2507.18071): every token has its sequence's
-            geometric-mean ratio, and passes its own gradient through it (GSPO-token, eq. 14;
-            GSPO's own gradient where all tokens of a sequence share an advantage). Clip ranges
-            suited to it are far narrower, 3e-4 and 4e-4 in the paper.
-        surrogate: `ppo`: the above. `cispo` (2506.13585, eq. 4): the ratio is clipped and held
-            constant, and weighs A · log π_θ, so that no token loses its gradient.
-        aggregation: `sequence_mean`: mean over a sequence's tokens, then over sequences (GRPO).
-            `token_mean`: over all tokens (DAPO). `constant`: sum / (sequences · max_length)
-            (Dr. GRPO, 2503.20783).
-        max_length: in tokens, the length limit of sampling; for `constant` only.
-        kl_importance_weighted: multiply the KL by r, gradient included (DeepSeek-V3.2,
-            2512.02556; TRL 1.16's default, there `use_bias_correction_kl`). With k3 the expected
-            gradient is then that of KL(π_θ‖π_ref), also when the samples are off-policy; without,
-            it is that of KL(π_ref‖π_θ), the common GRPO.
+      logps: log π_θ of the sampled tokens, in nats.
+      old_logps: the same under the policy that sampled. None: one on-policy update per batch,
+        so r = 1 and the gradient is the plain policy gradient.
+      advantages: one per sequence or one per token.
+      mask: the response tokens. Whatever the arrays hold behind it, NaN too, has no effect.
+      reference_logps: log π_ref of the same tokens; None: no KL term.
+      kl_coef: ≥ 0; one, one per sequence, or one per token.
+      kl_kind: `k2`, `k3` or `k3_bounded` (see `kl_estimate`).
+      clip_low, clip_high: widths of the clip range below and above 1; 0.2 and 0.28 in DAPO
+        (2503.14476).
+      dual_clip: for A < 0, cap r at this value > 1 + clip_high (1912.09729); TRL's `delta`.
+      ratio_level: `token`, or `sequence` for GSPO (2507.18071): every token has its sequence's
+        geometric-mean ratio, and passes its own gradient through it (GSPO-token, eq. 14;
+        GSPO's own gradient where all tokens of a sequence share an advantage). Clip ranges
+        suited to it are far narrower, 3e-4 and 4e-4 in the paper.
+      surrogate: `ppo`: the above. `cispo` (2506.13585, eq. 4): the ratio is clipped and held
+        constant, and weighs A · log π_θ, so that no token loses its gradient.
+      aggregation: `sequence_mean`: mean over a sequence's tokens, then over sequences (GRPO).
+        `token_mean`: over all tokens (DAPO). `constant`: sum / (sequences · max_length)
+        (Dr. GRPO, 2503.20783).
+      max_length: in tokens, the length limit of sampling; for `constant` only.
+      kl_importance_weighted: multiply the KL by r, gradient included (DeepSeek-V3.2,
+        2512.02556; TRL 1.16's default, there `use_bias_correction_kl`). With k3 the expected
+        gradient is then that of KL(π_θ‖π_ref), also when the samples are off-policy; without,
+        it is that of KL(π_ref‖π_θ), the common GRPO.
 
     Returns:
-        The loss and metrics, float32 scalars: `loss` = `policy_loss` + `kl_loss`; `kl` (mean over
-        tokens, nats) and `kl_coef` (mean over sequences) with a reference, and
-        `kl/bounded_fraction` for `k3_bounded`; `clip_ratio/low_mean`, `clip_ratio/high_mean`,
-        `clip_ratio/region_mean`: fraction of tokens (of sequences, for `sequence`) clipped.
+      The loss and metrics, float32 scalars: `loss` = `policy_loss` + `kl_loss`; `kl` (mean over
+      tokens, nats) and `kl_coef` (mean over sequences) with a reference, and
+      `kl/bounded_fraction` for `k3_bounded`; `clip_ratio/low_mean`, `clip_ratio/high_mean`,
+      `clip_ratio/region_mean`: fraction of tokens (of sequences, for `sequence`) clipped.
 
     Raises:
-        ValueError: a shape that does not fit, an unknown option, `kl_kind="k1"`.
+      ValueError: a shape that does not fit, an unknown option, `kl_kind="k1"`.
     """
     terms = policy_loss_terms(
         logps,
@@ -149,7 +149,7 @@ def policy_loss_terms(
     max_length: int | None = None,
     kl_importance_weighted: bool = False,
 ) -> LossTerms:
-    """`policy_loss` before the division; see there for arguments and errors."""
+    """`policy_loss` before the division; see there for the arguments and errors."""
     mask = jnp.asarray(mask).astype(bool)
     _check_shape("mask", mask, jnp.shape(logps))
     logps = select(logps, mask)

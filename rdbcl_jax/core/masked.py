@@ -1,4 +1,4 @@
-"""Reductions that a mask cannot be forgotten in.
+"""Reductions in which a mask cannot be forgotten.
 
 Every function selects its input *before* computing with it (`where` on the way in, and again on
 the way out where an array is returned), so NaN or infinity behind the mask reaches neither the
@@ -32,9 +32,9 @@ def masked_sum_and_count(
     """The sum of the valid elements and their number: add pairs over micro-batches, divide once.
 
     Args:
-        x: any shape.
-        mask: of a shape that broadcasts to that of `x`; nonzero where valid.
-        axis: reduced axes, all by default.
+      x: any shape.
+      mask: of a shape that broadcasts to that of `x`; nonzero where valid.
+      axis: the axes reduced, all by default.
     """
     x = jnp.asarray(x)
     mask = jnp.broadcast_to(jnp.asarray(mask).astype(bool), x.shape)
@@ -50,14 +50,23 @@ def divide(total: Float[Array, "..."], count: Float[Array, "..."]) -> Float[Arra
 def masked_mean(
     x: Num[Array, "..."], mask: Num[Array, "..."], axis: Axis = None
 ) -> Float[Array, "..."]:
-    """Mean over the valid elements along `axis`; 0 where there is none."""
+    """Mean over the valid elements along `axis`; 0 where there is none.
+
+    Args:
+      x, mask, axis: as for `masked_sum_and_count`.
+    """
     return divide(*masked_sum_and_count(x, mask, axis))
 
 
 def masked_variance(
     x: Num[Array, "..."], mask: Num[Array, "..."], axis: Axis = None, *, ddof: int = 0
 ) -> Float[Array, "..."]:
-    """Variance over the valid elements (two passes); 0 where no more than `ddof` are valid."""
+    """Variance over the valid elements (two passes); 0 where no more than `ddof` are valid.
+
+    Args:
+      x, mask, axis: as for `masked_sum_and_count`.
+      ddof: subtracted from the number of valid elements; 1 for the sample variance.
+    """
     kept = select(x, mask)
     total, count = masked_sum_and_count(kept, mask, axis)
     mean = divide(total, count)
@@ -77,8 +86,13 @@ def masked_zscore(
     """(x − mean) / max(standard deviation, floor) over the valid elements; 0 where masked.
 
     Args:
-        floor: positive smallest standard deviation, in the units of `x`. `floor=1e-3` is
-            whitening by sqrt(max(variance, 1e-6)) as in MSSR's official code (2512.18215).
+      x, mask, axis: as for `masked_sum_and_count`.
+      floor: smallest standard deviation, positive, in the units of `x`. `floor=1e-3` is whitening
+        by sqrt(max(variance, 1e-6)), as in MSSR's official code (2512.18215).
+      ddof: as for `masked_variance`.
+
+    Raises:
+      ValueError: a floor that is not positive.
     """
     if floor <= 0:
         raise ValueError(f"floor must be positive, or equal values divide by 0; got {floor}")
@@ -92,14 +106,22 @@ def masked_zscore(
 def masked_min(
     x: Num[Array, "..."], mask: Num[Array, "..."], axis: Axis = None
 ) -> Float[Array, "..."]:
-    """Smallest valid element along `axis`; 0 where there is none."""
+    """Smallest valid element along `axis`; 0 where there is none.
+
+    Args:
+      x, mask, axis: as for `masked_sum_and_count`.
+    """
     return -masked_max(-to_float(x), mask, axis)
 
 
 def masked_max(
     x: Num[Array, "..."], mask: Num[Array, "..."], axis: Axis = None
 ) -> Float[Array, "..."]:
-    """Largest valid element along `axis`; 0 where there is none."""
+    """Largest valid element along `axis`; 0 where there is none.
+
+    Args:
+      x, mask, axis: as for `masked_sum_and_count`.
+    """
     x = to_float(x)
     mask = jnp.broadcast_to(jnp.asarray(mask).astype(bool), x.shape)
     found = mask.any(axis)
@@ -113,7 +135,10 @@ def masked_rank(x: Num[Array, " B"], mask: Bool[Array, " B"]) -> Float[Array, " 
 
     Valid elements get 0 (smallest) … n−1 (largest). A masked element gets the rank of its own
     value among the valid ones, in [−0.5, n−0.5], so ranks are monotone over the whole array.
-    Valid elements must not be NaN.
+
+    Args:
+      x: one axis; valid elements must not be NaN.
+      mask: nonzero where valid.
     """
     x = jax.lax.stop_gradient(to_float(x))
     mask = jnp.asarray(mask).astype(bool)

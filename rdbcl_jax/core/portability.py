@@ -53,18 +53,18 @@ def reasoning_portability(
     mean probability per token. Informative from the first step. `policy_logps` is not read.
 
     Args:
-        policy_logps: log-probs of the sampled tokens under the policy that sampled them.
-        reference_logps: the same under the policy from before the current task.
-        span_mask: the tokens to average over. The reasoning span for RP proper; the answer span
-            is the negative control; both together give the response level.
-        kind: `ratio` or `confidence`.
-        empty_value: what a sample with an empty span gets.
+      policy_logps: log-probs of the sampled tokens under the policy that sampled them.
+      reference_logps: the same under the policy from before the current task.
+      span_mask: the tokens to average over. The reasoning span for RP proper; the answer span
+        is the negative control; both together give the response level.
+      kind: `ratio` or `confidence`.
+      empty_value: what a sample with an empty span gets.
 
     Returns:
-        RP per sample, float32, without gradient. Logs are capped at 80, so it is finite.
+      RP per sample, float32, without gradient. Logs are capped at 80, so it is finite.
 
     Raises:
-        ValueError: unknown kind.
+      ValueError: unknown kind.
     """
     reference = select(reference_logps, span_mask)
     if kind == "ratio":
@@ -103,18 +103,18 @@ def kl_coefficients(
     0.02 and 1e-4); `rank` does not, and spreads even rounding noise over [0, 1].
 
     Args:
-        rp: portability of each sample; several leading axes are one batch.
-        beta_min, beta_max: the range of the result, 0 ≤ β_min ≤ β_max.
-        temperature: positive; of `sigmoid` only. Larger is closer to the midpoint.
-        valid: samples that count in the statistics; all by default. An invalid sample is mapped
-            by its own RP through the valid ones' statistics. A non-finite RP is never valid, and
-            is taken as 1 (as portable as an empty span).
+      rp: portability of each sample; several leading axes are one batch.
+      beta_min, beta_max: the range of the result, 0 ≤ β_min ≤ β_max.
+      temperature: positive; of `sigmoid` only. Larger is closer to the midpoint.
+      valid: samples that count in the statistics; all by default. An invalid sample is mapped
+        by its own RP through the valid ones' statistics. A non-finite RP is never valid, and
+        is taken as 1 (as portable as an empty span).
 
     Returns:
-        Coefficients within [beta_min, beta_max], float32, without gradient.
+      Coefficients within [beta_min, beta_max], float32, without gradient.
 
     Raises:
-        ValueError: unknown mapping, an empty range, a temperature that is not positive.
+      ValueError: unknown mapping, an empty range, a temperature that is not positive.
     """
     _check_range(beta_min, beta_max)
     rp = jax.lax.stop_gradient(to_float(rp))
@@ -159,7 +159,15 @@ def _check_range(beta_min: float, beta_max: float) -> None:
 def invert_kl_coefficients(
     coefficients: Float[Array, "*B"], *, beta_min: float, beta_max: float
 ) -> Float[Array, "*B"]:
-    """Control: β_min + β_max − β, so that high RP relaxes the anchor."""
+    """Control: β_min + β_max − β, so that high RP relaxes the anchor.
+
+    Args:
+      coefficients: β of each sample, as `kl_coefficients` gives them.
+      beta_min, beta_max: the range they were made for.
+
+    Raises:
+      ValueError: an empty range.
+    """
     _check_range(beta_min, beta_max)
     return jnp.clip(beta_min + beta_max - to_float(coefficients), beta_min, beta_max)
 
@@ -173,9 +181,11 @@ def matched_constant_kl_coefficients(
     """Control: every sample gets the mean coefficient of the valid ones.
 
     Args:
-        kl: the KL of each sample, at least 0. With it the mean is weighted by KL, so that the batch
-            has the same KL loss as before: coefficients that are low where the KL is high are a
-            weaker anchor than their plain mean tells. (All KL 0: the plain mean.)
+      coefficients: β of each sample, as `kl_coefficients` gives them.
+      valid: samples that count; all by default.
+      kl: the KL of each sample, ≥ 0. With it the mean is weighted by KL, so that the batch has the
+        same KL loss as before: coefficients that are low where the KL is high anchor less than
+        their plain mean suggests. Where every KL is 0, the plain mean.
     """
     coefficients = to_float(coefficients)
     valid = jnp.ones(coefficients.shape, bool) if valid is None else valid
@@ -193,8 +203,12 @@ def verified_kl_coefficients(
 ) -> Float[Array, "*B"]:
     """Ours: β_min + (β − β_min) · accuracy, so that only what turned out right is anchored.
 
-    Portability is the previous policy's confidence, not its correctness; `accuracy`, in [0, 1],
-    is the verdict on each sample.
+    Portability is the previous policy's confidence, not its correctness.
+
+    Args:
+      coefficients: β of each sample, as `kl_coefficients` gives them.
+      accuracy: the verdict on each sample, in [0, 1].
+      beta_min: the coefficient of a sample that is wrong.
     """
     accuracy = jax.lax.stop_gradient(jnp.clip(to_float(accuracy), 0.0, 1.0))
     return beta_min + (to_float(coefficients) - beta_min) * accuracy
@@ -206,6 +220,11 @@ def shuffle_kl_coefficients(
     """Control: the valid samples' coefficients dealt out among them at random.
 
     The set of coefficients stays the same; which sample has which no longer depends on RP.
+
+    Args:
+      key: used once.
+      coefficients: β of each sample, as `kl_coefficients` gives them.
+      valid: samples that take part; all by default. The others keep theirs.
     """
     flat = to_float(coefficients).reshape(-1)
     valid = jnp.ones(flat.shape, bool) if valid is None else jnp.asarray(valid).reshape(-1)
@@ -218,9 +237,16 @@ def shuffle_kl_coefficients(
 def accuracy_kl_coefficients(
     accuracy: Float[Array, "*B"], *, beta_min: float, beta_max: float
 ) -> Float[Array, "*B"]:
-    """Control: β_max − (β_max − β_min) · 4p(1 − p), p in [0, 1] the accuracy of a sample's group.
+    """Control: β_max − (β_max − β_min) · 4p(1 − p), p the accuracy of a sample's group.
 
     Groups of mixed outcome, which carry the gradient, get the relaxed anchor; RP is not used.
+
+    Args:
+      accuracy: p for each sample, in [0, 1].
+      beta_min, beta_max: the range of the result, 0 ≤ β_min ≤ β_max.
+
+    Raises:
+      ValueError: an empty range.
     """
     _check_range(beta_min, beta_max)
     p = jax.lax.stop_gradient(jnp.clip(to_float(accuracy), 0.0, 1.0))

@@ -36,13 +36,13 @@ def compare_runs(
     """Write compare.html, compare.md and compare.tex into `out_dir`; returns the page's path.
 
     Args:
-        workdirs: of the runs; unfinished ones are welcome and marked.
-        baseline: label or method of the group to subtract in paired differences; by default the
-            GRPO group, else the first one.
-        split: whose numbers to compare.
+      workdirs: of the runs; unfinished ones are welcome and marked.
+      baseline: label or method of the group to subtract in paired differences; by default the
+        GRPO group, else the first one.
+      split: whose numbers to compare.
 
     Raises:
-        ValueError: no workdir, one that is named twice, or a baseline that no group is called.
+      ValueError: no workdir, one that is named twice, or a baseline that no group is called.
     """
     paths = [Path(workdir).resolve() for workdir in workdirs]
     if not paths or len(set(paths)) < len(paths):
