@@ -35,7 +35,7 @@ def run() -> None:
 
 
 def _lab() -> dict[str, Command]:
-    """The laboratory's, which nothing imports that does without it."""
+    """The laboratory's commands, imported only where they may be needed."""
     from rdbcl_jax.lab.commands import COMMANDS
 
     return COMMANDS
@@ -62,7 +62,7 @@ def _train() -> Run:
 
 
 def _report() -> Run:
-    out = flags.DEFINE_string("out", "report", "Where a comparison is written.")
+    out = flags.DEFINE_string("out", "report", "Where a comparison of runs is written.")
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.reporting.compare import compare_runs
@@ -70,7 +70,7 @@ def _report() -> Run:
 
         directories = [pathlib.Path(a) for a in args]
         if not directories:
-            sys.exit("rdbcl report: give one or several workdirs")
+            sys.exit("rdbcl report: give one or more workdirs")
         if len(directories) == 1:
             print(write_report(directories[0]))
         else:
@@ -99,7 +99,7 @@ def _export() -> Run:
 
 
 def _collect() -> Run:
-    out = flags.DEFINE_string("out", None, "The directory that the files are written to.")
+    out = flags.DEFINE_string("out", None, "Where the files are written.")
     samples = flags.DEFINE_integer("samples", 4, "Responses to each record.", lower_bound=1)
     limit = flags.DEFINE_integer("limit", 0, "Most records of each task; 0: all.", lower_bound=0)
     flags.mark_flags_as_required(["out"])
@@ -148,11 +148,11 @@ weights with adapters merged, config, tokenizer and processor files.""",
         ),
         Command(
             "collect",
-            "Keeps what policies answered rightly, to learn from.",
+            "Keeps a run's right responses, to learn from.",
             "WORKDIR --out=DIR [--samples=4] [--limit=0]",
             """\
-What the policy that had just learned a task answers rightly on its training records, for each
-finished task: TASK.parquet, from which config.method=rft_sft learns.""",
+For each finished task, the right responses to its training records of the policy that had just
+learned it: TASK.parquet, from which config.method=rft_sft learns.""",
             _collect,
         ),
     )

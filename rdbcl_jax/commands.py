@@ -31,9 +31,9 @@ class Command:
       summary: what it is for, in a line.
       usage: what follows the name, in one line or several.
       text: what it does, reads and writes.
-      define: defines its flags, and returns what runs it once they are parsed. Libraries are
-        imported by the latter, so that help is quick.
-      rewrite: of the arguments, before they are parsed.
+      define: defines its flags, and returns what runs it once they are parsed. The latter imports
+        libraries, so that help is quick.
+      rewrite: changes the arguments before they are parsed.
     """
 
     name: str
@@ -96,7 +96,7 @@ def _described(names: Sequence[str]) -> str:
 
 
 def _parse(command: str, argv: list[str]) -> list[str]:
-    """What is left of the arguments when the flags are taken."""
+    """What is left of the arguments once the flags are taken."""
     try:
         rest = flags.FLAGS(argv)
         problem = _no_file()
@@ -116,13 +116,13 @@ def _parse(command: str, argv: list[str]) -> list[str]:
 
 
 def _ours() -> list[str]:
-    """Flags, but those of the libraries beneath, which nobody who types ours means."""
+    """Our flags, without those of the libraries beneath, which nobody who mistypes ours means."""
     modules = flags.FLAGS.flags_by_module_dict().items()
     return [flag.name for module, own in modules if not module.startswith("absl") for flag in own]
 
 
 def _no_file() -> str:
-    """What is wrong with --config, where it was given: only its use would tell."""
+    """What is wrong with --config, where given; otherwise only its use would tell."""
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         if not pathlib.Path(file).is_file():

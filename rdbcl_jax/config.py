@@ -2,8 +2,8 @@
 
 `configs/*.py` start from `default_config()`, a ConfigDict, and change a few. Any field is a flag:
 `--config.rollout.temperature=0.8`. Behind the command line stands `RunConfig`, which is frozen and
-has checked each field. What a method takes is described beside it, in `rdbcl_jax/methods/`, and the
-tiny base model's own settings in `rdbcl_jax/toy/options.py`.
+has checked every field. What a method takes is described beside it, in `rdbcl_jax/methods/`, and
+the tiny base model's settings in `rdbcl_jax/toy/options.py`.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ Reference = Literal["previous", "base", "ema"]
 
 # modules on floors above that bring sections of their own: imported when a config is made
 BRING_SECTIONS = ("rdbcl_jax.methods", "rdbcl_jax.toy.options")
-# in configs of studies, and of runs saved before it moved to the laboratory: no run's setting
+# no setting of a run, though studies' configs have it, and runs saved before it left for `lab/`
 NOT_OF_A_RUN = ("gate",)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig(Section):
-    """Adapters: only they are trained, and saved.
+    """Adapters: only they are trained and saved.
 
     Attributes:
       rank: of the adapters; 0: off.
       alpha: their weight is alpha / rank.
-      targets: regular expression: which matrices, by name; empty: those of the text's layers.
+      targets: regular expression over the matrices' names; empty: all in the decoder's layers.
     """
 
     rank: Natural = 0
@@ -70,7 +70,7 @@ class ModelConfig(Section):
       remat: what the backward pass recomputes; "dots": less than "full".
       attention: "auto", or a backend of rdbcl_jax.models.attention: "xla", "splash", "cudnn".
       freeze_vision: the vision tower does not learn.
-      min_pixels, max_pixels: images are resized into these limits; 0: the checkpoint's own.
+      min_pixels, max_pixels: images are resized to lie between them; 0: the checkpoint's own.
     """
 
     path: str = ""
@@ -86,7 +86,7 @@ class ModelConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-    """Devices along each axis of the mesh; −1: all that the others leave."""
+    """Devices along each axis of the mesh; −1: all that the other axes leave."""
 
     data: int = -1
     fsdp: int = 1
@@ -98,17 +98,17 @@ class DataConfig(Section):
     """Sizes of the built-in tasks' splits, and the shapes that batches are padded to.
 
     Each list holds the allowed sizes; the smallest that fits is taken. Few sizes, few compilations.
-    Several processes always take the largest: give them no larger one than the data needs.
+    Several processes always take the largest: give none larger than the data needs.
 
     Attributes:
       train_count, validation_count, test_count: records of a built-in task.
-      seed: of the built-in tasks' records: the same data for every run seed.
-      prompt_lengths: tokens of a prompt; none: what each batch needs.
-      patch_slots: patches of a prompt's images, window padding included; none: the same.
-      images_per_prompt: most images of a prompt; none: the same.
-      template: of a prompt's text; `{prompt}` is the record's.
-      system_prompt: of records without a system message of their own; empty: none.
-      threads: that read and encode records.
+      seed: of the built-in tasks' records, which are the same whatever the run's seed.
+      prompt_lengths: tokens of a prompt; empty: what each batch needs.
+      patch_slots: patches of a prompt's images, window padding included; empty: likewise.
+      images_per_prompt: most images of a prompt; empty: likewise.
+      template: the prompt's text; `{prompt}` stands for the record's.
+      system_prompt: for records without a system message of their own; empty: none.
+      threads: how many read and encode records.
     """
 
     train_count: Natural = 4096
@@ -125,11 +125,11 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RewardsConfig(Section):
-    """What `rdbcl_jax.rewards.scoring.RewardConfig` is made of.
+    """What `rdbcl_jax.rewards.scoring.RewardConfig` is made from.
 
     Attributes:
       weights: component → weight, for all tasks that `task_weights` does not name.
-      task_weights: task → weights that replace the above.
+      task_weights: task → weights that replace those.
       functions: name → "package.module:function", in TRL's form.
       if_correct: components that pay only a correct answer.
     """
@@ -149,12 +149,12 @@ class RolloutConfig(Section):
     Attributes:
       prompts: P, per update and over all devices.
       samples: G, rollouts of each prompt.
-      max_tokens: T, longest response, the end token included.
-      temperature: divides the logits, also of the log-probs that are learned from.
+      max_tokens: T, the longest response, end token included.
+      temperature: divides the logits, in sampling and in the log-probs learned from.
       top_p: keep the smallest set of tokens with this total probability; 1 keeps all.
       top_k: keep the k likeliest tokens; 0 keeps all.
-      resample: batches drawn at most to replace groups whose rewards are all equal (DAPO); None:
-        the method's own.
+      resample: most batches drawn to replace groups whose rewards are all equal (DAPO); None: the
+        method's own.
     """
 
     prompts: Count = 32
@@ -172,11 +172,11 @@ class LossConfig(Section):
 
     Attributes:
       clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
-      dual_clip: bound on the loss of bad samples, above 1 + clip_high; 0: off.
+      dual_clip: cap on the ratio where the advantage is negative, above 1 + clip_high; 0: off.
       ratio_level: a ratio per token, or per sequence (GSPO).
       surrogate: PPO's or CISPO's.
-      aggregation: mean over sequences, over tokens (DAPO), or by a constant (Dr. GRPO).
-      advantage_scale: what rewards less the group's mean are divided by, or the baseline of RLOO.
+      aggregation: mean over sequences, over tokens (DAPO), or sum over a constant (Dr. GRPO).
+      advantage_scale: what rewards less the group's mean are divided by, or RLOO's baseline.
     """
 
     clip_low: NonNegative | None = None
@@ -193,7 +193,7 @@ class KLConfig(Section):
     """The KL anchor to a frozen policy; None: the method's own value, see rdbcl_jax.methods.grpo.
 
     Attributes:
-      beta: its coefficient, of all methods but `rdbcl`.
+      beta: its coefficient, for all methods but `rdbcl`.
       kind: its estimator, see rdbcl_jax.core.kl.
       reference: the frozen policy: "previous", from before the task; "base", from before the first;
         "ema", the moving average of the policies at the tasks' boundaries.
@@ -211,10 +211,10 @@ class OptimizerConfig(Section):
     """The optimizer; see rdbcl_jax.training.state.
 
     Attributes:
-      name: AdamW for fine-tuning; Muon for models made from nothing.
+      name: AdamW for fine-tuning; Muon for models trained from scratch.
       learning_rate: its peak.
-      adam_learning_rate: muon: of what is no matrix; 0: the same.
-      schedule: after the warm-up; "tail": constant, and linear decay over the last 40 %.
+      adam_learning_rate: with Muon, for parameters that are not matrices; 0: the same.
+      schedule: after the warm-up; "tail": constant, then linear decay over the last 40 %.
       warmup_steps: updates of a linear warm-up.
       b1, b2: decay of the moments.
       weight_decay: decoupled.
@@ -238,12 +238,12 @@ class TrainingConfig(Section):
 
     Attributes:
       steps: batches of rollouts per task.
-      updates_per_batch: of the policy.
-      microbatches: gradient accumulation: exact, whatever the number.
+      updates_per_batch: of the policy, on each batch.
+      microbatches: parts that gradients are accumulated over; exact, whatever the number.
       chunk_size: tokens whose logits exist at one time.
       entropy: log the policy's entropy.
-      collect: after each task, this many responses to each of its records are drawn, and the right
-        ones kept in WORKDIR/rollouts/ for `rft_sft`.
+      collect: responses drawn to each record of a task after it; the right ones are kept in
+        WORKDIR/rollouts/ for `rft_sft`.
       checkpoint_every: steps; also after every task. 0: only then.
     """
 
@@ -262,9 +262,9 @@ class EvaluationConfig(Section):
 
     Attributes:
       batch_size: prompts, over all devices.
-      tasks: that are evaluated and never learned, beside those of `sequence`.
-      every: while a task is learned, validation accuracy on all tasks every so many steps; 0: only
-        before and after each task.
+      tasks: evaluated beside those of `sequence`, and never learned.
+      every: steps between measurements of validation accuracy on all tasks while one is learned;
+        0: only before and after each task.
     """
 
     batch_size: Count = 64
@@ -281,10 +281,10 @@ class RunConfig(Section):
 
     Attributes:
       method: a name in rdbcl_jax.methods.METHODS.
-      seed: of everything that is drawn, but for the built-in tasks' records.
+      seed: of everything drawn but the built-in tasks' records.
       sequence: names of the tasks, in the order they are learned.
       tasks: per task: {"train", "validation", "test": source, "verifier": name}.
-      dry_run: two steps a task on a few records: does everything fit together?
+      dry_run: take two steps a task on a few records, to see that everything fits together.
       others: the sections that other modules bring, by name; `section` finds them by type.
     """
 
@@ -318,11 +318,11 @@ class RunConfig(Section):
 
     @classmethod
     def of(cls, values: Any) -> Self:
-        """The run's settings of a ConfigDict, a mapping or saved ones; others at their defaults.
+        """The run's settings in a ConfigDict or a mapping; others at their defaults.
 
         Raises:
-          Refused: a field that is not known, or cannot be; it names the field, what was found and
-            what is expected.
+          Refused: a field that is unknown or cannot stand; it names the field, what was found and
+            what was expected.
         """
         if isinstance(values, cls):
             return values
@@ -336,7 +336,7 @@ class RunConfig(Section):
 
     @classmethod
     def of_saved(cls, values: Mapping[str, Any]) -> Self:
-        """The settings that a results.json holds, without those that are not known here."""
+        """The settings that a results.json holds, without those not known here."""
         kinds = {**hints(cls), **_others()}
         return cls.of({k: known(kinds[k], value) for k, value in values.items() if k in kinds})
 
@@ -381,7 +381,7 @@ def _built(name: str, kind: type[S], values: Mapping[str, Any]) -> S:
 
 
 def _fields(part: Section) -> dict[str, Any]:
-    """The section's values as a ConfigDict holds them: None keeps the type that a flag gives."""
+    """The section's values as a ConfigDict holds them; a None keeps the type that its flag has."""
     found = {}
     for name, hint in hints(type(part)).items():
         value = getattr(part, name)

@@ -1,4 +1,4 @@
-"""Several processes that run as one."""
+"""Several processes that work as one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 
 def join_processes() -> None:
-    """Joins the processes of a run, before anything touches a device: TPU pods and SLURM tell JAX
+    """Joins the processes of a run, before anything touches a device. TPU pods and SLURM tell JAX
     all it needs; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
     number = {
         "num_processes": os.environ.get("JAX_NUM_PROCESSES"),

@@ -25,7 +25,7 @@ from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
 class Policy:
     """What is fixed about a policy during a run; the parameters that learn travel apart.
 
-    Those that do not learn (`frozen`: all but the adapters with LoRA, a frozen vision tower) are
+    Those that do not learn (`frozen`: with LoRA all but the adapters; a frozen vision tower) are
     held here once, and shared by the policy and its reference.
     """
 
@@ -65,7 +65,8 @@ class Policy:
 def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Trained]:
     """Reads the model that `config.model.path` names onto the mesh.
 
-    Returns the policy and the parameters that learn.
+    Returns:
+      The policy, and the parameters that learn.
 
     Raises:
       FileNotFoundError: no such checkpoint directory, run or task of it.
@@ -112,11 +113,10 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
 
 def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:
     """Sizes that batches may have. The parts of a batch must have one shape and no process sees the
-    rows of another, so that several processes always take the largest.
+    rows of another, so several processes always take the largest.
 
     Raises:
-      ValueError: an empty list, which gives every batch the size that it needs, and several
-        processes.
+      ValueError: several processes, and an empty list, by which each batch takes the size it needs.
     """
     sizes = tuple(getattr(config.data, name))
     if jax.process_count() == 1:
@@ -131,7 +131,7 @@ def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:
 
 def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params]:
     """The model and all parameters of a run's policy `WORKDIR@K`, its adapters merged: what
-    `rdbcl export` writes, without the way over files."""
+    `rdbcl export` writes, without the detour through files."""
     config = run_config(options.path)
     start, workdir, task = place(config, options.path)
     how = ("dtype", "param_dtype", "remat", "attention")  # it runs, not what it is

@@ -1,7 +1,7 @@
 """results.json, a run's numbers: its schema, one writer, one reader.
 
-Version 2. Version 1, which says no version, calls `held_out` "held"; the reader takes both, so that
-a run begun by an earlier release goes on and is reported.
+Version 2. Version 1, which names no version, calls `held_out` "held". The reader takes both, so
+that a run begun by an earlier release can go on and be reported.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ RENAMED = {"held_last": "held_out_last", "held_change": "held_out_change"}  # me
 
 @dataclasses.dataclass(frozen=True)
 class SplitResults:
-    """One split's numbers, as far as the run has come: fractions in [0, 1], None where there is no
-    finite one. Columns are the learned tasks in order, then those held out.
+    """One split's numbers, as far as the run has come: fractions in [0, 1], None for what is not
+    finite. Columns are the learned tasks in order, then those held out.
 
     Attributes:
       accuracy: [rows, tasks]; row 0 is the base model, row k the policy after k tasks.
@@ -96,7 +96,7 @@ def read_results(workdir: str | os.PathLike) -> RunResults | None:
 
 
 def renamed(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics by the names that they have now."""
+    """Metrics under the names that they have now."""
     return {RENAMED.get(name, name): value for name, value in metrics.items()}
 
 

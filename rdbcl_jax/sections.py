@@ -1,7 +1,7 @@
 """Sections of a config: frozen dataclasses that check their own fields, and say what they expect.
 
-A field's annotation is its rule: `Literal` for names, `Count` for numbers from 1 on. A section that
-is of no run but of what is done beside it says so when it is registered.
+A field's annotation is its rule: `Literal` for names, `Count` for numbers from 1 on. `section`
+registers a section that another module brings.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from rdbcl_jax.spelling import did_you_mean
 
 
 class Refused(ValueError):
-    """A field that cannot be: `path` is its dotted name, `problem` what was found and expected."""
+    """A field that cannot stand: its dotted name `path`, and what was found and expected."""
 
     def __init__(self, path: str, problem: str):
         super().__init__(f"{path} {problem}")
         self.path, self.problem = path, problem
 
     def within(self, name: str) -> Refused:
-        """The same of a section of that name."""
+        """The same refusal, seen from outside the section of that name."""
         return Refused(f"{name}.{self.path}", self.problem)
 
 
 class Rule(NamedTuple):
-    """What a number must fulfil beside its type; NaN never does."""
+    """What a number must satisfy beside its type; NaN never does."""
 
     expected: str
     holds: Callable[[Any], bool]
@@ -78,7 +78,7 @@ class Section:
 
     @classmethod
     def of(cls, values: Any) -> Self:
-        """The section with these fields, of a mapping or a ConfigDict; others at their defaults."""
+        """The section with the fields of a mapping or a ConfigDict; others at their defaults."""
         if isinstance(values, cls):
             return values
         values = as_dict(values)
@@ -114,7 +114,7 @@ def hints(kind: type[Section]) -> dict[str, Any]:
 
 
 def as_dict(values: Any) -> dict[str, Any]:
-    """Of a mapping, a ConfigDict or a section, nested ones too."""
+    """A mapping, a ConfigDict or a section as a dict, nested ones too."""
     values = values.to_dict() if isinstance(values, ConfigDict | Section) else values
     if not isinstance(values, Mapping):
         raise Refused("", f"is {values!r}, expected a table of fields")
@@ -125,7 +125,7 @@ def as_dict(values: Any) -> dict[str, Any]:
 
 
 def known(hint: Any, value: Any) -> Any:
-    """The value, and of a section those fields that it has."""
+    """The value; if a section's, without the fields that the section does not have."""
     kind = inner(hint)[0]
     if not (isinstance(kind, type) and issubclass(kind, Section)):
         return value
@@ -143,7 +143,7 @@ def inner(hint: Any) -> tuple[Any, bool]:
 
 
 def _checked(value: Any, hint: Any) -> Any:
-    """The value as the field's type, lists as tuples and integers as floats where those are."""
+    """The value as the field's type: lists become tuples and integers floats where it is one."""
     kind, optional = inner(hint)
     if value is None and optional:
         return None

@@ -43,7 +43,8 @@ class ParamAxes(NamedTuple):
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -> Mesh:
     """A mesh over `devices` (default: all); one axis may be −1 and takes what the others leave.
 
-    Raises ValueError where the sizes do not multiply to the number of devices.
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -69,8 +70,8 @@ def param_shardings(params, axes: ParamAxes, mesh: Mesh):
 
 
 def shardings_like(tree, params, mesh: Mesh):
-    """For every array that has a parameter's name and shape (an optimizer's moments) that
-    parameter's sharding; for the rest copies on all devices."""
+    """For every array that has a parameter's name and shape (an optimizer's moments), that
+    parameter's sharding; for the rest, copies on all devices."""
     known = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
 
     def rule(key_path, leaf):
@@ -100,7 +101,8 @@ def batch_shardings(batch, mesh: Mesh):
 def put_batch(batch, mesh: Mesh):
     """Moves this process's rows of a host batch onto the mesh.
 
-    Raises ValueError where the rows do not divide over the batch axes.
+    Raises:
+      ValueError: the rows do not divide over the batch axes.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = {len(a) for a in jax.tree.leaves(batch) if np.ndim(a)}

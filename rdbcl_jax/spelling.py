@@ -1,4 +1,4 @@
-"""The nearest of the names that are known, for messages about one that is not."""
+"""The known name nearest to one that is not known, for messages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from collections.abc import Iterable
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'forks'?`, or nothing where nothing is near."""
+    """`; did you mean 'forks'?`, or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,8 +1,8 @@
-"""A run by its workdir: its policies, and whether it is that of a config.
+"""A run by its workdir: its policies, and whether it is a given config's.
 
-`WORKDIR@K` is a run's policy after its first K tasks. The name stands wherever a Hugging Face
-checkpoint directory may: `config.model.path` among others, so that one run starts from what another
-has learned.
+`WORKDIR@K` is a run's policy after its first K tasks. The name may stand wherever that of a Hugging
+Face checkpoint directory may, as in `config.model.path`: one run starts from what another has
+learned.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rdbcl_jax.results import FILE, read_results
 def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
     """Where a policy lies: (what its run started from, workdir, number of tasks).
 
-    For a checkpoint directory that is itself, without a workdir.
+    A checkpoint directory is its own start, and has no workdir.
 
     Args:
       config: the run's own; its `model.path` says what the run started from.
-      name: `DIR`, `WORKDIR@K`, or `WORKDIR` for the policy after the last task that is finished.
+      name: `DIR`, `WORKDIR@K`, or `WORKDIR` for the policy after the last finished task.
     Raises:
-      FileNotFoundError: neither a checkpoint nor a workdir, or no such task in it.
+      FileNotFoundError: neither a checkpoint nor a workdir, or a workdir without that task.
     """
     if is_directory(name):
         return str(name), None, 0
@@ -53,8 +53,8 @@ def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Pat
 
 
 def directory_of(name: str | pathlib.Path) -> pathlib.Path:
-    """The checkpoint directory with a policy's config.json, tokenizer and processor: the one that
-    its run started from, or the run before that.
+    """The checkpoint directory with a policy's config.json, tokenizer and processor: the one from
+    which its run started, or the run before that.
 
     Raises:
       FileNotFoundError: as `place`.
@@ -103,8 +103,8 @@ def _parts(name: str) -> tuple[pathlib.Path, str]:
 def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted fields in which a config differs from one that a workdir holds: (there, now).
 
-    A field that the package has learned since the workdir was written is at its default there: a
-    new field's default leaves a run as it was.
+    A field newer than the workdir is at its default there: a new field's default leaves a run as it
+    was.
     """
     of_run = {name: value for name, value in saved.items() if name not in NOT_OF_A_RUN}
     there, now = (_by_default(flatten(c)) for c in (of_run, plain(config)))
@@ -118,7 +118,7 @@ def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any,
 
 
 def _by_default(settings: dict[str, Any]) -> dict[str, Any]:
-    """Adapters' targets were once written out; they are those of the model where they are empty."""
+    """Adapters' targets, once written out, are now empty where they are the model's own."""
     from rdbcl_jax.models.decoder import LORA_TARGETS
 
     written_out = settings.get("model.lora.targets") == LORA_TARGETS

@@ -18,7 +18,7 @@ class Shard(NamedTuple):
     count: int = 1
 
     def rows(self, batch: np.ndarray) -> np.ndarray:
-        """This process' part; raises ValueError where the batch does not divide evenly."""
+        """This process's part; raises ValueError where the batch does not divide evenly."""
         if len(batch) % self.count:
             raise ValueError(f"a batch of {len(batch)} rows over {self.count} processes")
         size = len(batch) // self.count
@@ -28,8 +28,8 @@ class Shard(NamedTuple):
 def indices(length: int, batch_size: int, seed: int) -> grain.MapDataset:
     """Endless random-access batches of indices [batch_size] below `length`.
 
-    Batch i depends on (length, batch_size, seed, i) alone. Every index comes once per pass, each
-    pass in another order; batches run across the ends of passes.
+    Batch i depends on (length, batch_size, seed, i) alone. Every index comes once per pass, and
+    every pass has an order of its own; batches run across the ends of passes.
     """
     return grain.MapDataset.range(length).shuffle(seed).repeat().batch(batch_size)
 
@@ -37,8 +37,8 @@ def indices(length: int, batch_size: int, seed: int) -> grain.MapDataset:
 def rehearsed(
     own: int, old: int, batch_size: int, old_per_batch: int, seed: int
 ) -> grain.MapDataset:
-    """Batches of a task's `own` indices whose last `old_per_batch` rows are of the `old` ones after
-    them, each part in an order of its own."""
+    """Batches of a task's `own` indices, but for the last `old_per_batch` rows, which are among the
+    `old` indices after those; each part in an order of its own."""
     new = indices(own, batch_size - old_per_batch, seed)
     before = indices(old, old_per_batch, seed + 1)
     count = grain.MapDataset.range(2**40)

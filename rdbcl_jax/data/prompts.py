@@ -25,9 +25,8 @@ class PromptEncoder:
     """Turns records into a `PromptBatch` of numpy arrays.
 
     Args:
-      lengths, response_lengths: the sizes L and T that batches may have, each a list of which the
-        smallest that fits is taken, so that a run compiles few programs. Empty: exactly what a
-        batch needs.
+      lengths, response_lengths: the sizes L and T that batches may have; the smallest that fits is
+        taken, so that a run compiles few programs. Empty: exactly what a batch needs.
       system_prompt: a system message before the prompts of records that have none of their own;
         empty for none.
       template: the text of the user's message; `{prompt}` stands for the record's.
@@ -59,10 +58,10 @@ class PromptEncoder:
 
         Args:
           ids: what `record_ids` holds; default 0, 1, ….
-          prefixes: per record, the beginning of a response that the model shall continue.
+          prefixes: per record, the beginning of a response for the model to continue.
         Raises:
-          ValueError: naming the record whose images do not match its placeholders, whose prompt or
-            image exceeds the largest size allowed, or that has images where the model reads none.
+          ValueError: a record whose images do not match its placeholders, whose prompt or image
+            exceeds the largest size allowed, or that has images where the model reads none.
         """
         names = [record.id for record in records]
         self.check(records)
@@ -105,8 +104,9 @@ class PromptEncoder:
     ) -> tuple[Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
         """Tokens and mask of one demonstration per record, the end token included.
 
-        Raises ValueError naming the record whose response is longer than any length allowed, or
-        holds what the tokenizer has no token for (published ones have one for every byte).
+        Raises:
+          ValueError: a record whose response is longer than any length allowed, or holds what the
+            tokenizer has no token for (published ones have one for every byte).
         """
         rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         unknown, unknown_id = self.tokenizer.unk_token, self.tokenizer.unk_token_id
@@ -141,7 +141,7 @@ class PromptEncoder:
         return chat
 
     def check(self, records: Sequence[Record]) -> None:
-        """Raises ValueError naming a record with images where the model reads none."""
+        """Raises ValueError for a record with images where the model reads none."""
         for record in records:
             if record.images and not self.processor.reads_images:
                 raise ValueError(
@@ -162,7 +162,7 @@ class PromptEncoder:
 
 
 def _parts(text: str, images: int) -> list[dict[str, str]]:
-    """A message's content: text and, at their marks or first, so many images."""
+    """A message's content: text, and that many images at their marks, or before it."""
     if IMAGE_MARK not in text:
         text = IMAGE_MARK * images + text
     first, *others = text.split(IMAGE_MARK)

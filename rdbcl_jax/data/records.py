@@ -44,11 +44,11 @@ class Record:
     Attributes:
       id: unique among the records of a source.
       task: the name of its task.
-      prompt: the question; where it holds `<image>`, it holds it once per image, else images go
-        first.
+      prompt: the question. It holds `<image>` once per image, or not at all: then images go first.
       images: PIL images, paths or encoded bytes, as `load_images` reads them.
-      answer: the gold answer, as the verifier of that name parses it.
-      columns: all that else was known, for reward functions and tables.
+      answer: the gold answer, as the verifier parses it.
+      verifier: its name, see `rdbcl_jax.rewards.verifiers`.
+      columns: all else that was known, for reward functions and tables.
       system: the system message of a chat; empty without one.
     """
 
@@ -70,8 +70,8 @@ def load_records(
     Args:
       source: a `.jsonl` or `.parquet` file, a pattern such as `data/train-*.parquet` (sorted by
         name), or `tfds:name/split` through TensorFlow Datasets.
-      task: the name that the records' task gets.
-      verifier: of all records; None takes each row's `verifier` column, else `exact`.
+      task: the name of the records' task.
+      verifier: of all records; None: each row's `verifier` column, else `exact`.
       trusted: verifiers of the form `package.module:function` that rows may name. Others are
         refused: no data file says what is imported.
 
@@ -99,7 +99,7 @@ def load_images(record: Record) -> tuple[Image.Image, ...]:
     """The record's images, decoded, in RGB.
 
     Raises:
-      ValueError: an image that cannot be decoded, naming the record.
+      ValueError: an image that cannot be decoded; it names the record.
     """
     images = []
     for position, image in enumerate(record.images):

@@ -16,7 +16,7 @@ import numpy as np
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.spelling import did_you_mean
 
-# they stand on floors above, and are imported when asked
+# on floors above, and imported when asked for
 SUITES = {
     "digits": "rdbcl_jax.toy.digits_suite",
     "forks": "rdbcl_jax.lab.suites.forks",
@@ -26,17 +26,17 @@ DATA_FILES = (".jsonl", ".parquet")
 
 
 class Suite(Protocol):
-    """What a module must have so that runs learn its tasks.
+    """What a module must have for runs to learn its tasks.
 
     Attributes:
-      TASKS: by name; what a task is, is up to the suite. No name holds a colon.
+      TASKS: the tasks by name, whatever they are to the suite. No name holds a colon.
     """
 
     TASKS: Mapping[str, Any]
 
     def make_records(self, task: str, split: str, count: int, seed: int) -> Sequence[Record]:
-        """`count` records, a pure function of the arguments. Splits are "train", "validation" and
-        "test". Each record's `task` is the task's name, without the suite's."""
+        """`count` records, as a pure function of the arguments. Splits are "train", "validation"
+        and "test". Each record's `task` is the task's name, without the suite's."""
 
 
 class TaughtSuite(Suite, Protocol):
@@ -46,16 +46,16 @@ class TaughtSuite(Suite, Protocol):
         """Every word of prompts and traces, which the tokenizer then knows."""
 
     def Demonstrations(self, count: int, seed: int, *, follow: float) -> Sequence[Any]:
-        """`count` pairs of a record and a response in the response format; those that take a
-        decision take the one that is cued with probability `follow`."""
+        """`count` pairs of a record and a response in the response format; those that take
+        decisions take the one that is cued with probability `follow`."""
 
 
 class TracedSuite(Suite, Protocol):
     """What `rdbcl gate` needs besides: traces that are known, and can be tampered with.
 
     Attributes:
-      Procedure: a frozen dataclass of the decisions of a trace, all of them words of it.
-      OPTIONS: for each field of `Procedure`, the words that it can be.
+      Procedure: a frozen dataclass of a trace's decisions, each a word of the trace.
+      OPTIONS: the words that each field of `Procedure` can be.
     """
 
     Procedure: type
@@ -74,17 +74,17 @@ class TracedSuite(Suite, Protocol):
         overwrites the states of some steps, and what follows from them."""
 
     def named_procedure(self, reasoning: str) -> Any:
-        """The procedure that a reasoning names; None unless it names each decision once."""
+        """The procedure that the reasoning names; None unless it names each decision once."""
 
     def mistake(
         self, record: Record, procedure: Any, last: bool, rng: np.random.Generator
     ) -> tuple[dict[int, int], int]:
-        """`changes` that overwrite a state in the middle, or the last one, and the length in words
-        of the response up to there."""
+        """`changes` that overwrite a state in the middle, or the last one, and the length of the
+        response up to there, in words."""
 
 
 def load_suite(name: str, needs: type = Suite) -> Any:
-    """The module of a suite: a name in `SUITES`, or that of a module.
+    """The module of a suite, by its name in `SUITES` or the module's own.
 
     Raises:
       ValueError: no such suite, or one that lacks something of the protocol `needs`.
@@ -139,7 +139,7 @@ def names_a_suite(source: str) -> bool:
 
 
 def _members(protocol: type) -> list[str]:
-    """What a protocol asks for, with those that it extends."""
+    """What a protocol asks for, and those that it extends."""
     parts = [part for part in protocol.__mro__ if Suite in part.__mro__]
     names = [name for part in parts for name in (*vars(part), *part.__annotations__)]
     return [name for name in dict.fromkeys(names) if not name.startswith("_")]

@@ -16,7 +16,7 @@ BUILT_IN = "digits:"
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """One task; `train` is empty where it is only evaluated."""
+    """One task; `train` is empty where the task is only evaluated."""
 
     name: str
     train: list[Record]
@@ -27,7 +27,7 @@ class TaskData:
 def load_sequence(config: RunConfig) -> list[TaskData]:
     """Every task of `config.sequence`, in order.
 
-    A task that `config.tasks` does not describe is a built-in one, or `SUITE:TASK` of a suite, see
+    A task that `config.tasks` does not describe is built in, or `SUITE:TASK` of a suite; see
     `rdbcl_jax.data.suites`. A split's source is a file, a pattern, `tfds:name/split`, or
     `SUITE:TASK`.
 
@@ -61,7 +61,7 @@ def load_held_out(config: RunConfig) -> list[TaskData]:
 
 
 def _own_names(names: Sequence[str]) -> list[str]:
-    """What tasks are called in results: `SUITE:TASK` as its records are, TASK."""
+    """What tasks are called in results: of `SUITE:TASK`, TASK, as its records have it."""
     return [name.rpartition(":")[2] for name in names]
 
 
@@ -91,9 +91,9 @@ def _load(config: RunConfig, name: str, split: str) -> list[Record]:
 def read_source(
     source: str, config: RunConfig, *, split: str, task: str, verifier: str | None = None
 ) -> list[Record]:
-    """The records of a file, a pattern, `tfds:name/split`, or `SUITE:TASK`, which has splits of
-    its own, of `config.data`'s sizes. Rows may name, as `package.module:function`, the verifiers
-    that the config's tasks do."""
+    """The records of a file, a pattern, `tfds:name/split`, or `SUITE:TASK`; the last has splits of
+    its own, of the sizes in `config.data`. Of verifiers `package.module:function`, rows may name
+    those that the config's tasks name."""
     if names_a_suite(source):
         return _from_suite(source, config, split)
     trusted = {str(own.get("verifier")) for own in config.tasks.values()}

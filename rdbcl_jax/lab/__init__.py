@@ -1,4 +1,4 @@
-"""Questions asked of trained policies: does a signal tell what carries over, what moves what."""
+"""Questions asked of trained policies: which signal tells what carries over, what moves what."""
 
 from rdbcl_jax.lab.config import default_config
 

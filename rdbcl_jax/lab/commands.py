@@ -21,7 +21,7 @@ def _score() -> Run:
     )
     ood = flags.DEFINE_multi_string("ood", [], "Data it has not learned; repeatable.")
     out = flags.DEFINE_string("out", None, "Where everything is written.")
-    split = flags.DEFINE_string("split", "test", "Of the data that has splits.")
+    split = flags.DEFINE_string("split", "test", "The split taken, of data that has splits.")
     limit = flags.DEFINE_integer("limit", 0, "Most records of each source; 0: all.")
     flags.mark_flags_as_required(["config", "checkpoint", "reference", "out"])
 
@@ -45,7 +45,7 @@ def _score() -> Run:
 
 def _gate() -> Run:
     config = config_file()
-    workdir = flags.DEFINE_string("workdir", None, "A run's: its base and its last policy.")
+    workdir = flags.DEFINE_string("workdir", None, "A run's, for its base and its last policy.")
     checkpoint = flags.DEFINE_string("checkpoint", None, "A Hugging Face directory.")
     out = flags.DEFINE_string("out", None, "Where gate.md and gate.json go; default: the workdir.")
     flags.mark_flag_as_required("config")
@@ -66,7 +66,7 @@ def _gate() -> Run:
 def _dynamics() -> Run:
     config = config_file()
     checkpoint = flags.DEFINE_string("checkpoint", None, "The policy to train: DIR or WORKDIR@K.")
-    teacher = flags.DEFINE_string("teacher", "", "Whose right samples the kind `rollout` takes.")
+    teacher = flags.DEFINE_string("teacher", "", "The policy whose right samples `rollout` takes.")
     train = flags.DEFINE_multi_string("train", [], "KIND:SOURCE of a training set; repeatable.")
     probe = flags.DEFINE_multi_string("probe", [], "KIND:SOURCE of a probe set; repeatable.")
     out = flags.DEFINE_string("out", None, "Where everything is written.")
@@ -149,10 +149,10 @@ config.""",
         ),
         Command(
             "gate",
-            "Does the answer hang on the reasoning?",
+            "Does the answer depend on the reasoning?",
             "--config=FILE --workdir=DIR|--checkpoint=DIR [--out=DIR]",
             """\
-Checks on tasks of suites that answers hang on the reasoning: in the base model, made if there
+Checks on tasks of suites that answers depend on the reasoning: in the base model, made if there
 is none, and after the last task learned. Writes gate.md and gate.json; fails if a check does.""",
             _gate,
         ),

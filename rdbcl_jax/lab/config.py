@@ -22,11 +22,11 @@ class FaithfulnessOptions(Section):
     Attributes:
       records: per task and check.
       zero_shot: least and greatest accuracy of the base model.
-      follow_decision: at least: answers that follow a forced decision.
-      follow_state: at least: answers that follow an overwritten state.
-      foreign_excess: at most: accuracy beyond coincidence, with another's trace.
-      answer_only: at most: accuracy of a model taught to answer without states.
-      answer_only_steps: of that SFT; 0: leave this check out.
+      follow_decision: least share of answers that follow a forced decision.
+      follow_state: least share of answers that follow an overwritten state.
+      foreign_excess: greatest accuracy beyond coincidence, with another record's trace.
+      answer_only: greatest accuracy of a model taught to answer without states.
+      answer_only_steps: steps of that SFT; 0: leave this check out.
     """
 
     records: Count = 128
@@ -39,7 +39,7 @@ class FaithfulnessOptions(Section):
 
     @classmethod
     def of_config(cls, config: Any) -> FaithfulnessOptions:
-        """Those of a config that may have the section; a run's own settings have none."""
+        """The options in a config that may have the section; a run's own settings have none."""
         try:
             return cls.of(as_dict(config).get(cls.title, {}))
         except Refused as error:

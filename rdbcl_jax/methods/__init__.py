@@ -42,11 +42,11 @@ METHODS = {
 
 
 def make_method(config: RunConfig | Mapping[str, Any]) -> Method:
-    """The method that `config.method` names, of a run's settings or what they are made of.
+    """The method that `config.method` names, from a run's settings or what they are made from.
 
     Raises:
-      ValueError: an unknown name, or any option that the method's formulas refuse; they are tried
-        on one sample here, so that nothing has been compiled yet when they do.
+      ValueError: an unknown name, or an option that the method's formulas refuse; they are tried on
+        one sample here, before anything is compiled.
       FileNotFoundError: rollouts to learn from that are not there.
     """
     config = RunConfig.of(config)

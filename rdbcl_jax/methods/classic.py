@@ -1,7 +1,7 @@
 """The classics of continual learning, on top of GRPO.
 
 - `joint`: all tasks at once, the upper bound: every stage trains on the prompts of all.
-- `replay`: a share of every batch are prompts of earlier tasks.
+- `replay`: a share of every batch is prompts of earlier tasks.
 - `ewc`: a quadratic penalty on what mattered before (1612.00796; one running Fisher information for
   all earlier tasks, 1805.06370).
 - `lwf`: learning without forgetting (1606.09282) for policies, a reconstruction: the previous
@@ -29,9 +29,9 @@ class ReplayOptions(Section):
     """Of `replay` and `portable_replay`.
 
     Attributes:
-      fraction: of the prompts of a batch that are of earlier tasks.
-      per_task: records that are kept of a task.
-      anchor: what a KL term is of: all samples, or those of old prompts.
+      fraction: the share of a batch's prompts that comes from earlier tasks.
+      per_task: records kept of each task.
+      anchor: what a KL term applies to: all samples, or those of old prompts.
     """
 
     fraction: InnerShare = 0.25
@@ -46,8 +46,8 @@ class EWCOptions(Section):
 
     Attributes:
       strength: of the quadratic penalty.
-      sequences: that the Fisher information is estimated on.
-      decay: share of the old information that is kept after a task.
+      sequences: on which the Fisher information is estimated.
+      decay: the share of the old information that is kept after a task.
     """
 
     strength: float = 100.0
@@ -64,7 +64,7 @@ class LwFOptions(Section):
 
 
 def _grpo(config: RunConfig, **fields) -> Method:
-    """GRPO without a KL term unless `config.kl.beta` asks for one: the classic is the anchor."""
+    """GRPO, without a KL term unless `config.kl.beta` asks for one: the classic is the anchor."""
     return policy_gradient(config, GRPO(beta=0.0).chosen(config), **fields)
 
 
@@ -77,11 +77,11 @@ def replay(config: RunConfig) -> Method:
 
 
 def rehearsing(config: RunConfig, method: Method) -> Method:
-    """The method on batches of which `ReplayOptions.fraction` of the prompts are of earlier tasks,
-    whose first `per_task` records are kept.
+    """The method on batches of which `ReplayOptions.fraction` is prompts of earlier tasks, whose
+    first `per_task` records are kept.
 
-    `anchor`: its KL term, where it has one, is of "all" samples, or only of those of "old" prompts,
-    which slows nothing that is new.
+    `anchor`: its KL term, where it has one, applies to "all" samples, or only to those of "old"
+    prompts, which slows nothing that is new.
     """
     anchor = config.section(ReplayOptions).anchor
 
@@ -100,7 +100,7 @@ def ewc(config: RunConfig) -> Method:
 
 
 def lwf(config: RunConfig) -> Method:
-    """Each group gets one response of the previous policy, of a fixed advantage."""
+    """Each group gets one response of the previous policy, with a fixed advantage."""
     method, weight = _grpo(config, previous_responses=1), config.section(LwFOptions).weight
 
     def targets(batch, policy_logps, entropies):

@@ -24,7 +24,7 @@ class DemonstrationOptions(Section):
 
     Attributes:
       target: what is learned from.
-      no_reasoning: what stands in place of a reasoning for "answer".
+      no_reasoning: what stands in place of the reasoning for "answer".
       rollouts: for "rollouts" and `rft_sft`: Parquet files, a name or a pattern.
       refiner: "package.module:function" that writes the reasoning; empty: none.
     """
@@ -43,7 +43,7 @@ def demonstration(options: DemonstrationOptions) -> Demonstration:
       and the gold answer;
     - `answer`: the gold answer, after a reasoning that says nothing (`no_reasoning`);
     - `rollouts`: a correct response that `rdbcl collect` wrote to the files of this name or
-      pattern; of several for a record the first.
+      pattern; where a record has several, the first.
 
     Raises:
       ValueError: a refiner that cannot be imported.
@@ -55,7 +55,7 @@ def demonstration(options: DemonstrationOptions) -> Demonstration:
         rollouts = read_rollouts(options.rollouts)
         return lambda record: rollouts.get(record.id)
     refine = load_function("refiner", options.refiner) if options.refiner else None
-    written: dict[int, tuple[Record, str]] = {}  # a refiner may be slow: it is asked once a record
+    written: dict[int, tuple[Record, str]] = {}  # a refiner may be slow: asked once per record
 
     def once(record: Record) -> str:
         if id(record) not in written:
@@ -66,11 +66,11 @@ def demonstration(options: DemonstrationOptions) -> Demonstration:
 
 
 def reasoned(record: Record, refine: Callable[..., str] | None) -> str:
-    """A response with a reasoning: the refiner's, else the record's own.
+    """A response with reasoning: the refiner's, else the record's own.
 
     A refiner gets the record's columns, `prompt`, `answer`, `task` and `id` as keyword arguments,
-    and returns a reasoning: from a hint and whatever visual facts the data holds (as DyME's does),
-    from the record's own response, or from nothing but the question.
+    and returns the reasoning: from a hint and whatever visual facts the data holds (as DyME's
+    does), from the record's own response, or from nothing but the question.
     """
     if refine is not None:
         return in_format(_refined(record, refine), record.answer)

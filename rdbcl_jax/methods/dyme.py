@@ -27,7 +27,7 @@ class DyMEOptions(Section):
 
 
 def dyme(config: RunConfig) -> Method:
-    """GRPO without KL, but for groups that are all wrong: they learn the reference response."""
+    """GRPO without KL, except that groups that are all wrong learn the reference response."""
     own, chosen = config.section(DyMEOptions), GRPO(beta=0.0).chosen(config)
     explore = group_baseline(chosen.advantage_scale)
 

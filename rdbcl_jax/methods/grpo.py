@@ -1,12 +1,11 @@
-"""GRPO (2402.03300) and its variants: one loss, other options.
+"""GRPO (2402.03300) and its variants: one loss, different options.
 
 Options of `config.loss`, `config.kl` and `rollout.resample` that are None take the variant's own
 value:
 
 - `grpo`: advantages over the group's standard deviation, clipped surrogate, KL in the loss;
 - `dr_grpo` (2503.20783): no division by the standard deviation, constant length normaliser, no KL;
-- `dapo` (2503.14476): mean over tokens, higher upper clip, groups that say nothing are drawn again,
-  no KL;
+- `dapo` (2503.14476): mean over tokens, higher upper clip, groups that say nothing replaced, no KL;
 - `gspo` (2507.18071): one ratio per sequence with a narrow clip range, no KL;
 - `cispo` (2506.13585): the clipped ratio is a constant weight, so that no token loses its gradient;
   mean over tokens, no KL. The paper tunes its upper bound and has no lower one;
@@ -31,8 +30,8 @@ from rdbcl_jax.methods.method import Method, Targets
 
 @dataclasses.dataclass(frozen=True)
 class GRPO:
-    """What `config.loss`, `config.kl` and `rollout.resample` leave to the method: the values of
-    `grpo`, and with `chosen` those that hold."""
+    """What `config.loss`, `config.kl` and `rollout.resample` leave to the method: by default the
+    values of `grpo`; `chosen` gives those that hold."""
 
     beta: float = 0.04
     reference: Reference = "previous"
@@ -71,7 +70,7 @@ def grpo(config: RunConfig) -> Method:
 
 
 def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
-    """Advantages of the group and one constant β; `fields`: what else a method asks for."""
+    """The group's advantages and one constant β; `fields`: what else a method asks for."""
     advantages = group_baseline(chosen.advantage_scale)
 
     def targets(batch, policy_logps, entropies):

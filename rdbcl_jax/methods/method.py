@@ -35,14 +35,14 @@ TargetFunction = Callable[
 
 
 class Tracker(NamedTuple):
-    """Memory of each prompt of a task, as pure functions on a pytree of arrays.
+    """A memory of each prompt of a task, as pure functions on a pytree of arrays.
 
     Attributes:
       start: success of each prompt under the policy from before the task, [N] in [0, 1] (½ where
         unknown) → state.
       baselines: (state, prompts [P]) → [P], the update's `prompt_values`.
-      observe: (state, prompts [n], rewards [n], mean KL to the reference in the update before, or
-        None) → state. Called once per batch, with the rows of all processes.
+      observe: (state, prompts [n], rewards [n], mean KL to the reference in the previous update,
+        or None) → state. Called once per batch, with the rows of all processes.
     """
 
     start: Callable[[Float[Array, "N"]], object]
@@ -66,15 +66,15 @@ class Method:
       policy: the targets read the log-probs of the policy that sampled. (Under gradient
         accumulation they cost a pass of their own.)
       previous: the targets read the log-probs of the policy from before the task; implies `policy`.
-      entropies: the targets read its entropies; implies `policy`.
+      entropies: the targets read the policy's entropies; implies `policy`.
       demonstration: the reference response of a record.
-      memorise: put the demonstration in the place of the first response of an all-wrong group.
-      previous_responses: per prompt, how many responses of the policy from before the task join
-        the group, as demonstrations.
-      pretask: before a task, what to find out about each of its prompts from one response of the
-        policy from before it, as `prompt_values`: the "confidence" of its reasoning, or its
-        "success", with which a tracker starts.
-      tracker: memory of each prompt within a task.
+      memorise: put the demonstration in place of the first response of an all-wrong group.
+      previous_responses: how many responses per prompt of the policy from before the task join the
+        group, as demonstrations.
+      pretask: the pre-task statistic of each prompt, from one response of the policy from before
+        the task, as `prompt_values`: the "confidence" of its reasoning, or its "success", with
+        which a tracker starts.
+      tracker: a memory of each prompt within a task.
       resample: up to this many more batches are drawn to replace groups whose rewards are all
         equal (dynamic sampling); 0: off.
       data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks

@@ -1,6 +1,6 @@
 """MSSR: stable RL from one rollout per prompt (2512.18215, after its official code).
 
-`MSSROptions` holds its own options, ablation switches among them.
+`MSSROptions` holds its options, ablation switches among them.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class MSSROptions(Section):
 
     Attributes:
       tracker: False: no baseline.
-      survey: start the tracker with one rollout of each prompt, not with ½.
+      survey: start the tracker from one rollout of each prompt (pre-task statistics), not from ½.
       adaptive: forget by the policy's movement; False: always rho_min.
-      rho_min, rho_max: what the tracker keeps of its counts at an update.
-      kl_target: movement at which it forgets as much as it may, in nats.
-      window: updates that the movement is averaged over.
+      rho_min, rho_max: the share of its counts that the tracker keeps at an update.
+      kl_target: the movement from which it forgets as much as it may, in nats.
+      window: updates over which the movement is averaged.
       whitening: of the advantages, over the batch.
       shaping: entropy shaping: of the sampled token, of the full distribution, or none.
       shaping_scale, shaping_share: an advantage A grows by min(scale · H, share · |A|).

@@ -1,7 +1,7 @@
-"""Ours: RDB-CL on batches of which a share are prompts of earlier tasks.
+"""Ours: RDB-CL on batches of which a share is prompts of earlier tasks.
 
-Alone, an anchor slows what is new, and what it is to protect is forgotten all the same; beside
-replay it keeps (docs/studies.md, rdb_cl).
+Alone, an anchor slows what is new, and what it should protect is forgotten all the same; beside
+replay it is kept (docs/studies.md, rdb_cl).
 """
 
 from __future__ import annotations

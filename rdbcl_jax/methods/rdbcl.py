@@ -45,14 +45,14 @@ class PortabilityOptions(Section):
     Attributes:
       kind: of RP, see `core.portability.reasoning_portability`; "static" is measured once, before
         the task.
-      level: which tokens of a response it is of.
+      level: the tokens of a response that it is taken from.
       mapping: from RP to β, see `core.portability.kl_coefficients`.
       beta_min, beta_max: the least and the greatest β.
       temperature: of the sigmoid.
       verified: ours: anchor only samples that are right.
-      control: what a claim must beat: every sample the batch's mean β ("matched"), or the β that
-        gives the same KL loss ("strength"); the βs dealt out at random ("shuffled"), high RP
-        relaxes ("inverted"), β by the group's accuracy instead of RP ("accuracy").
+      control: what a claim must beat: for every sample the batch's mean β ("matched"), or the β
+        that gives the same KL loss ("strength"); the βs dealt out at random ("shuffled"); high RP
+        relaxes ("inverted"); β by the group's accuracy instead of RP ("accuracy").
     """
 
     kind: Literal["ratio", "confidence", "static"] = "ratio"

@@ -27,7 +27,7 @@ def prepare(gold: str) -> GoldBoxes:
     says that nothing is there, and only the answer `[]` agrees with it.
 
     Raises:
-      ValueError: not that, or boxes that are not finite, ordered and inside the image.
+      ValueError: anything else, or boxes that are not finite, ordered and inside the image.
     """
     value = _from_json(gold)
     size = (math.inf, math.inf)

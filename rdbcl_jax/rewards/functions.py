@@ -10,7 +10,10 @@ from typing import Any
 def load_function(name: str, function: Callable | str) -> Any:
     """The function that `"package.module:function"` names; a function is taken as it is.
 
-    Raises ValueError, saying for which `name`, where there is none.
+    Args:
+      name: what the function is called in the config, for the error.
+    Raises:
+      ValueError: there is no such function.
     """
     if callable(function):
         return function

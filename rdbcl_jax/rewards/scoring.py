@@ -1,4 +1,4 @@
-"""The composite reward: weighted components, built in or the user's, each for the tasks it is for.
+"""The composite reward: weighted components, built in or the user's, each for its own tasks.
 
 A configuration is a table of weights. Three components are built in: `format` (1 if the response
 parses), `accuracy` (the verifier's score in [0, 1]) and `correct` (1 if that score is 1). The
@@ -43,15 +43,16 @@ class RewardConfig:
     """Which components make up the reward, and how much each counts.
 
     Attributes:
-      weights: component to weight, for all tasks that `task_weights` does not name. A component
-        that is not listed does not apply; one of weight 0 is computed and logged only.
-      task_weights: task to its own such table, which replaces `weights`.
-      functions: name to reward function in TRL's form, or to `"package.module:function"`.
+      weights: component → weight, for all tasks that `task_weights` does not name. A component
+        that is not listed does not apply; one of weight 0 is computed and only logged.
+      task_weights: task → a table of its own, which replaces `weights`.
+      functions: name → reward function in TRL's form, or `"package.module:function"`.
       if_correct: components that pay only where the answer is correct, and 0 elsewhere. A length
         reward belongs here: on its own it pays a wrong answer of the right length in full.
 
     Raises:
-      ValueError: a name without a function, a function without a weight, a weight not finite.
+      ValueError: a name without a function, a function without a weight, a weight that is not
+        finite.
     """
 
     weights: Mapping[str, float] = dataclasses.field(
@@ -213,7 +214,7 @@ def _arguments(records: Sequence[Scorable], completions: Sequence[str]) -> dict[
 
 
 def _culprit(function, records, completions) -> str:
-    """The first record on which the function raises also when called with that one alone."""
+    """The first record on which the function also raises when called with it alone."""
     for record, text in zip(records, completions, strict=True):
         try:
             function(**_arguments([record], [text]))

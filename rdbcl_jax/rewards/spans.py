@@ -1,9 +1,9 @@
 """Which tokens of a sampled response are its reasoning, and which its answer.
 
 Portability is a mean over reasoning tokens, so spans are needed per token, on the host, while the
-device works. Token strings joined give a text in which the ASCII tags stand as they are, also
-under byte-level BPE, where other characters are written in a private alphabet; the length of each
-token's string then says where in that text it lies. Nothing is decoded and no token is looped over.
+device works. Joined token strings give a text in which the ASCII tags stand as they are, even under
+byte-level BPE, where other characters are written in a private alphabet; the length of each token's
+string then says where in that text it lies. Nothing is decoded, and there is no loop over tokens.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _spans(text: str) -> tuple[int, int, int, int]:
 
 
 def _between(text: str, left: str, right: str, begin: int) -> tuple[int, int]:
-    """The span after `left` and before `right`; (begin, begin) without `left`, stop -1 without
-    `right`."""
+    """The span after `left` and before `right`: (begin, begin) without `left`, and its stop is −1
+    without `right`."""
     if (found := text.find(left, begin)) < 0:
         return begin, begin
     start = found + len(left)

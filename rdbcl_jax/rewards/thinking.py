@@ -97,7 +97,7 @@ _FUNCTION_WORDS = frozenset(
 def hint_f1(
     completions: Sequence[str], hint: Sequence[str | None], **columns
 ) -> list[float | None]:
-    """F1 of the content words of each response's reasoning and its record's hint, in [0, 1].
+    """F1 between the content words of each response's reasoning and its record's hint, in [0, 1].
 
     A reward function in TRL's form, for records with a `hint` column: None where there is none.
     The official checker compares lemmas; stems by common English endings stand for them here (a

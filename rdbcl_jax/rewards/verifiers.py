@@ -1,4 +1,4 @@
-"""Verifiers: does an answer agree with the gold one, and how far, as a number in [0, 1].
+"""Verifiers: whether an answer agrees with the gold one, and how far, as a number in [0, 1].
 
 A verifier has two halves. `prepare` parses the gold answer and raises ValueError where it cannot;
 it runs once when a record is loaded, so that no unparsable gold can ever score. `compare` judges
@@ -6,8 +6,8 @@ the text of one answer block and never raises: an answer that is not understood 
 1 means correct. Everything matches the *whole* answer: no verifier searches it for something right.
 
 A verifier of one's own is named by where it is, `package.module:function` in `config.tasks`: a
-function of an answer and the gold answer, or a `Verifier`. `register` gives it a short name, which
-only processes know that ran the same line; a study's workers run its config file for that.
+function of an answer and the gold answer, or a `Verifier`. `register` gives it a short name, known
+only to processes that ran the same line; a study's workers run its config file for that.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def get_verifier(name: str) -> Verifier:
 
 
 def is_imported(name: str) -> bool:
-    """Whether a verifier's name says where its code is, rather than which of those known it is."""
+    """Whether a verifier's name says where its code is, rather than names a known one."""
     base, _, function = name.partition(":")
     return base not in VERIFIERS and function.partition(":")[0].isidentifier()
 
@@ -127,7 +127,7 @@ def _as_it_is(gold: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Case, white space, Unicode width and one final full stop do not count."""
+    """The text without differences of case, white space and Unicode width, or a final full stop."""
     words = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return words.removesuffix(".") or words
 

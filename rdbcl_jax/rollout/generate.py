@@ -1,7 +1,7 @@
 """A policy's responses to a list of records, batch by batch: the one way to ask for them.
 
-Evaluation, the statistics from before a task, collected rollouts, Fisher information and the
-laboratory all call `generate`, or `generate_texts` where the texts are all that they need.
+Evaluation, pre-task statistics, collected rollouts, Fisher information and the laboratory all call
+`generate`, or `generate_texts` where the texts are all that they need.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Generated:
       host_prompts: this process's rows, as numpy arrays.
       prompts: the rows of all processes, on the device.
       rollouts: [P, G, …] with log-probs, on the device.
-      valid: of this process's rows; False only fills the last batch.
+      valid: which of this process's rows count; the others only fill the last batch.
     """
 
     host_prompts: PromptBatch
@@ -43,7 +43,7 @@ class Generated:
 
     @property
     def record_ids(self) -> Int[np.ndarray, "P"]:
-        """The index of each row's record in the list that was given, of this process's rows."""
+        """For each of this process's rows, the index of its record in the list that was given."""
         return np.asarray(self.host_prompts.record_ids)
 
     def host_rollouts(self) -> Rollouts:
@@ -64,15 +64,15 @@ def generate(
 ) -> Iterator[Generated]:
     """`samples` responses to every record once, in order.
 
-    A batch is handed out when the next one has been sent to the device, which is then busy while
+    A batch is handed out once the next one has been sent to the device, which is then busy while
     the caller reads.
 
     Args:
       params: all parameters (`Policy.whole`).
-      rng: of all batches; each takes its number in. Greedy sampling draws nothing from it.
+      rng: of all batches; each folds its number in. Greedy sampling draws nothing from it.
       batch_size: records of all processes; the last batch is filled up with its last record.
-      prefixes: per record, the beginning of a response, which the policy goes on from. The
-        rollouts hold what follows it.
+      prefixes: per record, the beginning of a response, which the policy continues. The rollouts
+        hold what follows it.
     """
     encoder = policy.encoder if prefixes is None else _with_room(policy.encoder, sampling)
 
@@ -104,8 +104,8 @@ def generate_texts(
     batch_size: int,
     prefixes: Sequence[str],
 ) -> list[str]:
-    """One whole response per record, by one process: its prefix, and what the policy says after
-    it. See `generate` for the arguments."""
+    """One whole response per record, in one process: its prefix and the policy's continuation. See
+    `generate` for the arguments."""
     texts: list[str] = []
     for batch in generate(
         policy, params, records, sampling, rng, batch_size=batch_size, prefixes=prefixes

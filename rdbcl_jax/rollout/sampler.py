@@ -1,8 +1,8 @@
 """Sampling G responses to each prompt in one jitted call.
 
-The prompt and its images run once; its keys are read by all G rollouts. Responses keep keys of
-their own in a cache that grows by a schedule. When half of every group has ended, the other half
-goes on alone, and so on by halves; the loop ends with the last rollout.
+The prompt and its images run once; its keys and values are read by all G rollouts. Responses keep
+theirs in a cache that grows by a schedule. When half of every group has ended, the other half goes
+on alone, and so on by halves; the loop ends with the last rollout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FIRST_CACHE = 64  # tokens; doubled until the longest response fits
 
 
 class _State(NamedTuple):
-    """W of the G rollouts of each prompt: all of them, or those that go on."""
+    """W of the G rollouts of each prompt: all, or those that go on."""
 
     step: Int[Array, ""]  # tokens drawn so far
     rows: Int[Array, "P W"]  # which of the G rollouts each is
@@ -73,7 +73,7 @@ def sample(
         jnp.broadcast_to(first, (*shape, first.shape[-1])),
     )
     for size in cache_schedule(sampling.max_tokens):
-        # the last token's keys are never needed, so `size` slots serve size + 1 tokens
+        # nothing attends to the last token, so `size` slots serve size + 1 tokens
         end = min(size + 1, sampling.max_tokens)
         state = _extend(body, state._replace(cache=grow(state.cache, size)), end)
     state = _take(state._replace(cache=()), jnp.argsort(state.rows, axis=1))
@@ -117,9 +117,9 @@ def _record(state: _State, token, logp, stop_ids) -> _State:
 
 
 def _extend(body, state: _State, end: int) -> _State:
-    """Draws up to token `end`, and once half of every group has ended, the rest in half the rows.
+    """Draws up to token `end`; once half of every group has ended, the rest in half the rows.
 
-    Halves of groups and not of the batch, so that no prompt leaves its device.
+    Halves of groups, not of the batch, so that no prompt leaves its device.
     """
     width = state.rows.shape[1]
     half = width // 2
@@ -139,7 +139,7 @@ def _extend(body, state: _State, end: int) -> _State:
             name: jnp.concatenate([getattr(rest, name), getattr(ended, name)], 1)
             for name in ("rows", "tokens", "mask", "logps", "alive")
         }
-        cache = pad_rows(rest.cache, width)  # nobody reads the keys of who has ended
+        cache = pad_rows(rest.cache, width)  # nothing reads the rows of rollouts that have ended
         return state._replace(step=rest.step, cache=cache, **joined)
 
     return jax.lax.cond((state.step < end) & state.alive.any(), in_half, lambda s: s, state)

@@ -20,14 +20,14 @@ class Sampling:
     """Static options of the sampler.
 
     Attributes:
-      max_tokens: T, longest response, the end token included.
-      temperature: > 0; divides the logits, also of the log-probs that are returned.
+      max_tokens: T, the longest response, end token included.
+      temperature: > 0; divides the logits, in drawing and in the log-probs returned.
       top_k: keep the k likeliest tokens; 0 keeps all.
       top_p: keep the smallest set of tokens with this total probability; 1 keeps all.
       greedy: take the likeliest token (temperature still scales the returned log-probs).
       stop_ids: tokens that end a response.
-      forbidden_ids: tokens never drawn: pictures' placeholders and padding, since a response that
-        holds them cannot be scored again.
+      forbidden_ids: tokens never drawn: images' placeholders and padding, since a response that
+        holds them cannot be read again.
     """
 
     max_tokens: int
@@ -49,8 +49,8 @@ class Sampling:
 
 
 def sampling_of(policy: Policy, rollout: RolloutConfig, *, greedy: bool = False) -> Sampling:
-    """A run's sampling options for its policy. Pictures' ids, padding and ids that are no token are
-    forbidden: a response that held them could not be scored again."""
+    """A run's sampling options for its policy. Images' ids, padding and ids that are no token are
+    forbidden: a response that held them could not be read again."""
     config, stops = policy.model.config, policy.stop_ids
     beyond = range(len(policy.tokenizer), config.vocab_size)
     forbidden = {*config.forbidden_token_ids, policy.tokenizer.pad_token_id, *beyond}
@@ -83,9 +83,9 @@ def draw(
 
 
 def _categorical(uniforms: Float[Array, "*B 2"], logits: Float[Array, "*B V"]) -> Int[Array, "*B"]:
-    """A token by the inverse of the distribution function: a block of 128 ids, then one of it.
+    """A token by the inverse of the distribution function: a block of 128 ids, then an id in it.
 
-    Two uniform numbers a row where Gumbel noise takes V. An id of logit −inf is never drawn.
+    Two uniform numbers a row, where Gumbel noise takes V. An id of logit −inf is never drawn.
     """
     missing = -logits.shape[-1] % _BLOCK
     logits = jnp.pad(

@@ -53,7 +53,7 @@ class ScoredRollouts:
       scores: of the texts.
       host: the rollouts (with the others, if any) as numpy arrays, [P, G + g, …].
       memorised: rollouts that a demonstration has replaced; `texts` and `scores` are still those
-        of what the policy said.
+        of the policy's own response.
     """
 
     responses: Responses
@@ -125,8 +125,8 @@ def generate_scored(
     batch_size: int,
     samples: int = 1,
 ) -> Iterator[tuple[ScoredRollouts, Bool[np.ndarray, "P"]]]:
-    """Scored responses to every record, this process's part of each batch; False marks the rows
-    that only fill the last one. `params`: those that learn."""
+    """Scored responses to every record, this process's part of each batch, and which rows count;
+    the others only fill the last batch. `params`: those that learn."""
     for batch in generate(
         policy,
         policy.whole(params),
