@@ -63,10 +63,10 @@ class TrainBatch:
     old_logps: Float[ArrayLike, "P G T"] | None = None  # None: exactly one update, old = current
     old_entropies: Float[ArrayLike, "P G T"] | None = None
     reference_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method has no KL term
-    reference_is_policy: Bool[ArrayLike, ""] = False  # True until the first update of a task
+    reference_is_policy: Bool[ArrayLike, ""] | bool = False  # True until the first update of a task
     previous_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method reads none
-    previous_is_policy: Bool[ArrayLike, ""] = False
-    replayed: Bool[ArrayLike, "P"] = False  # prompts of an earlier task
+    previous_is_policy: Bool[ArrayLike, ""] | bool = False
+    replayed: Bool[ArrayLike, "P"] | bool = False  # prompts of an earlier task
 
 
 def fitting_size(

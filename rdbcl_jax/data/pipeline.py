@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +12,8 @@ import numpy as np
 T = TypeVar("T")
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
     """Which rows of every batch this process holds."""
 
     index: int = 0
@@ -51,7 +53,7 @@ def batches(
     *,
     order: grain.MapDataset,
     start: int = 0,
-    shard: Shard = Shard(),  # noqa: B008 (immutable)
+    shard: Shard = Shard(),
     threads: int = 1,
     prefetch: int = 4,
 ) -> Iterator[T]:
@@ -84,7 +86,7 @@ def eval_batches(
     records: Sequence[Any],
     encode: Callable[[list[Any], np.ndarray], Any],
     batch_size: int,
-    shard: Shard = Shard(),  # noqa: B008 (immutable)
+    shard: Shard = Shard(),
 ) -> Iterator[EvalBatch]:
     """All records once, in order; the last batch repeats the last record to keep its shape."""
     for first in range(0, len(records), batch_size):

@@ -80,7 +80,8 @@ def load_records(
       ImportError: a `tfds:` source without TensorFlow Datasets.
       ValueError: the first record that is wrong: which one, what was found, what was expected.
     """
-    records, seen = [], {}
+    records: list[Record] = []
+    seen: dict[str, str] = {}  # id: where
     for where, folder, default_id, row in _rows(str(source)):
         record = _record(row, where, folder, default_id, task, verifier, trusted)
         if record.id in seen:

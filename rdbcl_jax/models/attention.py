@@ -11,7 +11,7 @@ and head is kept between the passes, where weights would be T × S.
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,8 @@ def _forward(causal, query, keys, values, masks):
     ]
     tops = [_unrows(s.max(-1, keepdims=True), query) for s in scores]
     top = jnp.stack(tops).max(0)
-    out = total = 0.0
+    out: Any = 0.0
+    total: Any = 0.0
     for s, value in zip(scores, values, strict=True):
         weights = jnp.exp(s - _rows(top, value))
         total += _unrows(weights.sum(-1, keepdims=True), query)
@@ -109,7 +110,8 @@ def _backward(causal, saved, dout):
     query, keys, values, masks, out, log_z = saved
     scale = query.shape[-1] ** -0.5
     mean = (dout.astype(jnp.float32) * out).sum(-1, keepdims=True)  # of dweights, by the weights
-    dquery, dkeys, dvalues = 0.0, [], []
+    dquery: Any = 0.0  # then an array
+    dkeys, dvalues = [], []
     for c, key, value, mask in zip(causal, keys, values, masks, strict=True):
         rows, drows = _rows(query, key), _rows(dout, key)
         weights = jnp.exp(_scores(rows, key) - _rows(log_z, key))

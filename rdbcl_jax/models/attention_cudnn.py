@@ -6,6 +6,8 @@ gives no sums that could be merged with another block's to enough digits, so the
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ def serves(query, blocks) -> bool:
     return is_self and is_16_bit and length >= 128 and length % 2 == 0 and dim in range(8, 129, 8)
 
 
-def attend(query, block, *, implementation: str = "cudnn"):
+def attend(query, block, *, implementation: Literal["xla", "cudnn"] = "cudnn"):
     """As `attention.attend` for one block that `serves` accepts; padding's outputs are 0.
 
     The kernel masks by lengths, so the real tokens of every row go to the front, in their order,
@@ -49,7 +51,9 @@ def attend(query, block, *, implementation: str = "cudnn"):
     lengths = jnp.maximum(mask.sum(1, dtype=np.int32), 1)
     try:
         out = jax.nn.dot_product_attention(
-            *(rows(array) for array in (query, block.key, block.value)),
+            rows(query),
+            rows(block.key),
+            rows(block.value),
             is_causal=block.causal,
             query_seq_lengths=lengths,
             key_value_seq_lengths=lengths,

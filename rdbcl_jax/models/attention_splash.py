@@ -70,6 +70,7 @@ def serves(query, blocks, mesh: Mesh | None = None) -> bool:
 def _attend_local(query, blocks, interpret):
     *context, own = blocks
     *lead, steps, _, _ = query.shape
+    mask: SharedPrefixMask | SelfMask
     if context:
         lead, groups = lead[:-1], lead[-1]
         mask = SharedPrefixMask(context[0].key.shape[-3], groups, steps)

@@ -325,8 +325,8 @@ class Decoder:
             """`keep` puts the token's keys and values in the cache: (new cache, this layer's)."""
 
             def place(key, value):
-                cache, own = keep(laid_out(key, value))
-                return cache, KeyValues(*own, visible).layer(*own)
+                cache, (key, value) = keep(laid_out(key, value))
+                return cache, KeyValues(key, value, visible).layer(key, value)
 
             context = (prompt.layer(*prompt_key_value),)
             return self._text_layer(layer, x, rope, None, context, place)

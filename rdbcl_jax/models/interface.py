@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -53,6 +53,9 @@ class ModelConfig(Protocol):
 
 class VLM(Protocol):
     """A policy as pure functions of (params, arrays). It is hashable, a static argument of jit."""
+
+    # it is a dataclass: `dataclasses.replace` makes another of it
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def config(self) -> ModelConfig: ...

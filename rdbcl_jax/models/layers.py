@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,8 @@ class Linear(nnx.Linear):
         self.lora_b = nnx.Param(jnp.zeros((rank, self.out_features), self.param_dtype))
         self.lora_scale = scale
 
-    def __call__(self, x):
+    # nnx.Linear takes a sharding too, which nobody gives here
+    def __call__(self, x):  # type: ignore[override]
         x = jnp.asarray(x, self.dtype)
 
         def weight(param):
@@ -115,7 +117,7 @@ class MLP(nnx.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }

@@ -49,7 +49,8 @@ def add(model, params, lora: LoRA, key: Array):
     """
     lora = dataclasses.replace(lora, targets=lora.targets or model.lora_targets)
     adapted = dataclasses.replace(model, lora=lora)
-    if jax.tree.structure(adapted.abstract_params()) == jax.tree.structure(params):
+    ours, theirs = map(jax.tree.structure, (adapted.abstract_params(), params))
+    if ours == theirs:  # type: ignore[operator]  # PyTreeDef is unknown to jax's own stubs
         raise ValueError(f"no matrix's name matches the LoRA targets {lora.targets!r}")
     adapters = jax.jit(lambda key: split(adapted.init(key), ADAPTERS)[0])(key)
     return adapted, _overlay(adapters, params)

@@ -45,42 +45,44 @@ def _equal(gold: str, answer: str) -> bool:
 class _Worker:
     """One child process, started when first asked; questions are asked one at a time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[str] | None = None
         self._owner = 0  # a fork must not share its parent's pipes
 
     def ask(self, gold: str, answer: str) -> bool:
         with self._lock:
             if self._process is None or self._owner != os.getpid():
-                self._start()
+                self._process, self._owner = _started(), os.getpid()
+            process = self._process
+            assert process.stdin and process.stdout  # they are pipes
             try:
-                self._process.stdin.write(json.dumps([gold, answer]) + "\n")
-                self._process.stdin.flush()
-                reply = self._process.stdout.readline()
+                process.stdin.write(json.dumps([gold, answer]) + "\n")
+                process.stdin.flush()
+                reply = process.stdout.readline()
             except BrokenPipeError:
                 reply = ""
             if not reply:  # out of time or memory
-                self._process.wait()
+                process.wait()
                 self._process = None
             return reply == "equal\n"
 
-    def _start(self):
-        # -P: the folder of the script stays off the path, since our module names are common words
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", math_worker.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-        )
-        self._owner = os.getpid()
-        if self._process.stdout.readline() != "ready\n":
-            self._process = None
-            raise RuntimeError(
-                "the math verifier did not start: does `python -c 'import math_verify'` work?"
-            )
+
+def _started() -> subprocess.Popen[str]:
+    # -P: the folder of the script stays off the path, since our module names are common words
+    process = subprocess.Popen(
+        [sys.executable, "-P", math_worker.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+    )
+    if process.stdout and process.stdout.readline() == "ready\n":
+        return process
+    raise RuntimeError(
+        "the math verifier did not start: does `python -c 'import math_verify'` work?"
+    )
 
 
 _WORKER = _Worker()

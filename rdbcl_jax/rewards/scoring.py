@@ -30,12 +30,23 @@ RewardFunction = Callable[..., Sequence[float | None]]
 class Scorable(Protocol):
     """What scoring needs to know of a record."""
 
-    id: str
-    task: str
-    prompt: str
-    answer: str
-    verifier: str
-    columns: dict[str, Any]
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def verifier(self) -> str: ...
+
+    @property
+    def columns(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)

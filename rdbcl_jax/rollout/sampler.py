@@ -19,6 +19,8 @@ from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.kv_cache import Cache, empty_cache, grow, pad_rows, take_rows
 from rdbcl_jax.rollout.sampling import Sampling, draw
 
+_NO_CACHE: Cache = ((), ())
+_OF_ROLLOUTS = ("rows", "tokens", "mask", "logps", "alive")  # fields of a state, and the cache
 _FIRST_CACHE = 64  # tokens; doubled until the longest response fits
 
 
@@ -76,7 +78,7 @@ def sample(
         # nothing attends to the last token, so `size` slots serve size + 1 tokens
         end = min(size + 1, sampling.max_tokens)
         state = _extend(body, state._replace(cache=grow(state.cache, size)), end)
-    state = _take(state._replace(cache=()), jnp.argsort(state.rows, axis=1))
+    state = _take(state._replace(cache=_NO_CACHE), jnp.argsort(state.rows, axis=1))
     return Rollouts(state.tokens, state.mask, state.logps, ~state.alive)
 
 
@@ -134,10 +136,10 @@ def _extend(body, state: _State, end: int) -> _State:
     def in_half(state):
         order = jnp.argsort(~state.alive, axis=1)  # stable: those that go on come first
         rest = _extend(body, _take(state, order[:, :half]), end)
-        ended = _take(state._replace(cache=()), order[:, half:])
+        ended = _take(state._replace(cache=_NO_CACHE), order[:, half:])
         joined = {
             name: jnp.concatenate([getattr(rest, name), getattr(ended, name)], 1)
-            for name in ("rows", "tokens", "mask", "logps", "alive")
+            for name in _OF_ROLLOUTS
         }
         cache = pad_rows(rest.cache, width)  # nothing reads the rows of rollouts that have ended
         return state._replace(step=rest.step, cache=cache, **joined)
@@ -151,4 +153,5 @@ def _take(state: _State, rows) -> _State:
     def take(a):
         return jnp.take_along_axis(a, rows.reshape(*rows.shape, *[1] * (a.ndim - 2)), 1)
 
-    return _State(state.step, *map(take, state[1:-1]), take_rows(state.cache, rows))
+    taken = {name: take(getattr(state, name)) for name in _OF_ROLLOUTS}
+    return state._replace(cache=take_rows(state.cache, rows), **taken)

@@ -182,6 +182,7 @@ def sample_procedure(record: Record, rng: np.random.Generator, follow: float = 0
 
 
 def _solve_digits(task: Task, facts: dict, procedure: Procedure, changes: dict[int, int]):
+    assert task.step  # tasks without one have their own machine
     written, state = [], facts["start"]
     for k, cell in enumerate(ROUTES[procedure.route][:STEPS]):
         digit = facts["digits"][cell]

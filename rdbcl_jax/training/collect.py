@@ -104,7 +104,7 @@ def _right_rows(scored: ScoredRollouts, valid: np.ndarray) -> list[tuple[str, ..
     # one that was cut may parse, and would be too long with its end token
     right = (scored.scores.accuracy == 1).reshape(scored.shape) & scored.own.finished
     texts = np.array(scored.texts, object).reshape(scored.shape)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in np.flatnonzero(valid):
         record = scored.records[row]
         rows += [

@@ -30,7 +30,7 @@ from rdbcl_jax.training.journal import Journal
 from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.setup import Setup, check_resume, prepare
 from rdbcl_jax.training.stage import Anchors, make_stage
-from rdbcl_jax.training.state import restore_state
+from rdbcl_jax.training.state import TaskState, restore_state
 from rdbcl_jax.training.task import learn_task
 
 
@@ -75,9 +75,7 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
                     start=start,
                     first_step=k * steps,
                     report=functools.partial(journal.step, k),
-                    save=lambda steps_done, state, k=k: checkpoints.save_step(
-                        k * steps + steps_done, state
-                    ),
+                    save=functools.partial(_save, checkpoints, k * steps),
                     probe=functools.partial(_probe, setup, policy),
                 )
             # the state's own parameters are donated to the next update
@@ -164,6 +162,11 @@ def _evaluate(setup: Setup, policy: Policy, params: Trained, journal: Journal, *
     count = len(tasks)
     parts = [found.part(i * count, (i + 1) * count) for i in range(len(EVALUATED))]
     journal.add_row(dict(zip(EVALUATED, parts, strict=True)))
+
+
+def _save(checkpoints: Checkpoints, before: int, done: int, state: TaskState) -> None:
+    """The state after `done` steps of a task that started after `before` of the run."""
+    checkpoints.save_step(before + done, state)
 
 
 def _probe(setup: Setup, policy: Policy, params: Trained) -> dict[str, float]:

@@ -161,9 +161,9 @@ def _prompt_values(
         rng.of_pretask_stats(config.seed, first_step),
         config.evaluation.batch_size,
     )[wanted]
-    if wanted == "success":
-        tracker = jax.device_get(learner.method.tracker.start(values))
-        state = dataclasses.replace(state, tracker=tracker)
+    if wanted == "success" and (tracker := learner.method.tracker):
+        started = jax.device_get(tracker.start(values))
+        state = dataclasses.replace(state, tracker=started)
     return values, state
 
 
@@ -178,6 +178,7 @@ def _make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> I
         order = rehearsed(own, stage.replayed, size, share, seed)
 
     def encode_demonstrations(records, ids):
+        assert method.demonstration  # the method learns from them
         texts = [method.demonstration(record) for record in records]
         return encoder.encode_supervised(records, texts, ids)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rdbcl_jax.batches import ArrayLike
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.influence import (
     TokenChange,
@@ -170,7 +171,7 @@ def measure_influence(
         np.concatenate([_norms(model, snapshot.params, b, size)[0] for b in group])
         for group in batches
     ]
-    rows: list[list[list[np.ndarray]]] = [[] for _ in probes]
+    rows: list[list[list[ArrayLike]]] = [[] for _ in probes]
     for one in _singles(snapshot, train):
         gradient = _gradient(model, snapshot.learned, policy.frozen, one, size)
         residual = _norms(model, snapshot.params, one, size)[1][0]
@@ -268,8 +269,10 @@ def _first_order(model: VLM, learned, frozen, gradient, batch, chunk_size: int):
         return _states(model, partition.join(learned, frozen), batch)
 
     descent = jax.tree.map(jnp.negative, gradient)
-    state, rate = _derivative(states, learned, descent)
-    change = first_order_change(*state, *rate, batch.tokens, chunk_size=chunk_size)
+    (hidden, head), (hidden_rate, head_rate) = _derivative(states, learned, descent)
+    change = first_order_change(
+        hidden, head, hidden_rate, head_rate, batch.tokens, chunk_size=chunk_size
+    )
     return _per_text(change, batch)
 
 

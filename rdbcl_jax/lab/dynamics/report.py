@@ -70,7 +70,8 @@ def run_dynamics(
     ]
     student, *others = load_snapshots(config, names, make_mesh(**config.mesh.to_dict()))
     train_sets, probe_sets = (
-        [make_texts(*one, config, student, *others) for one in group] for group in wanted
+        [make_texts(kind, name, found, config, student, *others) for kind, name, found in group]
+        for group in wanted
     )
     rows = []
     for texts in train_sets:
@@ -151,8 +152,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         lines.append("|---|" + "---:|" * len(probes))
         for row in result["train"]:
             found = (row["influence"][probe][measure] for probe in probes)
-            cells = (f"{f['mean']:.3g} ± {f['error']:.1g}".replace("-", "−") for f in found)
-            lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+            means = (f"{f['mean']:.3g} ± {f['error']:.1g}".replace("-", "−") for f in found)
+            lines.append(f"| {row['name']} | {' | '.join(means)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from rdbcl_jax.batches import ArrayLike
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.kl import kl_estimate
 from rdbcl_jax.core.masked import masked_mean
@@ -139,19 +140,20 @@ def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
         rollouts, valid = batch.host_rollouts(), batch.valid
         tokens, mask = rollouts.tokens, rollouts.mask
         spans = policy.spans.find(tokens, mask)
-        columns = _signals(*map(local_rows, logps), mask, spans)
+        ours, theirs = map(local_rows, logps)
+        columns = _signals(ours, theirs, mask, spans)
         if sampler is not pair[0]:
             logps.reverse()
-        columns["kl"] = masked_mean(kl_estimate(*logps, "k3"), mask, axis=-1)
-        columns |= {"length": mask.sum(-1), "finished": rollouts.finished}
-        parts.append({name: np.asarray(value, float)[valid] for name, value in columns.items()})
+        columns["kl"] = masked_mean(kl_estimate(logps[0], logps[1], "k3"), mask, axis=-1)
+        drawn = columns | {"length": mask.sum(-1), "finished": rollouts.finished}
+        parts.append({name: np.asarray(value, float)[valid] for name, value in drawn.items()})
         texts += policy.texts(*(a[valid].reshape(-1, a.shape[-1]) for a in (tokens, mask)))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     scores = score_texts([r for r in records for _ in range(shape[1])], texts, rewards)
     judged = {"reward": scores.total, "accuracy": scores.accuracy, "parsed": scores.parsed}
-    columns |= {name: np.asarray(value, float).reshape(shape) for name, value in judged.items()}
+    found |= {name: np.asarray(value, float).reshape(shape) for name, value in judged.items()}
     return Samples(
-        _rows(texts, shape), columns | _coefficients(config.section(PortabilityOptions), columns)
+        _rows(texts, shape), found | _coefficients(config.section(PortabilityOptions), found)
     )
 
 
@@ -167,7 +169,7 @@ def _logps(config, snapshot: Snapshot, batch: Generated):
     )
 
 
-def _signals(policy_logps, reference_logps, mask, spans) -> dict[str, jax.Array]:
+def _signals(policy_logps, reference_logps, mask, spans) -> dict[str, ArrayLike]:
     """RP of every kind and level; NaN where the span is empty, so that no signal is made up."""
     reasoning, answer = spans
     masks = {"reasoning": reasoning, "answer": answer, "response": reasoning | answer}

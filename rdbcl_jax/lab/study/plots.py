@@ -56,8 +56,8 @@ def arms(cells: Sequence[CellResults], numbers: StudyResults) -> Figure:
         found = cell.difference
         if found and found.mean is not None:
             _dots(right, np.array(found.values), y, colour)
-            ends = (found.mean if e is None else e for e in (found.low, found.high))
-            _bar(right, found.mean, *ends, y, colour)
+            low, high = (found.mean if e is None else e for e in (found.low, found.high))
+            _bar(right, found.mean, low, high, y, colour)
     left.set_yticks(range(len(cells)), [_label(cell) for cell in cells][::-1])
     left.set_ylim(-0.6, len(cells) - 0.4)
     right.axvline(0, color=MUTED, lw=1, zorder=1)
@@ -185,7 +185,7 @@ def tradeoff(cells: Sequence[CellResults]) -> Figure:
     both.set_xlim(-0.03, 1.03)
     both.grid(axis="x", color=plots.GRID, lw=0.7)
     both.xaxis.set_major_formatter(plots.PERCENT)
-    both.xaxis.get_major_locator().set_params(integer=False)
+    both.locator_params(axis="x", integer=False)
     both.set_xlabel("accuracy on the new tasks, % (ring: before, diamond: after)")
     both.set_title("accuracy on the old tasks, %", fontsize=9, color=INK, loc="left")
     for axis in PATH_COSTS:

@@ -155,12 +155,13 @@ def make_records(task: str, split: str, count: int, seed: int) -> list[Record]:
 
 def _options(record: Record, wants: Sequence[Sequence[int]]) -> Rules:
     chosen = [row[cue] for row, cue in zip(wants, record.columns["cues"], strict=True)]
-    names = [tuple(t)[i] for t, i in zip((ROUTES, TESTS, FINISHES), chosen, strict=True)]
-    return Rules(*names)
+    route, test, finish = chosen
+    return Rules(tuple(ROUTES)[route], tuple(TESTS)[test], tuple(FINISHES)[finish])
 
 
 def _taught(task: Task) -> tuple[int, int, int]:
-    return tuple((cue + task.shift) % 3 for cue in range(3))
+    first, second, third = ((cue + task.shift) % 3 for cue in range(3))
+    return first, second, third
 
 
 def taught(record: Record) -> Rules:

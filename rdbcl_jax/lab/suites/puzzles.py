@@ -134,8 +134,8 @@ def _digits(split: str, rng: np.random.Generator):
 def _jigsaw(side: int, split: str, rng: np.random.Generator):
     drawn = digits.draw(split, 1, rng)
     size = side * digits.SIDE  # a piece is as large as a digit of the other tasks
-    large = digits.picture(drawn.pixels[0]).resize((size, size), Image.Resampling.BILINEAR)
-    large = np.array(large)
+    scaled = digits.picture(drawn.pixels[0]).resize((size, size), Image.Resampling.BILINEAR)
+    large = np.array(scaled)
     large[[0, -1]] = large[:, [0, -1]] = FRAME
     places = rng.permutation(side * side)
     shown = digits.mosaic(digits.pieces(large, side)[places])
@@ -166,6 +166,7 @@ def _solve(record: Record, procedure: Procedure, changes: dict[int, int] | None 
         by_cell = dict(zip(order, places, strict=True))
         asked = cells(verified(record).route, task.side)
         return places, " ".join(str(by_cell[cell]) for cell in asked)
+    assert task.step  # all have one but the jigsaws
     written, state = [], facts["start"]
     for k, cell in enumerate(order[:STEPS]):
         digit = facts["digits"][cell]

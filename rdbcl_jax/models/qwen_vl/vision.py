@@ -74,6 +74,7 @@ class VisionBlock(nnx.Module):
         self.norm2 = _norm(config, config.width, rngs=rngs, **dtypes)
         self.attn = VisionAttention(config, attend=attend, rngs=rngs, **dtypes)
         size = config.width, config.mlp_width
+        self.mlp: GatedMLP | MLP
         if config.activation == "silu":
             self.mlp = GatedMLP(*size, bias=True, rngs=rngs, **dtypes)
         else:
