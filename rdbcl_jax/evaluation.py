@@ -1,4 +1,4 @@
-"""Accuracy on every task, judged by the parser and verifiers that also give the reward."""
+"""Accuracy on every task, by the parser and verifiers that also give the reward."""
 
 from __future__ import annotations
 

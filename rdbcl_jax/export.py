@@ -24,7 +24,7 @@ def export(
     """Writes weights, config, tokenizer and processor files of a policy to `out`; returns it.
 
     Adapters are merged into their matrices, in float32; the model's parameters are spread over all
-    devices that are there, whatever mesh the run had.
+    devices at hand, whatever mesh the run had.
 
     Args:
       name: `WORKDIR@K`, the policy after K tasks, or `WORKDIR`, after the last finished one.

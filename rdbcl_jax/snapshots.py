@@ -26,7 +26,7 @@ class Snapshot:
 
     @property
     def params(self) -> Params:
-        """All of them, those that do not learn too; nothing is copied."""
+        """All parameters, those that do not learn too; nothing is copied."""
         return self.policy.whole(self.learned)
 
 
@@ -39,13 +39,13 @@ def load_snapshots(
     |---|---|
     | `DIR` | a Hugging Face checkpoint directory |
     | `WORKDIR@K` | a run's policy after its first K tasks; `WORKDIR@0` is its base |
-    | `WORKDIR` | the same after the last task that is finished |
+    | `WORKDIR` | the same after the last finished task |
 
-    Snapshots of one run share what was not trained. `config` must be the run's own where it says
-    what learns (`model.lora`, `model.freeze_vision`) and what from (`model.path`).
+    Snapshots of one run share what was not trained. `config` must be the run's own in what learns
+    (`model.lora`, `model.freeze_vision`) and from what (`model.path`).
 
     Raises:
-      FileNotFoundError: neither a checkpoint nor a workdir, or no such task in it.
+      FileNotFoundError: neither a checkpoint nor a workdir, or a workdir without that task.
       ValueError: a workdir of another model; tokenizers that differ.
     """
     places = [place(config, name) for name in names]  # all found before any is read
@@ -63,7 +63,7 @@ def load_snapshots(
 
 
 def _at(config: RunConfig, path: str, workdir: pathlib.Path | None) -> RunConfig:
-    """The config with the model at `path`; one that is no run's has no adapters."""
+    """The config with the model at `path`; a model that is not a run's has no adapters."""
     whole = {"model.lora.rank": 0, "model.freeze_vision": False} if workdir is None else {}
     return config.changed({"model.path": path, **whole})
 

@@ -40,9 +40,9 @@ def from_pretrained(
 ) -> tuple[VLM, Params]:
     """Reads a checkpoint directory: config.json and one or several safetensors files.
 
-    Tensors go one by one into (sharded) device arrays, and of each only the parts that this host
-    places are read: beside the parameters it places, a host holds one tensor, and the pages of
-    one open file.
+    Tensors go one by one into (sharded) device arrays, and only the parts of each that this host
+    places are read: beside the parameters it places, a host holds one tensor and the pages of one
+    open file.
 
     Args:
       dtype: of activations; `param_dtype` of the parameters (default: the same).
@@ -92,8 +92,8 @@ def save_pretrained(
       processor: a tokenizer or processor, saved beside the model by its own `save_pretrained`.
       like: a checkpoint directory whose other files (tokenizer, processor, generation defaults)
         are copied.
-      shard_bytes: a file's largest size; one that is full is continued in the next. The host
-        holds the tensors of one file at a time.
+      shard_bytes: the largest size of a file; a full one is continued in the next. The host holds
+        the tensors of one file at a time.
     """
     path = pathlib.Path(path)
     model, params = lora.merge(model, params)

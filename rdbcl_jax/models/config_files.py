@@ -1,4 +1,4 @@
-"""What families read alike from a checkpoint's config.json and generation_config.json."""
+"""What all families read alike from a checkpoint's config.json and generation_config.json."""
 
 from __future__ import annotations
 

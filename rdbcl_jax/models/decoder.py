@@ -173,7 +173,7 @@ class Decoder:
         return jnp.maximum(jnp.cumsum(prompts.mask, -1) - 1, 0)[..., None]
 
     def text_positions(self, position: Int[Array, "*lead"]) -> Int[Array, "*lead axes"]:
-        """Where response tokens stand, from their numbers."""
+        """Where response tokens stand, given their numbers."""
         return position[..., None]
 
     def embed_prompts(

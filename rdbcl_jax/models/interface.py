@@ -1,6 +1,6 @@
-"""All that the engine knows of a model: a `VLM` scores and decodes tokens, its `Processor` turns
+"""All that the engine knows of a model: a `VLM` reads and decodes tokens, its `Processor` turns
 records into the model's inputs on the host, and a `Family` brings both. A family's own inputs
-(positions, pictures) travel in `PromptBatch.model_inputs`, which nobody else looks into.
+(positions, pictures) travel in `PromptBatch.model_inputs`, which nothing else looks into.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class VLM(Protocol):
 
     @property
     def lora_targets(self) -> str:
-        """The matrices that get adapters where nobody says which: a pattern of their names."""
+        """The matrices that get adapters unless others are named: a pattern of their names."""
         ...
 
     @property

@@ -1,7 +1,7 @@
 """Caches of keys and values, laid out as the products of decoding read them.
 
 A key has its slots last and a value its channels last: scores and outputs are then both products
-with a matrix as it lies in memory, which CPUs do up to four times as fast as with its transpose.
+with a matrix as it lies in memory, which CPUs do up to four times as fast as with a transpose.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def product(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]) -> Float[A
     """x · kernel. The kernel's gradient is xᵀ · dy, contracted as the arrays lie.
 
     JAX's own rule makes (dyᵀ · x)ᵀ, for which XLA on CPU first writes dy transposed, element by
-    element, and with it anew all the arithmetic that makes dy.
+    element, and repeats all the arithmetic that makes dy for it.
     """
     return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 

@@ -8,7 +8,7 @@ takes the adapters out; policy and reference then join theirs to the same base w
     adapters, base = partition.split(params, partition.ADAPTERS)
     model.response_hidden(partition.join(adapters, base), ...)
 
-There is no dropout: sampler, reference and learner must score the same policy.
+There is no dropout: sampler, reference and learner must run the same policy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LoRA:
       rank: of A [in, rank] and B [rank, out].
       alpha: the adapters' weight is alpha / rank.
       targets: regular expression over the names of matrices, such as
-        `language_model/layers/self_attn/q_proj`; empty: those that the model's family names,
+        `language_model/layers/self_attn/q_proj`; empty: the model family's own,
         `VLM.lora_targets`.
     """
 

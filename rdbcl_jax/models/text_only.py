@@ -1,4 +1,4 @@
-"""What families without vision share: the shared decoder is all of their model, and a prompt has no
+"""What families without vision share: the shared decoder is their whole model, and a prompt has no
 inputs but its tokens."""
 
 from __future__ import annotations

@@ -33,12 +33,12 @@ def compare_runs(
     baseline: str | None = None,
     split: str = "test",
 ) -> Path:
-    """Write compare.html, compare.md and compare.tex into `out_dir`; returns the page's path.
+    """Writes compare.html, compare.md and compare.tex into `out_dir`; returns the page's path.
 
     Args:
       workdirs: of the runs; unfinished ones are welcome and marked.
-      baseline: label or method of the group to subtract in paired differences; by default the
-        GRPO group, else the first one.
+      baseline: label or method of the group to subtract in paired differences; default: the GRPO
+        group, else the first.
       split: whose numbers to compare.
 
     Raises:

@@ -73,7 +73,7 @@ def _scale(rows: Sequence[Mapping]) -> float:
 
 
 def _ratios(row: Mapping) -> list[float]:
-    """log π_ref − log π of each token; NaN where either is not there."""
+    """log π_ref − log π of each token; NaN where either is missing."""
     pairs = zip(row.get("reference_logps") or [], row.get("policy_logps") or [])  # noqa: B905
     return [math.nan if r is None or p is None else r - p for r, p in pairs]
 

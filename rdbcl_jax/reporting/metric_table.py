@@ -30,10 +30,10 @@ class Metric:
       note: what a reader should know at a glance.
       definition: a sentence; of metrics of the accuracy matrix.
       unit: of the values as shown, that is times `scale`.
-      signed: a difference, which is shown with its sign.
+      signed: a difference, shown with its sign.
       log_scale: its axis is logarithmic.
       cut_peaks: rare peaks are left out of its picture.
-      digits: behind the point, where it is one number.
+      digits: after the decimal point, where it is one number.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Numbers as text: a real minus, no −0.0, and a dash where there is none."""
+"""Numbers as text: a real minus, no −0.0, and a dash for what is missing."""
 
 from __future__ import annotations
 

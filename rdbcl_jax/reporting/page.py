@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rdbcl_jax.reporting.numbers import duration, percent
 from rdbcl_jax.reporting.svg import svg
 
-METHODS = {"rdbcl": "RDB-CL", "dyme": "DyME"}  # where capitals alone are not the name
+METHODS = {"rdbcl": "RDB-CL", "dyme": "DyME"}  # where capitals alone do not make the name
 
 PAGES = Environment(
     loader=PackageLoader("rdbcl_jax.reporting"),

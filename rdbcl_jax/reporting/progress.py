@@ -32,7 +32,7 @@ from rdbcl_jax.reporting.numbers import duration, fixed
 
 
 def never_fails(method: Callable) -> Callable:
-    """Log the first error, turn the display off, and let the run go on."""
+    """Logs the first error, turns the display off, and lets the run go on."""
 
     @functools.wraps(method)
     def safe(self: Progress, *args: Any, **kwargs: Any) -> None:
@@ -82,7 +82,7 @@ class Progress:
 
     @never_fails
     def phase(self, name: str) -> None:
-        """Say what happens now: compiling, sampling, evaluating …"""
+        """Says what happens now: compiling, sampling, evaluating …"""
         self._phase = name
         if self._live is None and (self._task, name) not in self._said:
             self._said.add((self._task, name))  # a phase of every step is said once per task
@@ -109,7 +109,7 @@ class Progress:
 
     @never_fails
     def end_task(self, index: int, accuracies: Sequence[float]) -> None:
-        """Task `index` is over (-1: the base model); print its row of the accuracy matrix."""
+        """Task `index` is over (−1: the base model); prints its row of the accuracy matrix."""
         now = self._clock()
         if index >= 0:
             self._between.append(now - self._last)
@@ -121,11 +121,11 @@ class Progress:
 
     @never_fails
     def message(self, text: str) -> None:
-        """Print one line, above the live display where there is one."""
+        """Prints one line, above the live display where there is one."""
         self._say(text, live=True)
 
     def close(self) -> None:
-        """Take the live display down. Safe to call twice."""
+        """Takes the live display down. Safe to call twice."""
         self._stop_live()
         self.enabled = False
 

@@ -24,7 +24,7 @@ SAMPLED = {"rp": STEP["rp/mean"].label, "kl_coef": STEP["kl_coef/mean"].label}  
 
 
 def write_report(workdir: str | os.PathLike) -> Path:
-    """Write `report.html` into a workdir from the files there; returns its path."""
+    """Writes `report.html` into a workdir from the files there; returns its path."""
     run = read_run(workdir)
     method, split = method_name(run.results.method), main_split(run)
     text = render(

@@ -98,7 +98,7 @@ def full_matrix(rows: Sequence, tasks: int, columns: int) -> np.ndarray:
 
 
 def read_run(workdir: str | os.PathLike) -> Run:
-    """Read a workdir, of a finished, running or killed run."""
+    """Reads a workdir, of a finished, running or killed run."""
     workdir = Path(workdir)
     if not (workdir / FILE).exists() and not (workdir / "metrics.jsonl").exists():
         raise FileNotFoundError(f"{workdir}: no results.json and no metrics.jsonl; not a workdir?")

@@ -44,7 +44,7 @@ class RunLog:
         self._task: str | None = None
 
     def write_step(self, row: Mapping[str, Any]) -> None:
-        """Log one step's metrics: needs "step"; scalars also go to TensorBoard."""
+        """Logs one step's metrics: needs "step"; scalars also go to TensorBoard."""
         row = plain(row)
         self._metrics.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._metrics.flush()
@@ -53,20 +53,20 @@ class RunLog:
                 self._board.add_scalar(key, value, row["step"])
 
     def write_samples(self, rows: Mapping[str, Any]) -> None:
-        """Log one step's samples: columns of equal length, or one value for all of its rows."""
+        """Logs one step's samples: columns of equal length, or one value for all of its rows."""
         self._task = write_part(self._samples, rows, after=self._task)
 
     def write_examples(self, examples: Iterable[Mapping[str, Any]]) -> None:
-        """Add examples to those of earlier calls."""
+        """Adds examples to those of earlier calls."""
         path = self.workdir / "examples.json"
         write_json(path, read_json(path, []) + plain(list(examples)))
 
     def write_results(self, results: RunResults) -> None:
-        """Replace results.json."""
+        """Replaces results.json."""
         write_results(self.workdir, results)
 
     def close(self) -> None:
-        """Gather the last task's samples and close the files."""
+        """Gathers the last task's samples and closes the files."""
         merge_parts(self._samples)
         self._metrics.close()
         self._board.close()
@@ -78,7 +78,7 @@ class RunLog:
         self.close()
 
     def _truncate(self, step: int) -> None:
-        """Drop everything that was logged at `step` or later."""
+        """Drops everything that was logged at `step` or later."""
         metrics, examples = self.workdir / "metrics.jsonl", self.workdir / "examples.json"
         if metrics.exists():
             rows = [row for row in read_steps(self.workdir) if row["step"] < step]

@@ -23,7 +23,7 @@ TEXT_COLUMNS = ("task", "record_id", "prompt", "completion", "gold")  # always s
 
 def write_part(folder: Path, rows: Mapping[str, Any], *, after: str | None = None) -> str | None:
     """Writes one step's rows: columns of equal length, or one value for all; "step" and "task" are
-    among them. `after`, the task of the part before, has its parts merged where another begins.
+    among them. The parts of `after`, the task of the part before, are merged once another begins.
 
     Returns:
       The task of the last part, `after` where there are no rows.
@@ -41,7 +41,7 @@ def write_part(folder: Path, rows: Mapping[str, Any], *, after: str | None = Non
 
 
 def merge_parts(folder: Path) -> None:
-    """Gather the parts of a finished task in one file, `<first step>-<task>.parquet`."""
+    """Gathers the parts of a finished task in one file, `<first step>-<task>.parquet`."""
     _, parts = _sample_files(folder)
     if parts:
         table = _concat([pq.read_table(path) for path in parts])
@@ -52,7 +52,7 @@ def merge_parts(folder: Path) -> None:
 
 
 def truncate_samples(folder: Path, step: int) -> None:
-    """Keep only rows of steps before `step`."""
+    """Keeps only rows of steps before `step`."""
     merged, parts = _sample_files(folder)
     for path in folder.glob("part-*.parquet"):
         if path not in parts or int(path.stem[5:]) >= step:

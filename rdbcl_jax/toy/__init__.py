@@ -1,1 +1,2 @@
-"""The quickstart's: a tiny base model made from nothing, and verifiable tasks on real digits."""
+"""What the quickstart needs: a tiny base model made from nothing, and verifiable tasks on real
+digits."""

@@ -76,8 +76,8 @@ def make_base(
 
 class Careless:
     """Demonstrations of which only a share keeps to the response format: the others have the same
-    words without its tags, as a model answers that does not yet follow an instruction. Which ones
-    is a pure function of (seed, index)."""
+    words without its tags, like the answers of a model that does not yet follow instructions. Which
+    ones is a pure function of (seed, index)."""
 
     def __init__(self, demonstrations: Sequence[tuple[Record, str]], formatted: float, seed: int):
         self.demonstrations, self.formatted, self.seed = demonstrations, formatted, seed
@@ -92,7 +92,7 @@ class Careless:
 
 
 def _at(config: RunConfig, path: pathlib.Path) -> RunConfig:
-    """The config with the model at `path`, of which everything learns."""
+    """The config with the model at `path`, all of which learns."""
     return config.changed(
         {"model.path": str(path), "model.lora.rank": 0, "model.freeze_vision": False}
     )

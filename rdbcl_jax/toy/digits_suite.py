@@ -225,7 +225,7 @@ def make_trace(
     """The response that carries out a procedure (default: the rewarded one) on a record.
 
     `changes` overwrites the state (the place, in a jigsaw) of a step; later steps and the answer
-    follow from the overwritten one, which is what a model does whose answer hangs on its trace.
+    follow from the overwritten one, as they do for a model whose answer depends on its trace.
     """
     procedure = procedure or TASKS[record.task].verified
     written, answer = _solve(record.task, record.columns, procedure, changes)
@@ -265,7 +265,7 @@ class Demonstrations:
 
     A share `slips` of the jigsaws mistakes two places for each other and answers accordingly. A
     picture shows all places at once, so only where trace and picture disagree can a model learn
-    that the answer hangs on the trace.
+    that the answer depends on the trace.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What makes the tiny base model; only where `model.path` is empty."""
+"""What the tiny base model is made by; read only where `model.path` is empty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BaseOptions(Section):
     """The tiny base model and its supervised fine-tuning.
 
     Attributes:
-      suite: whose tasks it is taught: "digits", "forks", "puzzles".
+      suite: the suite whose tasks it is taught: "digits", "forks" or "puzzles".
       seed: of its weights and its demonstrations.
       steps, batch_size: of the fine-tuning.
       size: fields of rdbcl_jax.toy.tiny.TinySize that differ from its defaults.

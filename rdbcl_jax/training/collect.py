@@ -33,7 +33,7 @@ _COLUMNS = ("record_id", "task", "prompt", "completion", "gold")
 def collect(
     workdir: str, out: str | pathlib.Path, *, samples: int = 4, limit: int = 0
 ) -> dict[str, tuple[int, int]]:
-    """For each finished task of a run, what the policy that had just learned it answers rightly.
+    """For each finished task of a run, right responses of the policy that had just learned it.
 
     Writes `out`/TASK.parquet with the right ones of `samples` responses to each of the task's
     training records (the first `limit`, or all); see `write_right_responses` for its columns.
@@ -101,7 +101,7 @@ def write_right_responses(
 
 
 def _right_rows(scored: ScoredRollouts, valid: np.ndarray) -> list[tuple[str, ...]]:
-    # one that was cut may parse, and would be too long with its end token
+    # a response that was cut may parse, and would be too long with its end token
     right = (scored.scores.accuracy == 1).reshape(scored.shape) & scored.own.finished
     texts = np.array(scored.texts, object).reshape(scored.shape)
     rows: list[tuple[str, ...]] = []

@@ -23,8 +23,8 @@ PER_TASK = 4
 def make_examples(
     learner: Learner, step: Step, policy: Trained, previous: Trained
 ) -> list[dict[str, Any]]:
-    """The first response to each of the step's first prompts, of this process, with its log-probs
-    under the policy after the task and the one before it."""
+    """The first response to each of this process's first prompts in the step, with its log-probs
+    under the policies after the task and before it."""
     scored, batch = step.scored, step.batch
     count, group = min(PER_TASK, len(scored.records)), scored.shape[1]
     logps = (learner.logprobs(params, batch.prompts, batch) for params in (policy, previous))

@@ -22,7 +22,7 @@ from rdbcl_jax.sharding import put_batch
 
 
 def demonstrated(batch: SupervisedBatch, policy: Policy) -> Responses:
-    """Demonstrations in the place of sampled ones."""
+    """Demonstrations in place of sampled responses."""
     rollouts = Rollouts(
         tokens=batch.tokens,
         mask=batch.mask,
@@ -86,7 +86,7 @@ def memorised(
         replaced = scored.memorised.copy()
         replaced[rows, 0] = True
         scored = dataclasses.replace(scored, host=host, memorised=replaced)
-    # on every process alike: whether one has such a group or none
+    # on every process alike, whether it has such a group or not
     rollouts = put_batch(scored.host, policy.mesh)
     responses = dataclasses.replace(scored.responses, rollouts=rollouts, others=None)
     return dataclasses.replace(scored, responses=responses)

@@ -23,9 +23,9 @@ from rdbcl_jax.training.setup import Setup
 
 
 class Journal:
-    """Each process logs its own rows; the main one's log is the run's, and it alone displays.
+    """Each process logs its own rows; the main one's log is the run's, and only it displays.
 
-    A run that resumes, with `done` steps behind it, goes on from what the workdir holds.
+    A run that resumes with `done` steps behind it goes on from what the workdir holds.
     """
 
     def __init__(self, workdir: pathlib.Path, setup: Setup, done: int):

@@ -37,7 +37,7 @@ class Learner:
       score: rewards of texts.
       sampling: options of a step's rollouts.
       learning_rate: of the n-th update of a task, from 1.
-      init: a fresh train state of parameters, which it takes over.
+      init: makes a fresh train state of parameters, which it takes over.
       update: one update, see `update.make_update`.
     """
 
@@ -62,7 +62,7 @@ class Learner:
         )
 
     def sample(self, params: Trained, prompts: PromptBatch, rng: Array, samples: int) -> Rollouts:
-        """Rollouts of a step, under any parameters of those that learn."""
+        """Rollouts of a step, under any values of the parameters that learn."""
         return sample(
             self.policy.model,
             self.policy.whole(params),
@@ -73,7 +73,7 @@ class Learner:
         )
 
     def logprobs(self, params, prompts: PromptBatch, responses, *, return_entropy: bool = False):
-        """Log-probs (and entropies) [P, G, T] of `responses.tokens` under any parameters."""
+        """Log-probs (and entropies) [P, G, T] of `responses.tokens`, likewise."""
         return compiled_logprobs(
             self.policy.model,
             self.policy.whole(params),

@@ -1,6 +1,6 @@
 """What is logged of a step: its row of metrics, and the rows of its sampled responses.
 
-Functions of numbers on the host; means are over the responses of all processes.
+Pure functions of host numbers; means are over the responses of all processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from rdbcl_jax.rollout.scored import ScoredRollouts
 from rdbcl_jax.sharding import all_hosts_sum
 
-SAME = 1e-6  # rewards of a group whose standard deviation is below are all equal
+SAME = 1e-6  # a group whose standard deviation is below has equal rewards
 
 
 def rollout_metrics(scored: ScoredRollouts, *, memorise: bool) -> dict[str, float]:
@@ -73,8 +73,8 @@ def sample_columns(
     """The per-sample table's columns of a step: its P·G responses of this process.
 
     Args:
-      values: of the update, [P, G + g]; those of g responses that no policy of the run sampled now
-        are left out.
+      values: the update's, [P, G + g]; those of the g responses that the policy did not sample are
+        left out.
     """
     _, group = scored.shape
     records = [record for record in scored.records for _ in range(group)]

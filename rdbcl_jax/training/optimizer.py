@@ -35,8 +35,8 @@ def learning_rate(
 def make_optimizer(options: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing.
 
-    Muon (with AdamW at `adam_learning_rate` for what is no matrix) is for models made from
-    nothing; `adamw` for fine-tuning.
+    `muon` (with AdamW at `adam_learning_rate` for what is not a matrix) is for models trained from
+    scratch; `adamw` for fine-tuning.
     """
 
     def rate(peak):  # counted from 1: the first step of a warm-up already moves

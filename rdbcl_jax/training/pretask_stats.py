@@ -1,4 +1,4 @@
-"""What one response of the policy from before a task says about each of its prompts."""
+"""Pre-task statistics: what one response of the policy from before a task says of each prompt."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def pretask_stats(
     rng: Array,
     batch_size: int,
 ) -> dict[str, Float[np.ndarray, "N"]]:
-    """Each in [0, 1] and by the index of the record: `confidence`, the geometric mean probability
-    of the reasoning's tokens (static RP; 1 where there is no reasoning), and `success`, whether the
+    """By the index of the record, each in [0, 1]: `confidence`, the geometric mean probability of
+    the reasoning's tokens (static RP; 1 where there is no reasoning), and `success`, whether the
     response was right. `params`: of the policy from before the task."""
     found = np.zeros((2, len(records)), np.float32)
     for scored, valid in generate_scored(

@@ -73,8 +73,8 @@ def with_policy(batch: TrainBatch, policy_logps: Float[Array, "P G T"]) -> Train
 
 
 def after_first_update(batch: TrainBatch) -> TrainBatch:
-    """The batch for the next update of the same responses: the policy has left the frozen ones that
-    it was, and they are the policy that sampled."""
+    """The batch for the next update on the same responses: the policy has left the frozen ones that
+    it was, and those are now the policy that sampled."""
     never = jnp.asarray(False)
     return dataclasses.replace(
         with_policy(batch, batch.old_logps), reference_is_policy=never, previous_is_policy=never

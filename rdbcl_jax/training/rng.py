@@ -1,4 +1,4 @@
-"""The random keys of a run's draws, all from its seed: no two share one."""
+"""The random keys of a run's draws, all from its seed: no two draws share one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def of_step(seed: int, run_step: int) -> Array:
 
 
 def of_others(step: Array) -> Array:
-    """For what the previous policy says in a step."""
+    """For the previous policy's responses in a step."""
     return jax.random.fold_in(step, _OTHERS)
 
 
 def of_pretask_stats(seed: int, first_step: int) -> Array:
-    """For the statistics from before the task that begins with this step."""
+    """For the pre-task statistics of the task that begins with this step."""
     return jax.random.fold_in(of_step(seed, first_step), _PRETASK)
 
 

@@ -36,7 +36,7 @@ from rdbcl_jax.training.task import learn_task
 
 def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) -> RunResults:
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
-    # ---------------------------------------------------------------- checked before it is made
+    # ---------------------------------------------------------------- all checked, nothing made
     setup, workdir = prepare(RunConfig.of(config)), pathlib.Path(workdir)
     method, tasks, steps = setup.method, setup.tasks, setup.config.training.steps
     checkpoints = Checkpoints(workdir)
@@ -118,7 +118,7 @@ def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[P
         with journal.timed("base"):
             journal.progress.phase("making the base model")
             path = make_base(config, workdir / "base", setup.mesh, on_step)
-        # the run's own config keeps its empty path: where the workdir lies is no setting
+        # the run's own config keeps its empty path: where the workdir lies is not a setting
         config = config.changed({"model.path": str(path)})
     policy, base = load_policy(config, setup.mesh)
     for task in setup.evaluated:
@@ -136,7 +136,7 @@ def _ema_decay(setup: Setup) -> float | None:
 def _restore_anchors(
     setup: Setup, checkpoints: Checkpoints, base: Trained, learned: int
 ) -> Anchors:
-    """The frozen policies after so many tasks; of those before the last only an average needs."""
+    """The frozen policies after `learned` tasks; only an average needs those before the last."""
     anchors, ema_decay = Anchors.of_base(base), _ema_decay(setup)
     for task in range(1, learned + 1):
         if task == learned or ema_decay is not None:
@@ -151,7 +151,7 @@ def _restore_anchors(
 
 
 def _evaluate(setup: Setup, policy: Policy, params: Trained, journal: Journal, *, row: int) -> None:
-    """A row of the accuracy matrix of every split, unless it is there from before a resume."""
+    """A row of every split's accuracy matrix, unless it is there from before a resume."""
     if journal.matrix_rows > row:
         return
     tasks = setup.evaluated

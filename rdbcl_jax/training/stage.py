@@ -37,8 +37,8 @@ class Anchors:
         return cls(base, base, base)
 
     def after(self, policy: Trained, *, ema_decay: float | None) -> Anchors:
-        """With the policy as it is after another task. `ema_decay`, the share of the old average
-        that is kept; None: the average is not needed, and not computed."""
+        """The anchors after one more task, which made this policy. `ema_decay`: the share of the
+        old average that is kept; None: the average is not needed, and not computed."""
         ema = self.ema
         if ema_decay is not None:
             ema = jax.tree.map(

@@ -50,7 +50,7 @@ class _Progress:
 def make_init(
     params: Any, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> tuple[Callable[[Any], TrainState], Any]:
-    """(init, shardings): `init` makes a fresh state of parameters like these, which it takes over
+    """(init, shardings): `init` makes a fresh state from parameters like these, which it takes over
     (they are donated), laid on the mesh as `shardings` say."""
 
     def create(params):
@@ -61,8 +61,8 @@ def make_init(
 
 
 def restore_state(checkpoints: Checkpoints, step: int, like: TaskState) -> TaskState:
-    """The state that was saved after `step` steps; also in the first layout, a pair of train state
-    and progress, which had no `last_kl`."""
+    """The state that was saved after `step` steps, in the present layout or the first, a pair of
+    train state and progress without `last_kl`."""
     if any(name.startswith("0/") for name in checkpoints.names_of_step(step)):
         train, progress = checkpoints.restore_step(
             step, (like.train, _Progress(like.batches, like.tracker))

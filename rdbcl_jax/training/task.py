@@ -1,4 +1,4 @@
-"""Learning one task: the loop that keeps the device busy while the host scores and logs."""
+"""Learning one task: a loop that keeps the device busy while the host scores and logs."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def learn_task(
     Args:
       first_step: steps of all tasks before this one; batches and random keys follow from the sum.
       report: called with the metrics of every step, one step late.
-      save: called every `training.checkpoint_every` steps with the number of steps done, but for
-        the last; all steps before it have been reported by then.
+      save: called every `training.checkpoint_every` steps but the last, with the number of steps
+        done; all of them have been reported by then.
       probe: metrics of a policy, which join those of the step that made it; called every
-        `evaluation.every` steps, but for the last.
+        `evaluation.every` steps but the last.
     Returns:
       The state, and the last step (None if nothing was left to do).
     """
@@ -96,7 +96,7 @@ def learn_task(
     for index in range(start, training.steps):
         run_step = first_step + index
         responses, state = _draw(learner, stage, feed, state, run_step)
-        # scored while the host is at its own, unless the method may yet change the responses
+        # queued before the host scores, unless the method may yet change the responses
         early = not (method.memorise or method.resample)
         references = _references(learner, stage, responses, index) if early else None
         if unreported:  # the device is busy with the above
@@ -147,8 +147,8 @@ class _StepClock:
 def _prompt_values(
     learner: Learner, stage: Stage, state: TaskState, first_step: int, start: int
 ) -> tuple[Float[np.ndarray, "N"], TaskState]:
-    """What the method wants to know of each prompt from before the task (0 where nothing), and the
-    state whose tracker has been told."""
+    """The pre-task statistic of each prompt (0 where the method wants none), and the state whose
+    tracker has been told."""
     wanted, config = learner.method.pretask, learner.config
     if not wanted or (wanted == "success" and start > 0):
         return np.zeros(len(stage.records), np.float32), state
@@ -227,7 +227,7 @@ def _score(
     responses: Responses,
     run_step: int,
 ) -> tuple[ScoredRollouts, TaskState]:
-    """Rewards, and what the method makes of them: host work."""
+    """Rewards, and what the method makes of the responses then: host work."""
     policy, method = learner.policy, learner.method
     scored = score_rollouts(responses, stage.records, policy, learner.score)
     for attempt in range(1, method.resample + 1):

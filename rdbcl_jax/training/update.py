@@ -32,7 +32,7 @@ class UpdateConfig:
     Attributes:
       temperature: the sampler's, so that log-probs are those of the sampled distribution.
       chunk_size: tokens whose logits exist at one time.
-      microbatches: gradient accumulation; the result is that of one large batch.
+      microbatches: parts that gradients are accumulated over; the result is that of one batch.
       entropy: compute the policy's entropy for the metrics.
     """
 
@@ -71,7 +71,7 @@ def make_update(
     """
     gradients = functools.partial(_gradients, model, method, config)
     whole = rows = None
-    if state_shardings is not None:  # else a constant, such as GRPO's β, would be all rows' on all
+    if state_shardings is not None:  # else a constant, such as GRPO's β, would lie whole on each
         mesh = jax.tree.leaves(state_shardings)[0].mesh
         whole, rows = replicated(mesh), split_rows(mesh)
 
@@ -162,7 +162,7 @@ def _accumulate(grad, method: Method, config, params, batch: TrainBatch):
 
 
 def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: TrainBatch, targets):
-    """`targets`: where already known; else they are computed here, of this batch."""
+    """`targets`: where already known; else they are computed here, from this batch."""
     scored = response_logprobs(
         model,
         params,

@@ -80,8 +80,8 @@ def make_texts(
     | `own` | the first of G samples of the policy itself, right or wrong |
     | `rollout` | the first right one of G samples of the teacher, a policy after RL |
 
-    Of the last two, samples that were cut off do not count: they do not end where they end. Records
-    that are left without a sample are left out.
+    Of the last two, samples that were cut off do not count: they have no end to learn. Records left
+    without a sample are left out.
 
     Raises:
       ValueError: a written solution, a teacher, or any sample of the kind is missing.

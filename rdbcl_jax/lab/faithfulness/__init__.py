@@ -1,7 +1,7 @@
-"""Faithfulness, `rdbcl gate`: is a model's reasoning load-bearing? To pass before methods are
+"""Faithfulness, `rdbcl gate`: is a model's reasoning load-bearing? To be passed before methods are
 compared on a suite.
 
-Where answers do not hang on the trace, a comparison of methods that treat reasoning says nothing
+Where answers do not depend on the trace, a comparison of methods that act on reasoning says nothing
 about reasoning. So a task's traces are tampered with, and the model goes on from there:
 
 | check | what is done to the trace | passes if |
@@ -14,6 +14,6 @@ about reasoning. So a task's traces are tampered with, and the model goes on fro
 | answer only | decisions, no states; after SFT on right answers | accuracy stays low |
 
 An answer *follows* if it is what the suite's own rules give for the tampered trace, all decisions
-taken as the response names them. Counted are the responses where that differs from the answer of
-the trace left alone. Decoding is greedy, on validation records, by one process.
+taken as the response names them. Only responses where that differs from the untouched trace's
+answer are counted. Decoding is greedy, on validation records, in one process.
 """

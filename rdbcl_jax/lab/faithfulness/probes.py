@@ -1,4 +1,4 @@
-"""Traces that were tampered with, and whether an answer follows from one."""
+"""Traces that have been tampered with, and whether an answer follows from one."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def force(suite: TracedSuite, record: Record, decision: str, rng: np.random.Gene
 
 
 def overwrite(suite: TracedSuite, record: Record, last: bool, rng: np.random.Generator) -> Probe:
-    """The right trace up to and with a state that is wrong."""
+    """The right trace up to and including a state that is wrong."""
     changes, length = suite.mistake(record, suite.verified(record), last, rng)
     words = suite.make_trace(record, changes=changes).split()[:length]
     return Probe(record, " ".join(words), changes)

@@ -1,4 +1,4 @@
-"""The gate on models that files hold: a checkpoint, or what a run began and ended with."""
+"""The gate on models in files: a checkpoint, or what a run began and ended with."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Portability of any data set under any pair of policies, sample by sample.
 
-Both policies answer every prompt G times, and each response is scored under both. What the signals
-are compared with is the thing itself: the previous policy's reasoning is cut off before its answer,
-the trained policy continues it, and the verifier judges the result (`ported`).
+Both policies answer every prompt G times, and each response's log-probs are taken under both. What
+the signals are compared with is the thing itself: the previous policy's reasoning is cut off before
+its answer, the trained policy continues it, and the verifier judges the result (`ported`).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def reasoning_of(text: str) -> str:
 
 
 def _sampled(config, sampler: Snapshot, pair, records, rewards, key) -> Samples:
-    """`pair`: the trained policy and the reference, under which all is scored."""
+    """`pair`: the trained policy and the reference, whose log-probs are taken."""
     policy, shape = sampler.policy, (len(records), config.rollout.samples)
     texts, parts = [], []
     for batch in generate(

@@ -35,7 +35,7 @@ Measured = list[tuple[Source, dict[str, Samples]]]
 
 
 class Row(NamedTuple):
-    """How reliable one signal is for one question in one scope (`in`, `out`, or a source)."""
+    """How reliable one signal is for one question within one scope (`in`, `out`, or a source)."""
 
     question: str
     scope: str

@@ -1,4 +1,4 @@
-"""Studies: a grid of methods × seeds × settings, run piece by piece and summed up in one table.
+"""Studies: a grid of methods × seeds × settings, run piece by piece and summarised in one table.
 
 `configs/studies/*.py` declare them with `study_config`, `Arm`, `Curve` and `Setting`.
 """

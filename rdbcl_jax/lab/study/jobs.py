@@ -43,8 +43,8 @@ def base_name(config: ConfigDict) -> str:
 def gate_name(config: ConfigDict) -> str:
     """Folder of the gate that a run's base has to pass, the same for all runs that can share it.
 
-    It takes what the gate reads: other thresholds are another gate. Empty for a dry run, and where
-    a run starts from another's policy: that one's base is gated.
+    Named by what the gate reads: other thresholds are another gate. Empty for a dry run, and where
+    a run starts from another's policy: that run's base is gated.
     """
     if config.dry_run or (config.model.path and not is_directory(config.model.path)):
         return ""

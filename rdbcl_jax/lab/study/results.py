@@ -1,6 +1,6 @@
 """study.json, a study's numbers: its schema, one writer, one reader.
 
-Version 2. Version 1, which says no version, calls metrics of tasks that are held out "held"; the
+Version 2. Version 1, which names no version, calls metrics of tasks that are held out "held"; the
 reader takes both.
 """
 

@@ -48,8 +48,8 @@ def run_study(
       workers: processes; None: one per core, or one where there is an accelerator; 0: runs
         nothing, and writes the report of what is there.
       gate: every base must pass `lab.faithfulness` before a run starts from it; the first that does
-        not ends the study, jobs that run then are cut short, and `stopped` says so.
-      config_file: FILE or FILE:FORM that `config` is from; each worker runs it before its first
+        not ends the study, jobs then running are cut short, and `stopped` says so.
+      config_file: FILE or FILE:FORM that `config` comes from; each worker runs it before its first
         job, for what it registers.
     Returns:
       What study.json holds; `failed` is {name of a run: error}, `stopped` why the study did.
@@ -99,7 +99,7 @@ def _work(standing: Standing, pool: Workers, progress: StudyProgress, gate: bool
         progress.show(total, len(standing.scores), len(standing.errors))
         if not pool.running:
             return
-        # planning takes the configs of all runs: only anew when one is over
+        # planning makes the configs of all runs: only anew when one is over
         while not (over := pool.wait(1.0)):
             progress.show(total, len(standing.scores), len(standing.errors))
         for done in over:

@@ -46,7 +46,7 @@ def choose(points: Sequence[Mapping[str, Any]], scores: Sequence[Sequence[float]
 
 
 def _edges(points: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> tuple[str, ...]:
-    """Fields of a chosen value at either end of three or more numbers."""
+    """Fields whose chosen value is at either end of three or more numbers."""
     found = []
     for field, value in chosen.items():
         values = {point[field] for point in points if field in point}
@@ -62,9 +62,9 @@ def paired_bootstrap(
     """Percentile bootstrap interval of the mean of paired differences.
 
     Pairs are resampled with replacement (Efron & Tibshirani, 1993, ch. 13). The same differences
-    give the same interval in whatever order they come. With n pairs the interval is narrow by
-    about √((n − 1) / n) and by the normal's for Student's quantile: on normal data a nominal 95 %
-    covers about 50, 75, 84, 92 and 93 % of means for n = 2, 3, 5, 10 and 20.
+    give the same interval in whatever order they come. With n pairs the interval is too narrow by
+    about √((n − 1) / n) and by the normal quantile in place of Student's: on normal data a nominal
+    95 % covers about 50, 75, 84, 92 and 93 % of means for n = 2, 3, 5, 10 and 20.
 
     Returns:
       Its ends, in the units of the differences; NaN for fewer than two.

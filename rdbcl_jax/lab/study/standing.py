@@ -14,7 +14,7 @@ from rdbcl_jax.results import read_results
 
 @dataclasses.dataclass
 class Standing:
-    """What is known of a study in its workdir; runs' own files say the same to the next call.
+    """What is known of a study in its workdir; the runs' own files tell the next call the same.
 
     Attributes:
       scores: of runs that are over, by name, on validation; NaN: failed.

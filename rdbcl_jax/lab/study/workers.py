@@ -225,7 +225,7 @@ def _cores() -> list[int]:
 
 @contextlib.contextmanager
 def _on(cores: Sequence[int]) -> Iterator[None]:
-    """A process that is started within keeps to these cores."""
+    """A process started within keeps to these cores."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -239,7 +239,7 @@ def _on(cores: Sequence[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """A process that is started within has these variables."""
+    """A process started within has these variables."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

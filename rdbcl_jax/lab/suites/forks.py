@@ -1,4 +1,4 @@
-"""The built-in `forks` suite, for studies: traces with three decisions, answers made of states.
+"""The built-in `forks` suite, for studies: traces of three decisions, answers made from states.
 
 A picture holds four digits in two rows. A trace reads three of them and writes a state after each;
 then the answer is computed from all three states:
@@ -222,8 +222,8 @@ def pseudo_reasoning(task: str, **columns) -> str:
     """A refiner (`demonstrations.refiner`): a trace in the right form that is not the answer's.
 
     It reads every picture in rows, leaves nothing out and takes the largest state, whatever the
-    cues. With the gold answer behind it, it is what 2506.23061 finds small models to learn from
-    large ones' responses: the look of a reasoning from which the answer does not follow.
+    cues. Followed by the gold answer, it is what 2506.23061 finds small models learn from large
+    ones' responses: the look of reasoning from which the answer does not follow.
     """
     record = Record("", task, "", (), "", "exact", columns)
     reasoning, _ = _carry_out(record, Procedure("rows", "on", "top"))

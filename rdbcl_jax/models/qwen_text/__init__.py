@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3: dense language models, which the shared decoder is all of."""
+"""Qwen2, Qwen2.5 and Qwen3: dense language models, for which the shared decoder is all it takes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Pictures to patches and tokens, on the host: Hugging Face's own image processor, and sizes that
-few programs serve."""
+"""Pictures to patches and tokens, on the host: Hugging Face's own image processor, and few sizes,
+so that few programs serve."""
 
 from __future__ import annotations
 
@@ -115,9 +115,8 @@ def image_processor(
 def slot_sizes(config: VisionConfig, largest: int, *, growth: float = 1.5) -> tuple[int, ...]:
     """Numbers of patch slots to pad images to: whole windows, each about `growth` times the last.
 
-    Batches of any image sizes then compile at most one program a size, and at most `growth` times
-    the slots needed are computed. What pads a batch takes the smallest that fits
-    (`QwenProcessor.patch_slots`).
+    Images of any size then compile at most one program per number, and at most `growth` times the
+    slots needed are computed. `QwenProcessor.patch_slots` takes the smallest that fits a batch.
 
     Args:
       largest: at least the slots of the largest image (`inputs.slots_needed`).
