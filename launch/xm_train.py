@@ -15,7 +15,7 @@ command lines and needs no xmanager. Where the runs go:
 What was run: `local`, with xmanager 0.8.5. `pod` was run with a stand-in for gcloud, never on a
 TPU; two trainer processes with `--distributed` were run on one CPU machine.
 `vertex` was never run: its executor was built and its machine asked for, no job was submitted.
-xmanager 0.8.5 knows of Vertex TPUs only v2 and v3, so slices of later ones are for `pod`.
+The only Vertex TPUs that xmanager 0.8.5 knows are v2 and v3, so slices of later ones are for `pod`.
 """
 
 from __future__ import annotations

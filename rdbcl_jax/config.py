@@ -208,7 +208,7 @@ class KLConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """The optimizer; see rdbcl_jax.training.state.
+    """The optimizer; see rdbcl_jax.training.optimizer.
 
     Attributes:
       name: AdamW for fine-tuning; Muon for models trained from scratch.

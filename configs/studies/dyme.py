@@ -15,7 +15,7 @@ thinking is left out, for want of hints.
 
 SFT and DyME's memorising learn from one of three teachers. `right traces` are the records' own: a
 teacher that knows it all. `answers alone` shows no reasoning. `pseudo-reasoning` shows traces in
-the right form that the answer does not follow from, which is what the paper finds small models to
+the right form from which the answer does not follow, which is what the paper finds small models
 learn from large ones.
 
     rdbcl study --config=configs/studies/dyme.py --workdir=DIR [--ci]

@@ -5,7 +5,7 @@ in one setting and of 3 × 3 in the other, with the paper's reward (share of pie
 format). RFT is GRPO, with its usual KL term and without. SFT learns from answers alone, from a
 teacher's reasoning, or from right rollouts of the policy that RFT has trained. The learning rate is
 the same for all. Old tasks are never learned; they are evaluated along the way. The table's metric
-is accuracy on them at the end, and `tradeoff*.png` is the picture. Steps, the base's own, the
+is accuracy on them at the end, and `tradeoff*.png` is the picture. Steps (the base's too), the
 learning rate and the teacher were settled on validation data of seed 100. There the base solves
 98 % of the old tasks, 16 % of the small jigsaws and none of the large ones.
 
@@ -25,7 +25,7 @@ ROLLOUTS = "{arm:rft}/rollouts/*.parquet"
 
 
 def sft(steps: int, method: str = "sft", **options) -> dict:
-    """64 given responses a step, as many as RL samples."""
+    """64 demonstrations a step, as many as RL samples."""
     return {
         "method": method,
         "rollout.prompts": 64,

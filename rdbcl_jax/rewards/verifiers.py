@@ -105,7 +105,7 @@ def _imported(name: str) -> Verifier:
     found = load_function("verifier", f"{module}:{function}")
     if not isinstance(found, Verifier):
         if not callable(found):
-            raise ValueError(f"verifier {name!r} is no function, but {found!r}"[:200])
+            raise ValueError(f"verifier {name!r} is not a function but {found!r}"[:200])
         found = Verifier(name, _as_it_is, found, 0.0 if parameter else None)
     return _with_parameter(found, name, parameter[0]) if parameter else found
 

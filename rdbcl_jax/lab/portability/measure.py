@@ -109,7 +109,7 @@ def continue_from(
 
 
 def reasoning_of(text: str) -> str:
-    """A response up to the end of its reasoning, as `rollout.spans` has it: the `</think>` after
+    """A response up to the end of its reasoning, as `rewards.spans` has it: the `</think>` after
     its `<think>`; without one, up to an `<answer>`, else all of it."""
     think, end_think, answer, _ = TAGS
     start = max(text.find(think), 0)
