@@ -73,6 +73,6 @@ def _check_tokenizers(snapshots: Sequence[Snapshot]) -> None:
     for other in others:
         if other.policy.tokenizer.get_vocab() != first.policy.tokenizer.get_vocab():
             raise ValueError(
-                f"{first.name} and {other.name} have different tokenizers, so neither can score "
+                f"{first.name} and {other.name} have different tokenizers, so neither can read "
                 "the other's tokens; give two policies of one family"
             )

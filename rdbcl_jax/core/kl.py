@@ -35,10 +35,10 @@ def kl_estimate(
 ) -> Float[Array, "*B T"]:
     """Estimate of KL(π_θ‖π_ref) at each sampled token, in nats; float32.
 
-    `k3_bounded` equals k3 for d ≤ log 10 and continues it by its tangent above, so value and slope
-    are continuous, and its slope in `logps` stays in [−9, 1): a token that drifted far is pulled
-    back with bounded, never vanishing force. (k3 itself has slope 1 − exp(d), −7e10 at 25 nats;
-    clamping k3 at 10, as some trainers do, has slope exactly 0 beyond 2.61 nats.)
+    `k3_bounded` (ours) is k3 for d ≤ log 10, continued by its tangent above, so value and slope are
+    continuous, and its slope in `logps` stays in [−9, 1): a token that drifted far is pulled back
+    with bounded, never vanishing force. (k3 itself has slope 1 − exp(d), −7e10 at 25 nats; clamping
+    k3 at 10, as some trainers do, has slope exactly 0 beyond 2.61 nats.)
 
     Args:
       logps: log π_θ of the sampled tokens, ≤ 0; carries the gradient.

@@ -1,4 +1,7 @@
-"""RaPO: a reward for staying near the previous policy, beside a KL to the base (2605.09640)."""
+"""RaPO: a reward for staying near the previous policy, beside a KL to the base (2605.09640).
+
+Its normalisation of advantages across tasks (CTAN) is left out.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class WeightMap:
       stacks: places of the parameters whose layers are stacked, such as `language_model/layers`.
       prefixes: what a checkpoint calls the first part of a parameter's name.
       renamed: regular expressions and what becomes of their matches in a tensor's name.
-      shapes: of tensors that are no transposed kernel, such as a convolution's.
+      shapes: of tensors that are not a transposed kernel, such as a convolution's.
     """
 
     stacks: tuple[str, ...]

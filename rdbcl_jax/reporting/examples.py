@@ -121,7 +121,7 @@ def _token(text: str, span: str, ratio: float, logp: float | None, scale: float)
 
 
 def read_picture(data: str) -> Picture | None:
-    """A base64 picture, made smaller where it is large; None where it is no picture."""
+    """A base64 picture, made smaller where it is large; None where it is not a picture."""
     try:
         raw = base64.b64decode(data.split(",")[-1])
         image: Image.Image = Image.open(io.BytesIO(raw))

@@ -27,7 +27,7 @@ class SpanFinder:
         # word-level tokenizers have no decoder: their words are joined by spaces
         backend = getattr(tokenizer, "backend_tokenizer", None)
         separator = " " if backend is not None and backend.decoder is None else ""
-        # special tokens are no text, unless a tag itself was made one
+        # special tokens are not text, unless a tag itself was made one
         hidden = set(tokenizer.all_special_tokens) - set(TAGS)
         texts = ["" if s is None or s in hidden else s + separator for s in strings]
         # one entry more, empty: for ids beyond the tokenizer (padded embeddings) and masked tokens

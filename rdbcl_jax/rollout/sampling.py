@@ -49,7 +49,7 @@ class Sampling:
 
 
 def sampling_of(policy: Policy, rollout: RolloutConfig, *, greedy: bool = False) -> Sampling:
-    """A run's sampling options for its policy. Images' ids, padding and ids that are no token are
+    """A run's sampling options for its policy. Ids of images, of padding and of no token at all are
     forbidden: a response that held them could not be read again."""
     config, stops = policy.model.config, policy.stop_ids
     beyond = range(len(policy.tokenizer), config.vocab_size)

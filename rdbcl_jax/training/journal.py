@@ -80,7 +80,7 @@ class Journal:
 
     @property
     def matrix_rows(self) -> int:
-        """Rows of the accuracy matrix that are there; row 0 is the base model's."""
+        """How many rows of the accuracy matrix are there; row 0 is the base model's."""
         return len(self.rows.get(EVALUATED[-1], []))
 
     def add_row(self, found: Mapping[str, Evaluation]) -> None:

@@ -56,8 +56,8 @@ def _reward_means(rewards: Float[np.ndarray, "P G"]) -> dict[str, float]:
 
 
 def component_means(components: dict[str, np.ndarray]) -> dict[str, float]:
-    """Mean of each reward over the responses, of all processes, that it applies to (not NaN);
-    without those that apply to none."""
+    """Mean of each reward over the responses, of all processes, to which it applies (not NaN);
+    rewards that apply to none are left out."""
     known = [values[~np.isnan(values)] for values in components.values()]
     sums = all_hosts_sum(np.array([(values.sum(), len(values)) for values in known]))
     return {

@@ -1,4 +1,4 @@
-"""The random keys of a run's draws, all from its seed: no two draws share one."""
+"""The rng of each of a run's draws, all from its seed: no two draws share one."""
 
 from __future__ import annotations
 

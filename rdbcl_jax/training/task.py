@@ -59,7 +59,7 @@ def learn_task(
     """Steps `start` … `training.steps` of a task.
 
     Args:
-      first_step: steps of all tasks before this one; batches and random keys follow from the sum.
+      first_step: steps of all tasks before this one; batches and rng follow from the sum.
       report: called with the metrics of every step, one step late.
       save: called every `training.checkpoint_every` steps but the last, with the number of steps
         done; all of them have been reported by then.

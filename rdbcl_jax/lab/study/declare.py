@@ -31,8 +31,8 @@ class Arm:
     Attributes:
       name: in tables and paths.
       overrides: what sets the arm apart from the base config.
-      grid: points to choose from, each overrides; the best on the validation split over the
-        tuning seeds is run on the report seeds. Empty: nothing to choose.
+      grid: points to choose from, each a set of overrides; the best on the validation split over
+        the tuning seeds is run on the report seeds. Empty: nothing to choose.
     """
 
     name: str
@@ -46,8 +46,8 @@ class Curve:
 
     Attributes:
       name: what the points' keys are; curves of one name share a picture and its x axis.
-      arm: whose overrides the points add to. Fields of its grid that a point leaves alone are at
-        their chosen values.
+      arm: the arm whose overrides the points add to. Fields of its grid that a point leaves alone
+        are at their chosen values.
       points: x value → overrides.
     """
 
@@ -58,7 +58,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A value of an axis that all arms share, such as another order of the tasks."""
+    """A value on an axis that all arms share, such as another order of the tasks."""
 
     name: str
     overrides: Overrides = dataclasses.field(default_factory=dict)
@@ -103,7 +103,7 @@ def study_config(
       tuning_seeds: whose validation accuracies choose the points of grids; none of `report_seeds`.
       curves: fields to sweep.
       settings: every arm and every curve is run in each of them.
-      metric: by which points are chosen and arms compared, a name of `continual_metrics`.
+      metric: by which points are chosen and arms compared; a name in `continual_metrics`.
     """
     return ConfigDict(
         {
@@ -123,7 +123,7 @@ class Study:
     """A declaration that has been checked.
 
     Raises:
-      ValueError: for a declaration that cannot be run; it names the part that is wrong.
+      ValueError: a declaration that cannot be run; it names the part that is wrong.
     """
 
     def __init__(self, config: ConfigDict):

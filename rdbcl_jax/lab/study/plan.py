@@ -146,10 +146,10 @@ class _Planner:
 def at_chosen(
     arm: Arm, point: Mapping[str, Any], chosen: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """A point whose other fields of the arm's grid are at their chosen values.
+    """A point with the arm's other grid fields at their chosen values.
 
     Returns:
-      None where that takes a choice (`chosen`) which is not known.
+      None where that takes a choice (`chosen`) that is not known.
     """
     if chosen is not None:
         return {**chosen, **point}

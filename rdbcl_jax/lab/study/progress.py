@@ -59,7 +59,7 @@ class StudyProgress:
         self._running[name] = self._clock()
 
     def finished(self, name: str, seconds: float, error: str, done: int, failed: int) -> None:
-        """A job is over, and now so many runs are."""
+        """A job is over, and with it so many runs."""
         self._done, self._failed = done, failed
         del self._running[name]
         self._seconds.append(seconds)

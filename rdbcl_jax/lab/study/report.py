@@ -1,7 +1,7 @@
 """A study's report: study.json holds every number, study.md the tables, PNG files the pictures.
 
-Numbers are computed once, from the runs' workdirs, and tables and pictures are made from them.
-Test accuracies are read of the chosen points and of declared curves alone.
+Numbers are computed once, from the runs' workdirs; tables and pictures are made from them.
+Test accuracies are read for the chosen points and the declared curves alone.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def sampled(run: Run) -> np.ndarray:
 
 
 def _batches(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Batches that were sampled in each step; `batches` counts them from a task's start."""
+    """Batches sampled in each step; `batches` counts them from a task's start."""
     found, task, before = [], None, 0
     for row in rows:
         if row.get("task") != task:

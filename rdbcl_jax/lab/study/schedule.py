@@ -70,7 +70,7 @@ def settle(standing: Standing, done: Done) -> None:
 
 
 def refused(standing: Standing, plan: Plan) -> str:
-    """Which base did not pass, that a run would start from now; empty where all did."""
+    """Which base, of those a run would start from now, did not pass; empty where all did."""
     for run in ready(plan, standing.scores, ()):
         gate = gate_name(run.config)
         if gate and _verdict(standing.workdir, gate) is False:

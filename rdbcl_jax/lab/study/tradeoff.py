@@ -1,6 +1,6 @@
 """What learning new tasks cost on old ones (2506.23508): the numbers of a study's runs.
 
-New are the tasks of the sequence, old those of `config.evaluation.tasks`, which are not learned.
+New are the tasks of the sequence, old those of `config.evaluation.tasks`, which are held out.
 The path of a run goes from the base model through its evaluations during training to its end, on
 validation data; its ends are also on test data.
 """

@@ -59,7 +59,7 @@ def default_workers() -> int:
 
 
 class Workers:
-    """A pool of processes; `start` a job on an idle one, `wait` for one that is over."""
+    """A pool of processes: `start` a job on an idle one, `wait` for one that is over."""
 
     def __init__(self, count: int, cache: pathlib.Path, prepare: Callable[[], None]):
         """`prepare` is called in each process before its first job: it travels by its name."""

@@ -184,8 +184,8 @@ def make_trace(
     """The response that carries out a procedure (default: the cue's) on a record.
 
     `changes` overwrites the state (the position, in a jigsaw) of a step; what follows from it is
-    changed with it. `shift` counts the positions of a jigsaw's answer on by so many, the first
-    after the last: 0 is right.
+    changed with it. `shift` counts the positions of a jigsaw's answer on by that many, the
+    first after the last: 0 is right.
     """
     procedure = procedure or verified(record)
     written, answer = _solve(record, procedure, changes)

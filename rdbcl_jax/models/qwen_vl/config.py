@@ -26,7 +26,7 @@ class VisionConfig:
     activation: str  # "silu" (gated), "quick_gelu" or "gelu_pytorch_tanh" (both plain)
     channels: int = 3
     patch_bias: bool = False
-    position_embeddings: int = 0  # learned, a square grid of so many; 0: none
+    position_embeddings: int = 0  # learned, a square grid of this many; 0: none
     deepstack_layers: tuple[int, ...] = ()  # whose outputs reach the first text layers too
 
     @property
