@@ -28,7 +28,8 @@ class SplitResults:
       accuracy: [rows, tasks]; row 0 is the base model, row k the policy after k tasks.
       parse_rate: the same, of responses in the required format.
       count: records of each task.
-      metrics: of `continual_metrics` and `held_out_metrics`; empty until the last row is there.
+      metrics: those of `continual_metrics` and `held_out_metrics`; empty until the last row is
+        there.
     """
 
     accuracy: Sequence[Sequence[float | None]] = ()

@@ -91,7 +91,7 @@ def entropy_shaped(
       advantages: one per sequence, already whitened.
       logps: log-probs of the sampled tokens.
       scale, share: ≥ 0. With share < 1 no token's advantage changes its sign.
-      entropies: of each token's whole distribution, nats.
+      entropies: those of each token's whole distribution, nats.
     """
     if entropies is None:
         logps = select(logps, mask)

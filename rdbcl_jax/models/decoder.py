@@ -129,7 +129,7 @@ class Decoder:
     it reads text; a family with vision extends it.
 
     Attributes:
-      config: of the family; `config.text` is the `DecoderConfig`.
+      config: the family's; `config.text` is the `DecoderConfig`.
       dtype: of activations and matrix products. Norms, softmax and logits are float32.
       param_dtype: of the parameters that `init` makes.
       remat: what the backward pass recomputes: "none", each layer in "full", or all of it but

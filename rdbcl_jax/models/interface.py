@@ -188,8 +188,9 @@ class Tiny:
 
     Attributes:
       size: a dataclass of sizes, with defaults.
-      write: of (path, words, tags, size) a checkpoint directory without weights, whose tokenizer
-        knows the words, and finds the tags without spaces around them too; returns the path.
+      write: writes, given (path, words, tags, size), a checkpoint directory without weights, whose
+        tokenizer knows the words and finds the tags even without spaces around them; returns the
+        path.
     """
 
     size: type
@@ -201,9 +202,9 @@ class Family:
     """What a family's folder brings, as `FAMILY`, to the registry.
 
     Attributes:
-      read_config: of a checkpoint directory; ValueError for options that are not supported.
-      model: of a config; `dtype`, `param_dtype`, `remat`, `lora`, `attention` and `mesh` by name.
-      processor: of a checkpoint directory and its config; by name `min_pixels` and `max_pixels`,
+      read_config: from a checkpoint directory; ValueError for options that are not supported.
+      model: from a config; `dtype`, `param_dtype`, `remat`, `lora`, `attention` and `mesh` by name.
+      processor: from a checkpoint directory and its config; by name `min_pixels` and `max_pixels`,
         limits of an image's area (None: the checkpoint's own), and the sizes that batches may have,
         `patch_slots` of an image and `images_per_prompt` (empty: what a batch needs).
       tiny: None where nobody has needed one.

@@ -39,7 +39,7 @@ def compare_runs(
       workdirs: of the runs; unfinished ones are welcome and marked.
       baseline: label or method of the group to subtract in paired differences; default: the GRPO
         group, else the first.
-      split: whose numbers to compare.
+      split: the one whose numbers are compared.
 
     Raises:
       ValueError: no workdir, one that is named twice, or a baseline that no group is called.

@@ -99,8 +99,8 @@ def study_config(
       run: the config that every run starts from.
       arms: rows of the table.
       baseline: the arm that the others are compared with, seed by seed.
-      report_seeds: whose test accuracies are reported.
-      tuning_seeds: whose validation accuracies choose the points of grids; none of `report_seeds`.
+      report_seeds: the seeds whose test accuracies are reported.
+      tuning_seeds: those whose validation accuracies choose grids' points; none of `report_seeds`.
       curves: fields to sweep.
       settings: every arm and every curve is run in each of them.
       metric: by which points are chosen and arms compared; a name in `continual_metrics`.

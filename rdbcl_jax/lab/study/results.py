@@ -51,7 +51,7 @@ class CellResults:
       accuracy: matrices by seed, test split.
       strength, cost: name → by seed.
       learning, progress: column → along the run, means over seeds.
-      tradeoff: of `tradeoff.summary`.
+      tradeoff: as `tradeoff.summary` gives it.
       difference: None for the baseline.
     """
 

@@ -43,7 +43,7 @@ def run_study(
     failed is tried once more. Runs that fail do not stop the others.
 
     Args:
-      config: of `study_config`.
+      config: as `study_config` gives it.
       name: for the report's title.
       workers: processes; None: one per core, or one where there is an accelerator; 0: runs
         nothing, and writes the report of what is there.

@@ -80,8 +80,8 @@ def write_tiny(
     """Writes everything of a checkpoint directory but its weights; returns `path`.
 
     Args:
-      words: that the tokenizer knows.
-      tags: words that it finds without spaces around them too.
+      words: those that the tokenizer knows.
+      tags: words that it finds even without spaces around them.
     """
     path, size = pathlib.Path(path), size or TinySize()
     path.mkdir(parents=True, exist_ok=True)
