@@ -43,11 +43,11 @@ def _lab() -> dict[str, Command]:
 
 def _train() -> Run:
     config = config_file()
-    workdir = flags.DEFINE_string("workdir", None, "Where everything is written.")
+    flags.mark_flag_as_required("config")
+    workdir = flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     distributed = flags.DEFINE_bool(
         "distributed", False, "One of several processes: calls jax.distributed.initialize first."
     )
-    flags.mark_flags_as_required(["config", "workdir"])
 
     def run(args: list[str]) -> None:
         if distributed.value:
@@ -82,11 +82,12 @@ def _report() -> Run:
 
 def _export() -> Run:
     config = config_file("Config file of the run; default: what its results.json says.")
-    out = flags.DEFINE_string("out", None, "Where the policy is written: a new directory.")
+    out = flags.DEFINE_string(
+        "out", None, "Where the policy is written: a new directory.", required=True
+    )
     dtype = flags.DEFINE_enum(
         "dtype", "", ["", "float32", "bfloat16", "float16"], "Of the weights; empty: the run's."
     )
-    flags.mark_flags_as_required(["out"])
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.export import export
@@ -99,10 +100,9 @@ def _export() -> Run:
 
 
 def _collect() -> Run:
-    out = flags.DEFINE_string("out", None, "Where the files are written.")
+    out = flags.DEFINE_string("out", None, "Where the files are written.", required=True)
     samples = flags.DEFINE_integer("samples", 4, "Responses to each record.", lower_bound=1)
     limit = flags.DEFINE_integer("limit", 0, "Most records of each task; 0: all.", lower_bound=0)
-    flags.mark_flags_as_required(["out"])
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.training.collect import collect

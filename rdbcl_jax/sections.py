@@ -106,9 +106,13 @@ def section(title: str) -> Callable[[type[S]], type[S]]:
     return register
 
 
-@functools.cache
 def hints(kind: type[Section]) -> dict[str, Any]:
     """Annotation of each field."""
+    return _hints(kind)  # type: ignore[arg-type]  # a class is hashable, whatever mypy says
+
+
+@functools.cache
+def _hints(kind: type[Section]) -> dict[str, Any]:
     found = typing.get_type_hints(kind, include_extras=True)
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 

@@ -14,16 +14,20 @@ from rdbcl_jax.commands import Command, Run, config_file
 
 def _score() -> Run:
     config = config_file()
-    checkpoint = flags.DEFINE_string("checkpoint", None, "The trained policy: DIR or WORKDIR@K.")
-    reference = flags.DEFINE_string("reference", None, "The previous policy: DIR or WORKDIR@K.")
+    flags.mark_flag_as_required("config")
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "The trained policy: DIR or WORKDIR@K.", required=True
+    )
+    reference = flags.DEFINE_string(
+        "reference", None, "The previous policy: DIR or WORKDIR@K.", required=True
+    )
     records = flags.DEFINE_multi_string(
         "records", [], "Data the reference has learned; repeatable."
     )
     ood = flags.DEFINE_multi_string("ood", [], "Data it has not learned; repeatable.")
-    out = flags.DEFINE_string("out", None, "Where everything is written.")
+    out = flags.DEFINE_string("out", None, "Where everything is written.", required=True)
     split = flags.DEFINE_string("split", "test", "The split taken, of data that has splits.")
     limit = flags.DEFINE_integer("limit", 0, "Most records of each source; 0: all.")
-    flags.mark_flags_as_required(["config", "checkpoint", "reference", "out"])
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.lab.portability.report import run_score
@@ -45,10 +49,10 @@ def _score() -> Run:
 
 def _gate() -> Run:
     config = config_file()
+    flags.mark_flag_as_required("config")
     workdir = flags.DEFINE_string("workdir", None, "A run's, for its base and its last policy.")
     checkpoint = flags.DEFINE_string("checkpoint", None, "A Hugging Face directory.")
     out = flags.DEFINE_string("out", None, "Where gate.md and gate.json go; default: the workdir.")
-    flags.mark_flag_as_required("config")
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.lab.faithfulness import report
@@ -65,13 +69,15 @@ def _gate() -> Run:
 
 def _dynamics() -> Run:
     config = config_file()
-    checkpoint = flags.DEFINE_string("checkpoint", None, "The policy to train: DIR or WORKDIR@K.")
+    flags.mark_flag_as_required("config")
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "The policy to train: DIR or WORKDIR@K.", required=True
+    )
     teacher = flags.DEFINE_string("teacher", "", "The policy whose right samples `rollout` takes.")
     train = flags.DEFINE_multi_string("train", [], "KIND:SOURCE of a training set; repeatable.")
     probe = flags.DEFINE_multi_string("probe", [], "KIND:SOURCE of a probe set; repeatable.")
-    out = flags.DEFINE_string("out", None, "Where everything is written.")
+    out = flags.DEFINE_string("out", None, "Where everything is written.", required=True)
     limit = flags.DEFINE_integer("limit", 32, "Most texts of each set.")
-    flags.mark_flags_as_required(["config", "checkpoint", "out"])
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.lab.dynamics.report import run_dynamics
@@ -92,13 +98,13 @@ def _dynamics() -> Run:
 
 def _study() -> Run:
     config = config_file("Study file, see configs/studies/.")
-    workdir = flags.DEFINE_string("workdir", None, "Where everything is written.")
+    flags.mark_flag_as_required("config")
+    workdir = flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
     flags.DEFINE_bool("ci", False, "The study's small form: its file's get_config('ci').")
     workers = flags.DEFINE_integer(
         "workers", None, "Processes; default: one per core, one in all with an accelerator."
     )
     gate = flags.DEFINE_bool("gate", False, "Stop at the first base that does not pass the gate.")
-    flags.mark_flags_as_required(["config", "workdir"])
 
     def run(args: list[str]) -> None:
         from rdbcl_jax.lab.study.run import run_study

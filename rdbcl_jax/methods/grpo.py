@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -26,6 +26,8 @@ from rdbcl_jax.config import Reference, RunConfig
 from rdbcl_jax.core.advantages import group_advantages, leave_one_out_advantages
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate, policy_loss_terms
 from rdbcl_jax.methods.method import Method, Targets
+
+Scale = Literal["std", "none", "leave_one_out"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,7 @@ class GRPO:
     ratio_level: RatioLevel = "token"
     surrogate: Surrogate = "ppo"
     aggregation: Aggregation = "sequence_mean"
-    advantage_scale: str = "std"
+    advantage_scale: Scale = "std"
     resample: int = 0
 
     def chosen(self, config: RunConfig) -> GRPO:
@@ -85,7 +87,7 @@ def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
     )
 
 
-def group_baseline(scale: str):
+def group_baseline(scale: Scale):
     """Rewards [P, G] to advantages [P, G]."""
     if scale == "leave_one_out":
         return leave_one_out_advantages

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Iterable, Mapping
+from typing import TypedDict
 
 
 class Place(enum.Flag):
@@ -64,7 +65,13 @@ class Metric:
         return "; ".join(part for part in (self.unit, self.note) if part)
 
 
-PERCENT = {"unit": "%", "scale": 100.0, "digits": 1}
+class _Percent(TypedDict):
+    unit: str
+    scale: float
+    digits: int
+
+
+PERCENT: _Percent = {"unit": "%", "scale": 100.0, "digits": 1}
 
 CONTINUAL = {  # of the accuracy matrix, shown in this order; `rdbcl_jax.core.continual_metrics`
     "last": Metric(
@@ -154,7 +161,8 @@ STEP = {  # of metrics.jsonl; panels come in this order
         "accuracy",
         title="accuracy of the samples",
         places=Place.LEARNING | Place.PROGRESS,
-        **{**PERCENT, "digits": 3},
+        unit="%",
+        scale=100.0,
     ),
     "kl": Metric(
         "KL",

@@ -35,7 +35,8 @@ def prepare(gold: str) -> GoldBoxes:
         value, size = value["boxes"], value.get("size", size)
         if not (isinstance(size, list | tuple) and len(size) == 2 and min(map(_real, size)) > 0):
             raise ValueError(f"expected a size [width, height] in pixels, found {size!r}")
-    return GoldBoxes(_checked(value, tuple(size)), tuple(size))
+    width, height = size
+    return GoldBoxes(_checked(value, (width, height)), (width, height))
 
 
 def compare(answer: str, gold: GoldBoxes, threshold: float) -> float:

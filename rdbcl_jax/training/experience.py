@@ -73,12 +73,10 @@ def memorised(
 ) -> ScoredRollouts:
     """Where no response of a group is right, its first becomes the demonstration (2506.23061)."""
     right = np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
-    rows = [
-        p for p in np.flatnonzero(~right.any(1)) if demonstration(scored.records[p]) is not None
-    ]
-    if rows:
-        chosen = [scored.records[p] for p in rows]
-        texts = [demonstration(record) for record in chosen]
+    wrong = [(p, demonstration(scored.records[p])) for p in np.flatnonzero(~right.any(1))]
+    found = {p: text for p, text in wrong if text is not None}
+    if rows := list(found):
+        chosen, texts = [scored.records[p] for p in rows], list(found.values())
         tokens, mask = policy.encoder.encode_responses(texts, chosen)
         host = jax.tree.map(np.array, scored.host)  # a copy
         host.tokens[rows, 0], host.mask[rows, 0] = tokens, mask

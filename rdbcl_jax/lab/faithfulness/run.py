@@ -34,7 +34,7 @@ def run_gate(
     for task in config.sequence:
         find_task(task, TracedSuite)
     mesh = make_mesh(**config.mesh.to_dict())
-    if checkpoint is None:
+    if workdir is not None:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         base = config.model.path or make_base(config, workdir / "base", mesh, on_step)

@@ -85,12 +85,13 @@ def run_score(
         print(f"{source.name}: {len(source.records)} records", flush=True)
         samples = measure(config, trained, previous, source, jax.random.fold_in(key, index))
         measured.append((source, samples))
+    signals = [row._asdict() for row in summarise(measured)]
     summary = {
         "checkpoint": checkpoint,
         "reference": reference,
         "samples_per_prompt": config.rollout.samples,
         "sources": [_facts(*pair) for pair in measured],
-        "signals": [row._asdict() for row in summarise(measured)],
+        "signals": signals,
         "config": config.to_dict(),
     }
     out = pathlib.Path(out)
@@ -98,7 +99,7 @@ def run_score(
     pq.write_table(to_table(measured), out / "samples.parquet")
     (out / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
     (out / "summary.md").write_text(to_markdown(summary), encoding="utf-8")
-    draw(measured, summary["signals"]).savefig(out / "score.png", dpi=160, facecolor="white")
+    draw(measured, signals).savefig(out / "score.png", dpi=160, facecolor="white")
     return summary
 
 

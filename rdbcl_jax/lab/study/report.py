@@ -387,7 +387,11 @@ def short(point: str) -> str:
 def _interval(found: Difference | None) -> str:
     if not found or found.mean is None:
         return DASH
-    ends = f" [{_signed(found.low)}, {_signed(found.high)}]" if found.low is not None else ""
+    ends = (
+        f" [{_signed(found.low)}, {_signed(found.high)}]"
+        if found.low is not None and found.high is not None
+        else ""
+    )
     return f"{_signed(found.mean)}{ends}"
 
 
