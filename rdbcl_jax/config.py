@@ -43,6 +43,9 @@ BRING_SECTIONS = ("rdbcl_jax.methods", "rdbcl_jax.toy.options")
 NOT_OF_A_RUN = ("gate",)
 
 
+DType = Literal["float32", "bfloat16", "float16"]
+
+
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig(Section):
     """Adapters: only they are trained and saved.
@@ -74,8 +77,8 @@ class ModelConfig(Section):
     """
 
     path: str = ""
-    dtype: str = "bfloat16"
-    param_dtype: str = "float32"
+    dtype: DType = "bfloat16"
+    param_dtype: DType = "float32"
     remat: Literal["none", "full", "dots"] = "full"
     attention: str = "auto"
     freeze_vision: bool = False
@@ -162,8 +165,8 @@ class RolloutConfig(Section):
     max_tokens: Count = 1024
     temperature: Positive = 1.0
     top_p: Probability = 1.0
-    top_k: int = 0
-    resample: int | None = None
+    top_k: Natural = 0
+    resample: Natural | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,7 +256,7 @@ class TrainingConfig(Section):
     chunk_size: Count = 1024
     entropy: bool = True
     collect: Natural = 0
-    checkpoint_every: int = 100
+    checkpoint_every: Natural = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +272,7 @@ class EvaluationConfig(Section):
 
     batch_size: Count = 64
     tasks: tuple[str, ...] = ()
-    every: int = 0
+    every: Natural = 0
 
 
 S = TypeVar("S", bound=Section)

@@ -84,6 +84,12 @@ def test_a_run_takes_what_the_config_sets():
         ({"kl": {"kind": "k1"}}, "kl.kind is 'k1', expected one of ['k2', 'k3', 'k3_bounded']"),
         ({"loss": {"surrogate": "cisp"}}, "['ppo', 'cispo']; did you mean 'cispo'?"),
         ({"model": {"lora": {"rank": -1}}}, "model.lora.rank is -1, expected"),
+        ({"model": {"dtype": "floaty"}}, "model.dtype is 'floaty', expected one of ['float32'"),
+        ({"rollout": {"top_k": -5}}, "rollout.top_k is -5, expected an integer of at least 0"),
+        (
+            {"evaluation": {"every": -3}},
+            "evaluation.every is -3, expected an integer of at least 0",
+        ),
         ({"base": {"optimizer": {"name": "adam"}}}, "base.optimizer.name is 'adam', expected"),
         ({"portability": {"beta_min": 1.0}}, "portability.beta_min is 1.0, above beta_max, 0.08"),
         ({"data": {"patch_slots": (4, 0)}}, "data.patch_slots is (4, 0), one of it is 0, expected"),

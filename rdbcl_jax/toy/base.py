@@ -5,8 +5,10 @@ It stands in for an instruct model where none can be had: same modules, same fil
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from rdbcl_jax.data.suites import TaughtSuite, load_suite
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
+from rdbcl_jax.spelling import did_you_mean
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
 from rdbcl_jax.training.supervised import fine_tune
@@ -37,14 +40,10 @@ def make_base(
     """
     if (directory / WEIGHTS).exists():
         return directory
-    options = config.section(BaseOptions)
-    try:
-        suite = load_suite(options.suite, TaughtSuite)
-    except ValueError as error:
-        raise ValueError(f"config.base.{error}") from None
+    options, suite, size = _checked(config)
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
-        write_tiny_model(draft, TinySize(**options.size), extra_words=suite.words())
+        write_tiny_model(draft, size, extra_words=suite.words())
         model = from_config(draft, dtype="float32", param_dtype="float32")
         params = jax.device_get(model.init(jax.random.key(options.seed)))
         save_pretrained(draft, model, params, like=draft)
@@ -72,6 +71,25 @@ def make_base(
         draft.rename(directory)  # in one move: what is there is complete
     multihost_utils.sync_global_devices("base model")
     return directory
+
+
+def check_base(config: RunConfig) -> None:
+    """Raises ValueError for options from which no base can be made."""
+    _checked(config)
+
+
+def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:
+    """The options, the suite that is taught and the model's size."""
+    options = config.section(BaseOptions)
+    try:
+        suite = load_suite(options.suite, TaughtSuite)
+    except ValueError as error:
+        raise ValueError(f"config.base.{error}") from None
+    fields = [field.name for field in dataclasses.fields(TinySize)]
+    for name in options.size:
+        if name not in fields:
+            raise ValueError(f"config.base.size.{name} is no field{did_you_mean(name, fields)}")
+    return options, suite, TinySize(**options.size)
 
 
 class Careless:

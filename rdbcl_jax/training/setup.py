@@ -27,6 +27,7 @@ from rdbcl_jax.results import read_results
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.toy.base import check_base
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.workdir import changes, directory_of, is_there
 
@@ -79,6 +80,8 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     attention.resolve(config.model.attention, mesh)
     if config.model.path:
         read_config(directory_of(config.model.path))
+    else:
+        check_base(config)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {
         "rollout.prompts": (rollout.prompts, parts * training.microbatches),

@@ -1,10 +1,13 @@
 """What the base model is taught: demonstrations that keep to the response format, or do not."""
 
 import numpy as np
+import pytest
 
 from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.rewards.response_format import TAGS, parse
 from rdbcl_jax.toy.base import Careless
+from rdbcl_jax.training.run import train
+from tests.engine import small_config
 
 
 def test_a_share_of_the_demonstrations_keeps_to_the_format():
@@ -30,3 +33,18 @@ def test_which_ones_is_a_function_of_seed_and_index():
 
     assert texts(0.5, 3) == texts(0.5, 3) != texts(0.5, 4)
     assert texts(1.0, 3) == [source[i][1] for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        ("suite", "nope", r"config\.base\..*nope"),
+        ("size", {"depht": 3}, r"config\.base\.size\.depht is no field; did you mean 'depth'"),
+    ],
+)
+def test_a_base_that_cannot_be_made_is_refused_before_anything_is(tmp_path, field, value, message):
+    config = small_config()
+    config.base[field] = value
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

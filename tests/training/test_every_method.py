@@ -228,7 +228,7 @@ def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, m
         train(rft, tmp_path)
     (tmp_path / "base").symlink_to(base[0])
     rft.demonstrations.rollouts = str(run_dir / "rollouts" / "*.parquet")
-    assert train(rft, tmp_path)["status"] == "done"
+    assert train(rft, tmp_path).status == "done"
     learned = read_samples(tmp_path).to_pylist()
     by_id = {}
     for row in (row for rows in tables.values() for row in rows):

@@ -25,6 +25,7 @@ from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.tiny import write_tiny_model
 from rdbcl_jax.training.learner import make_learner
+from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.task import learn_task
@@ -188,7 +189,7 @@ def abstract_prompts(count, length):
 
 
 def test_no_program_holds_the_logits_of_a_batch(tmp_path):
-    """The vocabulary of Qwen2.5 on a narrow model: sampler, score and update, by the compiler's
+    """The vocabulary of Qwen2.5 on a narrow model: sampler, log-probs and update, by the compiler's
     own account. The sampler holds the logits of one token of each rollout."""
     write_tiny_model(tmp_path, engine.SIZE)
     config = read_config(tmp_path)
@@ -226,7 +227,9 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
     sampling = Sampling(max_tokens=length, stop_ids=(1,))
     lowered = {
         "sample": sample.lower(model, whole, prompts, key, samples=group, sampling=sampling),
-        "score": score.lower(model, params, prompts, *responses, temperature=1.0, chunk_size=chunk),
+        "logprobs": compiled_logprobs.lower(
+            model, params, prompts, *responses, temperature=1.0, chunk_size=chunk
+        ),
         "update": update.lower(state, frozen, batch),
     }
     used = {
@@ -235,7 +238,7 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
     }
     head = 4 * text.width * vocabulary
     assert used["sample"] < 5 * 4 * rows * vocabulary + 2 * head, used
-    assert used["score"] < 3 * 4 * chunk * vocabulary + 2 * head, used
+    assert used["logprobs"] < 3 * 4 * chunk * vocabulary + 2 * head, used
     # gradients of the embedding and of the head, which is the same array
     assert used["update"] < 3 * 4 * chunk * vocabulary + 6 * head, used
     assert max(used.values()) < logits / 3, used

@@ -127,6 +127,11 @@ class Study:
     """
 
     def __init__(self, config: ConfigDict):
+        if "run" not in config or "arms" not in config:
+            raise ValueError(
+                "the config file declares no study (it has no `run` and no `arms`); expected "
+                "one made by `study_config`, see configs/studies/"
+            )
         self.run: ConfigDict = config.run
         self.arms: dict[str, Arm] = _by_name(config.arms, "arm")
         self.settings: dict[str, Setting] = _by_name(config.settings, "setting")

@@ -64,3 +64,8 @@ def test_a_run_waits_for_the_run_that_it_refers_to_and_is_lost_with_it():
 def test_a_wrong_declaration_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         study(**changes)
+
+
+def test_a_config_of_a_run_is_no_study():
+    with pytest.raises(ValueError, match="declares no study"):
+        Study(default_config())
