@@ -58,7 +58,7 @@ def evaluate(
         scores, ids = scored.scores, scored.responses.host_prompts.record_ids[valid]
         for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(valid)))):
             np.add.at(totals[row], owners[ids], value[valid])
-    correct, parsed, count = all_hosts_sum(totals)
+    correct, parsed, count = all_hosts_sum(totals, policy.rows)
     return Evaluation(
         accuracy=(correct / count).tolist(),
         parse_rate=(parsed / count).tolist(),

@@ -17,7 +17,7 @@ from rdbcl_jax.models import from_pretrained, lora, partition, read_processor
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.rewards.spans import SpanFinder
-from rdbcl_jax.sharding import param_shardings
+from rdbcl_jax.sharding import RowShard, param_shardings, row_shard
 from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
 
 
@@ -39,6 +39,11 @@ class Policy:
     def whole(self, trained: Trained) -> Params:
         """All parameters, from those that learn; nothing is copied."""
         return partition.join(trained, self.frozen)
+
+    @property
+    def rows(self) -> RowShard:
+        """Which rows of every batch this process holds."""
+        return row_shard(self.mesh)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:

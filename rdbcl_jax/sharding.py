@@ -2,11 +2,17 @@
 
 Axes: `data` (batch), `fsdp` (batch, and parameters split for memory) and `tensor` (parameters split
 for compute). One code path serves one device and a pod: a single device is a mesh of 1 × 1 × 1.
+
+Which rows of a batch a process reads follows from where its devices are in the mesh: `RowShard`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import re
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -44,7 +50,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
     """A mesh over `devices` (default: all); one axis may be −1 and takes what the others leave.
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or processes would share some
+        of their rows but not all.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
@@ -56,7 +63,24 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
             f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fill {len(devices)} devices; "
             "set one of them to -1"
         )
+    mesh = _mesh(sizes, devices)
+    if not row_groups(_processes(mesh)):
+        raise ValueError(
+            f"mesh data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]}: processes would share some "
+            "rows of a batch but not all of them; meshes (data, fsdp, tensor) that work on these "
+            f"{len(devices)} devices: {_working_sizes(devices)}"
+        )
+    return mesh
+
+
+def _mesh(sizes, devices) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _working_sizes(devices) -> list[tuple[int, int, int]]:
+    divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+    sizes = (s for s in itertools.product(divisors, repeat=3) if np.prod(s) == len(devices))
+    return [s for s in sizes if row_groups(_processes(_mesh(s, devices)))]
 
 
 def param_shardings(params, axes: ParamAxes, mesh: Mesh):
@@ -99,23 +123,33 @@ def batch_shardings(batch, mesh: Mesh):
 
 
 def put_batch(batch, mesh: Mesh):
-    """Moves this process's rows of a host batch onto the mesh.
+    """Moves this process's rows of a host batch, those of its `RowShard`, onto the mesh.
 
     Raises:
       ValueError: the rows do not divide over the batch axes.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    shard = row_shard(mesh)
     rows = {len(a) for a in jax.tree.leaves(batch) if np.ndim(a)}
-    if any(r * jax.process_count() % parts for r in rows):
+    if any(r % len(shard.parts) for r in rows):
         raise ValueError(
-            f"a batch of {sorted(rows)} rows on each of {jax.process_count()} processes does not "
-            f"divide over data × fsdp = {parts} devices"
+            f"a batch of {sorted(rows)} rows, of {shard.groups} of one, does not divide over "
+            f"data × fsdp = {shard.count} devices"
         )
-    return jax.tree.map(
-        lambda a, s: jax.make_array_from_process_local_data(s, np.asarray(a)),
-        batch,
-        batch_shardings(batch, mesh),
-    )
+
+    def put(array, sharding):
+        array = np.asarray(array)
+        shape = array.shape and (len(array) * shard.groups, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return jax.tree.map(put, batch, batch_shardings(batch, mesh))
+
+
+def in_rows(tree, mesh: Mesh | None):
+    """Inside a jitted function: what leads with the rows of a batch lies where they do, and not
+    where the compiler likes. `mesh`: None where there is one device."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, split_rows(mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -135,23 +169,127 @@ def _divisible(axes, shape, mesh):
     )
 
 
+# ------------------------------------------------------------------ rows and processes
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShard:
+    """Which rows of every batch this process holds: `parts`, ascending, of `count` equal ones.
+
+    Processes whose devices hold the same rows, as where `tensor` spans hosts, are a group: all of
+    them read and encode these rows, and one of them leads, which stands for the group wherever the
+    rows of all are put together or written.
+
+    Attributes:
+      group: the group's number, in the order of their first rows.
+      leads: whether this process has the lowest index of its group.
+      alone: whether every group is one process.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    count: int = 1
+    group: int = 0
+    leads: bool = True
+    alone: bool = True
+
+    @property
+    def groups(self) -> int:
+        return self.count // len(self.parts)
+
+    def rows(self, total: int) -> np.ndarray:
+        """The indices of this process's rows, of a batch's `total`.
+
+        Raises:
+          ValueError: the batch does not divide evenly.
+        """
+        if total % self.count:
+            raise ValueError(f"a batch of {total} rows does not divide into {self.count} parts")
+        return np.arange(total).reshape(self.count, -1)[list(self.parts)].reshape(-1)
+
+
+@functools.cache
+def row_shard(mesh: Mesh) -> RowShard:
+    """This process's rows of batches on a mesh."""
+    processes = _processes(mesh)
+    groups = row_groups(processes)
+    me = jax.process_index()
+    for number, (parts, members) in enumerate(groups.items()):
+        if me in members:
+            alone = all(len(m) == 1 for m in groups.values())
+            return RowShard(parts, len(processes), number, me == members[0], alone)
+    raise ValueError(f"process {me} has no device of {mesh}")
+
+
+def row_groups(processes: np.ndarray) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """The groups of processes that hold the same parts of a batch's rows: parts to processes, both
+    ascending, in the order of the first part. Empty where groups share some of their parts but not
+    all, or differ in size.
+
+    Args:
+      processes: [parts, devices of a part], the index of the process that each device belongs to.
+    """
+    groups: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for process in np.unique(processes).tolist():
+        parts = tuple(np.flatnonzero((processes == process).any(1)).tolist())
+        groups[parts] = (*groups.get(parts, ()), process)
+    sizes = [len(parts) for parts in groups]
+    if sum(sizes) != len(processes) or len(set(sizes)) > 1:
+        return {}
+    return dict(sorted(groups.items()))
+
+
+def _processes(mesh: Mesh) -> np.ndarray:
+    """[parts of the rows, devices of a part]: as `BATCH` splits them."""
+    indices = np.array([device.process_index for device in mesh.devices.flat])
+    return indices.reshape(-1, mesh.shape["tensor"])
+
+
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is split along its first axis only."""
+    """This process's rows of an array that is split along its first axis as batches are.
+
+    Raises:
+      ValueError: an array of several processes that lies otherwise.
+    """
     if array.is_fully_addressable:
         return np.asarray(array)
+    sharding = array.sharding
+    stated = isinstance(sharding, NamedSharding) and sharding.is_equivalent_to(
+        split_rows(sharding.mesh), array.ndim
+    )
+    if not stated:
+        raise ValueError(f"expected an array whose rows are split as {BATCH}, found {sharding}")
     shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
 
 
-def all_hosts_sum(values: np.ndarray) -> np.ndarray:
-    """The sum over processes of a small host array."""
+def all_hosts_sum(values: np.ndarray, shard: RowShard) -> np.ndarray:
+    """The sum of a small host array over the groups of processes, each of which counts once."""
     if jax.process_count() == 1:
         return values
-    return multihost_utils.process_allgather(values).sum(0)
+    mine = values if shard.leads else np.zeros_like(values)
+    return multihost_utils.process_allgather(mine).sum(0)
 
 
-def all_hosts_rows(values: np.ndarray) -> np.ndarray:
-    """The rows of all processes, in their order."""
+def all_hosts_rows(values: np.ndarray, shard: RowShard) -> np.ndarray:
+    """The rows of all processes, in the order of the batch."""
     if jax.process_count() == 1:
         return values
-    return multihost_utils.process_allgather(values, tiled=True)
+    whole = np.zeros((len(values) * shard.groups, *values.shape[1:]), values.dtype)
+    whole[shard.rows(len(whole))] = values
+    return all_hosts_sum(whole, shard)
+
+
+def rows_of_leader(values: np.ndarray, shard: RowShard) -> np.ndarray:
+    """The rows [n, …] as the group's leader has them. What its processes find on the host may
+    differ, as a reward does that runs out of time, and yet they must go on with the same."""
+    if shard.alone:
+        return values
+    bits = np.ascontiguousarray(values).view(np.uint32)  # as numbers they would be rounded
+    everyone = all_hosts_rows(bits, shard).astype(np.uint32)
+    return everyone[shard.rows(len(everyone))].view(values.dtype)
+
+
+def agree(text: str) -> bool:
+    """Whether all processes have the same text."""
+    digest = np.uint32(zlib.crc32(text.encode()))
+    return bool((multihost_utils.process_allgather(digest) == digest).all())

@@ -1,4 +1,4 @@
-"""Two processes with two devices each do what one process with four does."""
+"""Several processes do what one process with as many devices does."""
 
 import json
 import os
@@ -13,11 +13,12 @@ import pytest
 from rdbcl_jax.policy import allowed_sizes
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
+from rdbcl_jax.sharding import RowShard
 from rdbcl_jax.training import metrics
 from rdbcl_jax.training.metrics import component_means
 from tests.compiler import QUICK
-from tests.engine import small_config
-from tests.train_several import METHODS
+from tests.engine import small_config, write_random_model
+from tests.train_several import KILLED_AT, MESHES, METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = ("rdbcl_jax.cli", "train", "--config=tests/small_config.py")
@@ -41,19 +42,43 @@ def finish(*processes):
         assert process.returncode == 0, out[-4000:]
 
 
-def run_both(folder, *command, option=""):
-    """What the command, told where by `option`, leaves of two processes, and of one."""
+def start_joined(processes, devices, *command):
+    """Processes that run as one, with so many devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-    two, one = folder / "two", folder / "one"
-    together = (*command, f"{option}{two}", "--distributed")
+    joined = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(processes),
+    }
+    return [start(devices, *command, JAX_PROCESS_ID=str(i), **joined) for i in range(processes)]
+
+
+def run_both(folder, *command, processes=2, rest=(), option=""):
+    """What the command, told where by `option`, leaves of several processes with four devices in
+    all, and of one."""
+    several, one = folder / "several", folder / "one"
+    together = (*command, f"{option}{several}", *rest, "--distributed")
     finish(
-        *(start(2, *together, JAX_PROCESS_ID=str(i), **common) for i in range(2)),
-        start(4, *command, f"{option}{one}"),
+        *start_joined(processes, 4 // processes, *together),
+        start(4, *command, f"{option}{one}", *rest),
     )
-    return two, one
+    return several, one
+
+
+def same_steps(several, one, names=None):
+    """Every metric of every step, but for times and what is of one process."""
+    local = ("step_time", "completions/min_length", "completions/max_length")
+    for mine, other in zip(*(read_run(w).steps for w in (one, several)), strict=True):
+        for name in names or mine.keys() - {*local}:
+            expected = mine[name]
+            if isinstance(expected, float):
+                expected = pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True)
+            assert other[name] == expected, name
+
+
+def splits(workdir):
+    return json.loads((workdir / "results.json").read_text())["splits"]
 
 
 @pytest.mark.slow
@@ -85,20 +110,57 @@ def test_two_processes_equal_one(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory):
-    return run_both(tmp_path_factory.mktemp("several"), "tests.train_several")
+def base(tmp_path_factory):
+    return write_random_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory, base):
+    folder = tmp_path_factory.mktemp("methods")
+    return run_both(folder, "tests.train_several", processes=4, rest=(str(base), "METHODS"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_methods_over_two_processes(several, method):
-    two, one = (folder / method for folder in several)
-    for mine, other in zip(*(read_run(w).steps for w in (one, two)), strict=True):
-        same = ("reward", "loss", "grad_norm", "batches", "completions/mean_length")
-        if method == "dapo":  # each process draws again for its own rows
-            same = ("batches",)
-        for name in same:
-            assert mine[name] == pytest.approx(other[name], rel=0.05, abs=0.02), name
+def test_methods_over_processes_of_which_two_hold_the_same_rows(methods, method):
+    several, one = (folder / method for folder in methods)
+    # dapo: each group of processes draws again for its own rows
+    same_steps(several, one, names=("batches",) if method == "dapo" else None)
+    logged = [several, *(several / f"processes/{i}" for i in (1, 2, 3))]
+    samples = [read_samples(folder) for folder in logged]
+    assert samples[1] is samples[3] is None  # they do not lead
+    if method != "dapo":
+        assert splits(several) == splits(one)
+        rows = sum((table["record_id"].to_pylist() for table in samples[::2]), [])
+        assert sorted(rows) == sorted(read_samples(one)["record_id"].to_pylist())
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory, base):
+    folder = tmp_path_factory.mktemp("meshes")
+    return run_both(folder, "tests.train_several", rest=(str(base), "MESHES"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["-".join(map(str, sizes)) for sizes in MESHES])
+def test_meshes_over_two_processes(meshes, mesh):
+    several, one = (folder / mesh for folder in meshes)
+    same_steps(several, one)
+    assert splits(several) == splits(one)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_and_another_mesh(meshes, base):
+    several, one = (folder / "killed" for folder in meshes)
+    assert read_run(several).steps[-1]["step"] == KILLED_AT
+    finish(start(2, "tests.train_several", str(several.parent), str(base), "RESUMED"))
+    same_steps(several, one)
+    assert splits(several) == splits(one)
+
+
+@pytest.mark.slow
+def test_rows_are_the_same_however_the_mesh_lies_over_processes():
+    finish(*start_joined(4, 2, "tests.rows_over_processes"))
 
 
 def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
@@ -115,7 +177,10 @@ def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
 def test_a_reward_that_applies_nowhere_in_one_process_is_counted_by_the_others(monkeypatch):
     nan = float("nan")
     here = {"format": np.array([1.0, 0.0]), "boxes": np.array([nan, nan]), "none": np.full(2, nan)}
-    assert component_means(here) == {"rewards/format/mean": 0.5}
+    assert component_means(here, RowShard()) == {"rewards/format/mean": 0.5}
     there = np.array([(2.0, 2), (3.0, 4), (0, 0)])
-    monkeypatch.setattr(metrics, "all_hosts_sum", lambda sums: sums + there)
-    assert component_means(here) == {"rewards/format/mean": 0.75, "rewards/boxes/mean": 0.75}
+    monkeypatch.setattr(metrics, "all_hosts_sum", lambda sums, shard: sums + there)
+    assert component_means(here, RowShard()) == {
+        "rewards/format/mean": 0.75,
+        "rewards/boxes/mean": 0.75,
+    }

@@ -1,36 +1,61 @@
-"""`python -m tests.train_several FOLDER [--distributed]`: methods one after the other.
+"""`python -m tests.train_several FOLDER BASE METHODS|MESHES|RESUMED [--distributed]`: short runs from
+a base model, one after the other, on four devices.
 
-What each of them does on the host is of all processes' rows: a tracker, groups that are drawn
-again, a memorised response, the records of the Fisher information, prompts of earlier tasks.
+What methods do on the host is of all processes' rows: a tracker, groups that are drawn again, a
+memorised response, the records of the Fisher information, prompts of earlier tasks.
 """
 
 import pathlib
 import sys
 
+KILLED_AT = 3  # the second step of the second task
+
+# over four processes, two of which hold the same rows
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
     "dapo": {"rollout.resample": 2},
     "dyme": {},
     "ewc": {"ewc.sequences": 16},
     "portable_replay": {"portability.control": "shuffled"},
+    "rdbcl": {"model.lora.rank": 4},
 }
+# (data, fsdp, tensor), over two processes; in the last one both hold all rows
+MESHES = ((4, 1, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4))
 
 
-def main(folder: str, *flags: str) -> None:
+def mesh(data: int, fsdp: int, tensor: int) -> dict[str, int]:
+    return {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+
+
+def main(folder: str, base: str, what: str, *flags: str) -> None:
     from rdbcl_jax.distributed import join_processes
 
-    if "--distributed" in flags:
+    if flags:
         join_processes()
     from rdbcl_jax.training.run import train
     from tests.small_config import get_config
+    from tests.tiny_runs import killed_at
 
-    base = ""  # the first run makes it, the others start from it
-    for method, overrides in METHODS.items():
+    def config_of(method: str, overrides: dict):
         config = get_config()
         config.method, config.model.path = method, base
         config.update_from_flattened_dict(overrides)
-        train(config, pathlib.Path(folder) / method)
-        base = base or str(pathlib.Path(folder) / method / "base")
+        return config
+
+    killed, workdir = METHODS["mssr"] | {"training.checkpoint_every": 1}, pathlib.Path(folder)
+    if what == "METHODS":
+        for method, overrides in METHODS.items():
+            train(config_of(method, overrides | mesh(2, 1, 2)), workdir / method)
+    elif what == "MESHES":
+        for sizes in MESHES:
+            train(config_of("rdbcl", mesh(*sizes)), workdir / "-".join(map(str, sizes)))
+        config = config_of("mssr", killed | mesh(1, 1, 4))
+        if flags:
+            killed_at(KILLED_AT, config, workdir / "killed")
+        else:
+            train(config, workdir / "killed")
+    else:
+        train(config_of("mssr", killed | mesh(1, 2, 1)), workdir / "killed")
 
 
 if __name__ == "__main__":

@@ -9,22 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
+from rdbcl_jax.sharding import RowShard
+
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Which rows of every batch this process holds."""
-
-    index: int = 0
-    count: int = 1
-
-    def rows(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part; raises ValueError where the batch does not divide evenly."""
-        if len(batch) % self.count:
-            raise ValueError(f"a batch of {len(batch)} rows over {self.count} processes")
-        size = len(batch) // self.count
-        return batch[self.index * size : (self.index + 1) * size]
 
 
 def indices(length: int, batch_size: int, seed: int) -> grain.MapDataset:
@@ -53,7 +40,7 @@ def batches(
     *,
     order: grain.MapDataset,
     start: int = 0,
-    shard: Shard = Shard(),
+    shard: RowShard = RowShard(),
     threads: int = 1,
     prefetch: int = 4,
 ) -> Iterator[T]:
@@ -68,7 +55,7 @@ def batches(
     """
 
     def make(batch: np.ndarray) -> T:
-        mine = shard.rows(np.asarray(batch))
+        mine = np.asarray(batch)[shard.rows(len(batch))]
         return encode([source[i] for i in mine.tolist()], mine)
 
     # the slice of an endless dataset has no length, so the start is added to the index instead
@@ -86,10 +73,10 @@ def eval_batches(
     records: Sequence[Any],
     encode: Callable[[list[Any], np.ndarray], Any],
     batch_size: int,
-    shard: Shard = Shard(),
+    shard: RowShard = RowShard(),
 ) -> Iterator[EvalBatch]:
     """All records once, in order; the last batch repeats the last record to keep its shape."""
     for first in range(0, len(records), batch_size):
-        wanted = shard.rows(np.arange(first, first + batch_size))
+        wanted = first + shard.rows(batch_size)
         ids = np.minimum(wanted, len(records) - 1)
         yield EvalBatch(encode([records[i] for i in ids], ids), wanted < len(records))

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -59,6 +60,11 @@ class VLM(Protocol):
 
     @property
     def config(self) -> ModelConfig: ...
+
+    @property
+    def mesh(self) -> jax.sharding.Mesh | None:
+        """Where parameters and batches lie; None: on one device."""
+        ...
 
     @property
     def lora(self) -> LoRA | None:

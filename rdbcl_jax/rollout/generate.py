@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
-from rdbcl_jax.data.pipeline import Shard, eval_batches
+from rdbcl_jax.data.pipeline import eval_batches
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.interface import Params
@@ -79,10 +79,9 @@ def generate(
     def encode(items, ids):
         return encoder.encode(items, ids, prefixes and [prefixes[i] for i in ids])
 
-    shard = Shard(jax.process_index(), jax.process_count())
     before = None
     for number, (host_prompts, valid) in enumerate(
-        eval_batches(records, encode, batch_size, shard)
+        eval_batches(records, encode, batch_size, policy.rows)
     ):
         prompts = put_batch(host_prompts, policy.mesh)
         own = jax.random.fold_in(rng, number)

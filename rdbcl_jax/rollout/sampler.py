@@ -18,6 +18,7 @@ from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.kv_cache import Cache, empty_cache, grow, pad_rows, take_rows
 from rdbcl_jax.rollout.sampling import Sampling, draw
+from rdbcl_jax.sharding import in_rows
 
 _NO_CACHE: Cache = ((), ())
 _OF_ROLLOUTS = ("rows", "tokens", "mask", "logps", "alive")  # fields of a state, and the cache
@@ -79,7 +80,8 @@ def sample(
         end = min(size + 1, sampling.max_tokens)
         state = _extend(body, state._replace(cache=grow(state.cache, size)), end)
     state = _take(state._replace(cache=_NO_CACHE), jnp.argsort(state.rows, axis=1))
-    return Rollouts(state.tokens, state.mask, state.logps, ~state.alive)
+    rollouts = Rollouts(state.tokens, state.mask, state.logps, ~state.alive)
+    return in_rows(rollouts, model.mesh)
 
 
 def cache_schedule(max_tokens: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import Scores
 from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.sharding import local_rows
+from rdbcl_jax.sharding import local_rows, rows_of_leader
 
 ScoreFunction = Callable[[Sequence[Record], Sequence[str]], Scores]
 
@@ -38,9 +38,12 @@ class Responses:
         """Rollouts and others side by side, [P, G + g, …], on the device."""
         if self.others is None:
             return self.rollouts
-        return jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b], axis=1), self.rollouts, self.others
-        )
+        return jax.tree.map(_beside, self.rollouts, self.others)
+
+
+def _beside(rollouts: jax.Array, others: jax.Array) -> jax.Array:
+    joined = jnp.concatenate([rollouts, others], axis=1)
+    return jax.lax.with_sharding_constraint(joined, rollouts.sharding)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +113,22 @@ def score_rollouts(
     own = jax.tree.map(local_rows, responses.rollouts)
     rows, group, length = own.tokens.shape
     texts = policy.texts(own.tokens.reshape(-1, length), own.mask.reshape(-1, length))
-    scores = score([record for record in mine for _ in range(group)], texts)
+    scores = _of_leader(score([record for record in mine for _ in range(group)], texts), policy)
     return ScoredRollouts(responses, mine, texts, scores, host, np.zeros((rows, group), bool))
+
+
+def _of_leader(scores: Scores, policy: Policy) -> Scores:
+    """The scores that all processes go on with which hold these rows."""
+    columns = [scores.total, scores.accuracy, scores.parsed, *scores.components.values()]
+    table = np.stack(columns, axis=1, dtype=np.float64)
+    total, accuracy, parsed, *components = rows_of_leader(table, policy.rows).T
+    return dataclasses.replace(
+        scores,
+        total=total,
+        accuracy=accuracy,
+        parsed=parsed.astype(bool),
+        components=dict(zip(scores.components, components, strict=True)),
+    )
 
 
 def generate_scored(

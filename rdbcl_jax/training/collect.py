@@ -81,7 +81,8 @@ def write_right_responses(
     """Writes the right, finished ones of `samples` responses to each record to a Parquet file.
 
     Rows have `record_id`, `task`, `prompt`, `completion` and `gold`; a completion that a record
-    already has is not repeated. Returns how many were kept, of how many (this process's).
+    already has is not repeated. Returns how many were kept, of how many
+    (this process's). Of several processes that hold the same rows one writes.
     """
     rows: list[tuple[str, ...]] = []
     tried = 0
@@ -90,6 +91,8 @@ def write_right_responses(
     ):
         tried += int(valid.sum()) * samples
         rows += _right_rows(scored, valid)
+    if not policy.rows.leads:
+        return len(rows), tried
     columns = zip(*rows, strict=True) if rows else ([] for _ in _COLUMNS)
     schema = pa.schema([(name, pa.string()) for name in _COLUMNS])
     table = pa.table([list(column) for column in columns], schema=schema)

@@ -19,11 +19,13 @@ from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import read_steps
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import RunResults, SplitResults, read_results
+from rdbcl_jax.sharding import row_shard
 from rdbcl_jax.training.setup import Setup
 
 
 class Journal:
-    """Each process logs its own rows; the main one's log is the run's, and only it displays.
+    """Each process logs its own rows; the main one's log is the run's, and it alone displays. The
+    samples of rows that several processes hold are logged by the one that leads.
 
     A run that resumes with `done` steps behind it goes on from what the workdir holds.
     """
@@ -31,6 +33,7 @@ class Journal:
     def __init__(self, workdir: pathlib.Path, setup: Setup, done: int):
         self.workdir, self.setup = workdir, setup
         self.is_main = jax.process_index() == 0
+        self.leads = row_shard(setup.mesh).leads
         saved = read_results(workdir) if done else None
         self.rows = {name: _rows(split) for name, split in (saved.splits if saved else {}).items()}
         self.tokens = _last_tokens(workdir) if done else 0
@@ -67,14 +70,16 @@ class Journal:
         row = {**place, "task_index": task, "task_step": index, **metrics}
         row["num_tokens"] = self.tokens
         self.log.write_step(row)
-        self.log.write_samples({**place, **samples})
+        if self.leads:
+            self.log.write_samples({**place, **samples})
         self.progress.step(row)
 
     def examples(self, task: int, index: int, examples: Iterable[Mapping[str, Any]]) -> None:
         """Logs examples of step `index` of a task."""
         step = task * self.setup.config.training.steps + index
         place = {"task": self.setup.tasks[task].name, "step": step}
-        self.log.write_examples({**place, **example} for example in examples)
+        if self.leads:
+            self.log.write_examples({**place, **example} for example in examples)
 
     # ------------------------------------------------------------------ the accuracy matrix
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.core.logprobs import token_logprobs
 from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.sharding import in_rows
 
 
 def response_logprobs(
@@ -33,7 +36,9 @@ def response_logprobs(
     )
 
 
-compiled_logprobs = jax.jit(
-    response_logprobs,
-    static_argnames=("model", "temperature", "chunk_size", "return_entropy"),
+@functools.partial(
+    jax.jit, static_argnames=("model", "temperature", "chunk_size", "return_entropy")
 )
+def compiled_logprobs(model: VLM, *args, **options):
+    """`response_logprobs` as a program of its own, of the rows of a batch."""
+    return in_rows(response_logprobs(model, *args, **options), model.mesh)

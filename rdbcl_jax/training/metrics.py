@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from rdbcl_jax.rollout.scored import ScoredRollouts
-from rdbcl_jax.sharding import all_hosts_sum
+from rdbcl_jax.sharding import RowShard, all_hosts_sum
 
 SAME = 1e-6  # a group whose standard deviation is below has equal rewards
 
 
-def rollout_metrics(scored: ScoredRollouts, *, memorise: bool) -> dict[str, float]:
+def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) -> dict[str, float]:
     """What a step's scored rollouts say, under TRL's names.
 
     Args:
+      shard: the rows of this process.
       memorise: whether demonstrations may have replaced responses.
     """
     own, rewards = scored.own, scored.scores.total.reshape(scored.shape)
@@ -36,13 +36,13 @@ def rollout_metrics(scored: ScoredRollouts, *, memorise: bool) -> dict[str, floa
     }
     if memorise:
         means["memorised_groups"] = scored.memorised.any(1).mean()
-    values = all_hosts_sum(np.array(list(means.values()))) / jax.process_count()
+    values = all_hosts_sum(np.array(list(means.values())), shard) / shard.groups
     return {
         **dict(zip(means, values.tolist(), strict=True)),
-        **component_means(scored.scores.components),
+        **component_means(scored.scores.components, shard),
         "completions/min_length": int(lengths.min()),
         "completions/max_length": int(lengths.max()),
-        "num_tokens": int(all_hosts_sum(tokens)[0]),
+        "num_tokens": int(all_hosts_sum(tokens, shard)[0]),
     }
 
 
@@ -55,11 +55,11 @@ def _reward_means(rewards: Float[np.ndarray, "P G"]) -> dict[str, float]:
     }
 
 
-def component_means(components: dict[str, np.ndarray]) -> dict[str, float]:
+def component_means(components: dict[str, np.ndarray], shard: RowShard) -> dict[str, float]:
     """Mean of each reward over the responses, of all processes, to which it applies (not NaN);
     rewards that apply to none are left out."""
     known = [values[~np.isnan(values)] for values in components.values()]
-    sums = all_hosts_sum(np.array([(values.sum(), len(values)) for values in known]))
+    sums = all_hosts_sum(np.array([(values.sum(), len(values)) for values in known]), shard)
     return {
         f"rewards/{name}/mean": float(total / count)
         for name, (total, count) in zip(components, sums, strict=True)

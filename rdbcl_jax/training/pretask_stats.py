@@ -37,5 +37,5 @@ def pretask_stats(
         sure = np.asarray(reasoning_portability(logps, logps, reasoning, kind="confidence"))[:, 0]
         ids = scored.responses.host_prompts.record_ids[valid]
         found[:, ids] = np.stack([sure, scored.scores.accuracy])[:, valid]
-    confidence, success = all_hosts_sum(found)
+    confidence, success = all_hosts_sum(found, policy.rows)
     return {"confidence": confidence, "success": success}

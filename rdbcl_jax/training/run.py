@@ -206,8 +206,8 @@ def _collect(
     journal: Journal,
 ) -> None:
     """Right responses to the task just learned, for `rft_sft`."""
-    process, task = jax.process_index(), setup.tasks[k]
-    part = f"-{process:05}-of-{jax.process_count():05}" if jax.process_count() > 1 else ""
+    rows, task = learner.policy.rows, setup.tasks[k]
+    part = f"-{rows.group:05}-of-{rows.groups:05}" if rows.groups > 1 else ""
     with journal.timed("collecting"):
         journal.progress.phase(f"collecting right responses to {task.name}")
         write_right_responses(

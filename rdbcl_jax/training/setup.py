@@ -25,7 +25,7 @@ from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, read_config
 from rdbcl_jax.results import read_results
 from rdbcl_jax.rewards.scoring import RewardConfig
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import agree, make_mesh, row_shard
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base
 from rdbcl_jax.toy.options import BaseOptions
@@ -71,6 +71,7 @@ def prepare(config: RunConfig) -> Setup:
     check(config, mesh)
     tasks, held_out = load_sequence(config), load_held_out(config)
     demonstrations = list(_demonstrations(method, tasks))
+    _check_agreement(mesh, tasks, demonstrations)
     return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations)
 
 
@@ -113,6 +114,27 @@ def _demonstrations(
                 "config.demonstrations"
             )
         yield [record for record, _ in pairs], [text for _, text in pairs]
+
+
+def _check_agreement(
+    mesh: jax.sharding.Mesh,
+    tasks: Sequence[TaskData],
+    demonstrations: Sequence[tuple[list[Record], list[str]]],
+) -> None:
+    """Finds processes that hold the same rows, but would not learn the same from them.
+
+    Raises:
+      ValueError: they have read different records or demonstrations.
+    """
+    if row_shard(mesh).alone:
+        return
+    records = [(r.id, r.prompt, r.answer) for task in tasks for r in task.train]
+    if not agree(repr((records, [texts for _, texts in demonstrations]))):
+        raise ValueError(
+            "processes that hold the same rows of a batch, since mesh.tensor spans them, have read "
+            "different records or demonstrations; expected the same files on all hosts, and a "
+            "demonstrations.refiner that returns the same wherever it is asked"
+        )
 
 
 # ------------------------------------------------------------------ a run that goes on

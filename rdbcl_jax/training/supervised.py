@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import OptimizerConfig
-from rdbcl_jax.data.pipeline import Shard, batches, indices
+from rdbcl_jax.data.pipeline import batches, indices
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.sft import supervised
 from rdbcl_jax.models.partition import Trained
@@ -46,7 +45,7 @@ def fine_tune(
         demonstrations,
         lambda items, ids: supervised_batch(policy, items),
         order=indices(len(demonstrations), batch_size, seed),
-        shard=Shard(jax.process_index(), jax.process_count()),
+        shard=policy.rows,
         threads=threads,
     )
     before = None

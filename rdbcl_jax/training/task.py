@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from rdbcl_jax.batches import TrainBatch
-from rdbcl_jax.data.pipeline import Shard, batches, indices, rehearsed
+from rdbcl_jax.data.pipeline import batches, indices, rehearsed
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
@@ -77,7 +77,7 @@ def learn_task(
     def reported(state: TaskState, step: Step) -> TaskState:
         update, samples = jax.device_get(step.device[0]), jax.tree.map(local_rows, step.device[1])
         row = {
-            **rollout_metrics(step.scored, memorise=method.memorise),
+            **rollout_metrics(step.scored, learner.policy.rows, memorise=method.memorise),
             "batches": step.batches,
             "learning_rate": float(learner.learning_rate(step.index + 1)),
             "step_time": clock.lap(),
@@ -187,7 +187,7 @@ def _make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> I
         encode_demonstrations if method.responses == "demonstrations" else encoder.encode,
         order=order,
         start=start,
-        shard=Shard(jax.process_index(), jax.process_count()),
+        shard=learner.policy.rows,
         threads=config.data.threads,
     )
 
@@ -231,7 +231,7 @@ def _score(
     policy, method = learner.policy, learner.method
     scored = score_rollouts(responses, stage.records, policy, learner.score)
     for attempt in range(1, method.resample + 1):
-        if not all_hosts_sum(np.array(~scored.informative.all())):
+        if not all_hosts_sum(np.array(~scored.informative.all()), policy.rows):
             break
         more, state = _draw(learner, stage, feed, state, run_step, attempt)
         scored = replenished(
@@ -272,7 +272,9 @@ def _train_batch(
     if tracker := learner.method.tracker:
         memory, total = state.tracker, scored.scores.total
         known = np.asarray(tracker.baselines(memory, ids), np.float32)
-        seen = all_hosts_rows(np.repeat(ids, scored.shape[1])), all_hosts_rows(total)
+        rows = learner.policy.rows
+        prompts = all_hosts_rows(np.repeat(ids, scored.shape[1]), rows)
+        seen = prompts, all_hosts_rows(total, rows)
         kl = None if np.isnan(state.last_kl) else float(state.last_kl)
         state = dataclasses.replace(
             state, tracker=jax.device_get(tracker.observe(memory, *seen, kl))

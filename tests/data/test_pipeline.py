@@ -3,7 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rdbcl_jax.data.pipeline import Shard, batches, eval_batches, indices, rehearsed
+from rdbcl_jax.data.pipeline import batches, eval_batches, indices, rehearsed
+from rdbcl_jax.sharding import RowShard
 
 
 def take(n, *, order=None, seed=0, **options):
@@ -43,13 +44,13 @@ def test_rehearsal_fills_the_last_rows_of_every_batch():
 
 def test_shards_partition_each_batch():
     whole = take(6)
-    parts = [take(6, shard=Shard(i, 2)) for i in range(2)]
+    parts = [take(6, shard=RowShard((i,), 2)) for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def test_batch_that_does_not_divide():
-    with pytest.raises(ValueError, match="4 rows over 3 processes"):
-        take(1, shard=Shard(0, 3))
+    with pytest.raises(ValueError, match="4 rows does not divide into 3 parts"):
+        take(1, shard=RowShard((0,), 3))
 
 
 def test_far_start_costs_nothing():
@@ -67,7 +68,8 @@ def test_errors_of_the_encoder_reach_the_caller():
 @pytest.mark.parametrize("count", [1, 2])
 def test_evaluation_sees_every_record_once_in_order(count):
     shards = [
-        list(eval_batches(range(10), lambda _, ids: ids, 4, Shard(i, count))) for i in range(count)
+        list(eval_batches(range(10), lambda _, ids: ids, 4, RowShard((i,), count)))
+        for i in range(count)
     ]
     seen = [ids[valid] for step in zip(*shards, strict=True) for ids, valid in step]
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(10))
