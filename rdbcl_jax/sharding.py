@@ -207,6 +207,9 @@ class RowShard:
         return np.arange(total).reshape(self.count, -1)[list(self.parts)].reshape(-1)
 
 
+ALL_ROWS = RowShard()
+
+
 @functools.cache
 def row_shard(mesh: Mesh) -> RowShard:
     """This process's rows of batches on a mesh."""

@@ -131,8 +131,8 @@ def test_methods_over_processes_of_which_two_hold_the_same_rows(methods, method)
     assert samples[1] is samples[3] is None  # they do not lead
     if method != "dapo":
         assert splits(several) == splits(one)
-        rows = sum((table["record_id"].to_pylist() for table in samples[::2]), [])
-        assert sorted(rows) == sorted(read_samples(one)["record_id"].to_pylist())
+        ids = [name for table in samples[::2] for name in table["record_id"].to_pylist()]
+        assert sorted(ids) == sorted(read_samples(one)["record_id"].to_pylist())
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
-"""`python -m tests.train_several FOLDER BASE METHODS|MESHES|RESUMED [--distributed]`: short runs from
-a base model, one after the other, on four devices.
+"""`python -m tests.train_several FOLDER BASE METHODS|MESHES|RESUMED [--distributed]`: short runs,
+one after the other, from a base model.
 
 What methods do on the host is of all processes' rows: a tracker, groups that are drawn again, a
 memorised response, the records of the Fisher information, prompts of earlier tasks.

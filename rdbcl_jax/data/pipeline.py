@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
-from rdbcl_jax.sharding import RowShard
+from rdbcl_jax.sharding import ALL_ROWS, RowShard
 
 T = TypeVar("T")
 
@@ -40,7 +39,7 @@ def batches(
     *,
     order: grain.MapDataset,
     start: int = 0,
-    shard: RowShard = RowShard(),
+    shard: RowShard = ALL_ROWS,
     threads: int = 1,
     prefetch: int = 4,
 ) -> Iterator[T]:
@@ -73,7 +72,7 @@ def eval_batches(
     records: Sequence[Any],
     encode: Callable[[list[Any], np.ndarray], Any],
     batch_size: int,
-    shard: RowShard = RowShard(),
+    shard: RowShard = ALL_ROWS,
 ) -> Iterator[EvalBatch]:
     """All records once, in order; the last batch repeats the last record to keep its shape."""
     for first in range(0, len(records), batch_size):
