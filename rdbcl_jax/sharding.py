@@ -77,7 +77,7 @@ def _mesh(sizes, devices) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def _working_sizes(devices) -> list[tuple[int, int, int]]:
+def _working_sizes(devices) -> list[tuple[int, ...]]:
     divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
     sizes = (s for s in itertools.product(divisors, repeat=3) if np.prod(s) == len(devices))
     return [s for s in sizes if row_groups(_processes(_mesh(s, devices)))]
@@ -256,10 +256,9 @@ def local_rows(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(array)
     sharding = array.sharding
-    stated = isinstance(sharding, NamedSharding) and sharding.is_equivalent_to(
-        split_rows(sharding.mesh), array.ndim
-    )
-    if not stated:
+    if not (isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh)) or not (
+        sharding.is_equivalent_to(split_rows(sharding.mesh), array.ndim)
+    ):
         raise ValueError(f"expected an array whose rows are split as {BATCH}, found {sharding}")
     shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
