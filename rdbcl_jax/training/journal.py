@@ -36,7 +36,7 @@ class Journal:
         self.leads = row_shard(setup.mesh).leads
         saved = read_results(workdir) if done else None
         self.rows = {name: _rows(split) for name, split in (saved.splits if saved else {}).items()}
-        self.tokens = _last_tokens(workdir) if done else 0
+        self.tokens = _tokens_of(workdir, done) if done else 0
         self.timing: dict[str, float] = {}
         self.started = time.perf_counter()
         names = [task.name for task in setup.tasks]
@@ -139,8 +139,9 @@ def _rows(split: SplitResults) -> list[Evaluation]:
     ]
 
 
-def _last_tokens(workdir: pathlib.Path) -> int:
-    steps = read_steps(workdir)
+def _tokens_of(workdir: pathlib.Path, done: int) -> int:
+    """Tokens of the first `done` steps: what a killed run has logged after them comes again."""
+    steps = [row for row in read_steps(workdir) if row["step"] < done]
     return int(steps[-1].get("num_tokens", 0)) if steps else 0
 
 
