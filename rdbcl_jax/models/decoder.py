@@ -154,7 +154,8 @@ class Decoder:
 
     @property
     def weights(self) -> WeightMap:
-        return WeightMap(self.stacks, {"language_model": "model"})
+        aliases = {r"^(model\.)?language_model\.": "model."}
+        return WeightMap(self.stacks, {"language_model": "model"}, aliases=aliases)
 
     @property
     def param_axes(self) -> ParamAxes:

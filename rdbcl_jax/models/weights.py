@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}  # others keep their name
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -44,14 +46,19 @@ class WeightMap:
     Attributes:
       stacks: places of the parameters whose layers are stacked, such as `language_model/layers`.
       prefixes: what a checkpoint calls the first part of a parameter's name.
-      renamed: regular expressions and what becomes of their matches in a tensor's name.
-      shapes: of tensors that are not a transposed kernel, such as a convolution's.
+      renamed: regular expressions and what becomes of their matches in a tensor's name, before it
+        gets its prefix.
+      shapes: of tensors that are not a transposed kernel, such as a convolution's, by their names
+        before these get a prefix.
+      aliases: regular expressions over the names of other layouts, and what makes published names
+        of them; the first that matches does.
     """
 
     stacks: tuple[str, ...]
     prefixes: Mapping[str, str]
     renamed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def source_of(self, path: tuple[str, ...], shape: tuple[int, ...]) -> Source:
         """The checkpoint tensors (published names) of the parameter at `path`."""
@@ -59,9 +66,9 @@ class WeightMap:
         name = ".".join(module)
         stacks = (stack.replace("/", ".") for stack in self.stacks)
         stack = next((s for s in stacks if f"{name}.".startswith(f"{s}.")), None)
+        name += f".{_LEAVES.get(leaf, leaf)}"
         for ours, theirs in self.renamed.items():
             name = re.sub(ours, theirs, name)
-        name += ".bias" if leaf == "bias" else ".weight"
         tensor_shape = shape[1:] if stack else shape
         if leaf == "kernel":
             tensor_shape = self.shapes.get(name, tensor_shape[::-1])
@@ -73,9 +80,12 @@ class WeightMap:
 
     def published_name(self, name: str) -> str:
         """A tensor's published name, from either of the layouts in the wild."""
-        name = re.sub(rf"^model\.({'|'.join(self.prefixes)})\.", r"\1.", name)
-        return self._with_prefix(re.sub(r"^model\.", "language_model.", name))
+        for theirs, published in self.aliases.items():
+            renamed, found = re.subn(theirs, published, name, count=1)
+            if found:
+                return renamed
+        return name
 
     def _with_prefix(self, name: str) -> str:
-        first, _, rest = name.partition(".")
-        return f"{self.prefixes.get(first, first)}.{rest}"
+        first, *rest = name.split(".")
+        return ".".join([self.prefixes.get(first, first), *rest])

@@ -17,7 +17,7 @@ OUTSIDE = sorted(p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] !
 SHARED = sorted((ROOT / "models").glob("*.py"))
 # what only the files in a family's folder may speak of
 WORDS = re.compile(
-    r"mrope|image_grid_thw|pixel_values|patch_embed|deepstack|visual/|vision_start|image_pad|"
+    r"mrope|image_grid_thw|pixel_values|patch_embed\b|deepstack|visual/|vision_start|image_pad|"
     r"merge_size|window_units|image_slots|place_images|rope_positions|QwenVL"
 )
 PARAMETERS = re.compile(r"language_model/|embed_tokens|[qkvo]_proj|(gate|up|down)_proj")

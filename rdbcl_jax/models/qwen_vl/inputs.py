@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rdbcl_jax.batches import ArrayLike, pytree
+from rdbcl_jax.models.pictures import places
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 
 
@@ -55,7 +56,10 @@ def lay_out(
     """
     images, indices = place_images(pixels, grids, config.vision, **sizes)
     positions, following = rope_positions(tokens, mask, grids, config)
-    return Inputs(positions, image_slots(tokens, mask, indices, config), images), following
+    none = np.empty(0, np.int32)
+    visual = [np.concatenate(row) if row else none for row in indices]
+    slots = places(tokens, mask, visual, config.image_token_id)
+    return Inputs(positions, slots, images), following
 
 
 @functools.lru_cache(maxsize=4096)
@@ -180,26 +184,3 @@ def rope_positions(
         positions[r, valid] = out
         following[r] = start + len(ids) - done
     return positions, following
-
-
-def image_slots(
-    tokens: np.ndarray,
-    mask: np.ndarray,
-    indices: Sequence[Sequence[np.ndarray]],
-    config: QwenVLConfig,
-) -> np.ndarray:
-    """[P, L]: the visual token of the row that stands at each image token; −1 at text.
-
-    Raises ValueError, naming the row, where image tokens and visual tokens differ in number.
-    """
-    out = np.full(tokens.shape, -1, np.int32)
-    for r, row_indices in enumerate(indices):
-        at = np.flatnonzero((tokens[r] == config.image_token_id) & mask[r])
-        slots = np.concatenate(row_indices) if row_indices else np.empty(0, np.int32)
-        if len(at) != len(slots):
-            raise ValueError(
-                f"row {r}: {len(at)} image tokens in the prompt, but its images make "
-                f"{len(slots)} visual tokens; expand each image placeholder to rows·cols/merge²"
-            )
-        out[r, at] = slots
-    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.models import decoder
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.pictures import put
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.vision import (
@@ -92,10 +94,9 @@ class QwenVL(Decoder):
         if own.images is None:
             return x, None
         levels = self.visual_tokens(params, own.images).astype(x.dtype)
-        image_slots = jnp.asarray(own.image_slots)[..., None]
-        placed = jnp.take_along_axis(levels, jnp.maximum(image_slots, 0)[None], axis=2)
-        x = jnp.where(image_slots >= 0, placed[0], x)
-        return x, jnp.where(image_slots >= 0, placed[1:], 0) if len(placed) > 1 else None
+        placed = functools.partial(put, places=own.image_slots)
+        deep = jax.vmap(functools.partial(placed, jnp.zeros_like(x)))
+        return placed(x, levels[0]), deep(levels[1:]) if len(levels) > 1 else None
 
     def visual_tokens(self, params: Params, images: inputs.Images) -> Float[Array, "1+E P KN D"]:
         """Every visual token of a row, in slot order (window by window), level by level.
