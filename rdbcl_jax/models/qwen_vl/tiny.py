@@ -7,10 +7,17 @@ adds them), so one loading path serves the quickstart and the real models.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rdbcl_jax.models.tiny_files import (
+    decoder_config,
+    vocabulary,
+    write_generation_config,
+    write_json,
+    write_tokenizer,
+)
 
 SPECIAL = (
     "<|endoftext|>",
@@ -22,23 +29,6 @@ SPECIAL = (
     "<|video_pad|>",
     "<unk>",
 )
-ROLES = ("system", "user", "assistant")
-
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-<|im_start|>{{ message.role }}
-{% if message.content is string %}{{ message.content }}{% else %}
-{%- for part in message.content -%}
-{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-<|im_end|>
-{% endfor -%}
-{%- if add_generation_prompt -%}
-<|im_start|>assistant
-{% endif -%}
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +55,6 @@ class TinySize:
     merge_size: int = 2
 
 
-def vocabulary(words: Sequence[str], tags: Sequence[str] = ()) -> list[str]:
-    """Every token, in the order of the ids."""
-    return list(dict.fromkeys((*SPECIAL, *tags, *ROLES, *words)))
-
-
 def write_tiny(
     path: str | pathlib.Path,
     words: Sequence[str],
@@ -85,38 +70,13 @@ def write_tiny(
     """
     path, size = pathlib.Path(path), size or TinySize()
     path.mkdir(parents=True, exist_ok=True)
-    ids = {word: i for i, word in enumerate(vocabulary(words, tags))}
-    _write_json(path / "config.json", _config(size, ids))
-    _write_json(
-        path / "generation_config.json",
-        {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]},
-    )
-    _write_json(path / "preprocessor_config.json", _preprocessor(size))
-    _tokenizer(ids, tags).save_pretrained(path)
+    ids = vocabulary(SPECIAL, words, tags)
+    write_json(path / "config.json", _config(size, ids))
+    write_json(path / "preprocessor_config.json", _preprocessor(size))
+    write_generation_config(path, ids)
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    write_tokenizer(path, ids, SPECIAL, tags, image)
     return path
-
-
-def _write_json(file: pathlib.Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _tokenizer(ids: dict[str, int], tags: Sequence[str]):
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL])
-    tokenizer.add_tokens([AddedToken(t, special=False) for t in tags])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-        padding_side="left",
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
 
 
 def _preprocessor(size: TinySize) -> dict[str, Any]:
@@ -138,38 +98,18 @@ def _preprocessor(size: TinySize) -> dict[str, Any]:
     }
 
 
-def _config(size: TinySize, ids: dict[str, int]) -> dict[str, Any]:
+def _config(size: TinySize, ids: Mapping[str, int]) -> dict[str, Any]:
     """config.json in the published (flat) layout."""
     half_head = size.width // size.heads // 2
     spatial = 3 * half_head // 8  # the published 16 : 24 : 24 of 64
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
-        "vocab_size": len(ids),
-        "hidden_size": size.width,
-        "intermediate_size": size.mlp_width,
-        "num_hidden_layers": size.depth,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads,
-        "hidden_act": "silu",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": size.rope_theta,
+        **decoder_config(size, ids),
         "rope_scaling": {
             "type": "mrope",
             "mrope_section": [half_head - 2 * spatial, spatial, spatial],
         },
-        "max_position_embeddings": 4096,
-        "sliding_window": 4096,
-        "use_sliding_window": False,
-        "max_window_layers": size.depth,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",
-        "use_cache": True,
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
         "vision_token_id": ids["<|image_pad|>"],
