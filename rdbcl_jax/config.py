@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_origin
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -26,7 +26,10 @@ from rdbcl_jax.sections import (
     Positive,
     Probability,
     Refused,
+    Regex,
+    Rule,
     Section,
+    Seed,
     Share,
     as_dict,
     hints,
@@ -44,6 +47,12 @@ NOT_OF_A_RUN = ("gate",)
 
 
 DType = Literal["float32", "bfloat16", "float16"]
+Axis = Annotated[int, Rule("−1 or an integer of at least 1", lambda n: n == -1 or n >= 1)]
+Tokens = Annotated[int, Rule("an integer of at least 2", lambda n: n >= 2)]  # a word and the end
+# a colder one would only multiply the gradients; greedy responses are not drawn at all
+Temperature = Annotated[float, Rule("a number within [0.01, 100]", lambda x: 0.01 <= x <= 100)]
+Template = Annotated[str, Rule("a text with {prompt} in it", lambda text: "{prompt}" in text)]
+Weights = Annotated[Mapping[str, float], Rule("a weight of at least one reward", bool)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +66,8 @@ class LoRAConfig(Section):
     """
 
     rank: Natural = 0
-    alpha: float = 32.0
-    targets: str = ""
+    alpha: Positive = 32.0
+    targets: Regex = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +95,21 @@ class ModelConfig(Section):
     min_pixels: Natural = 0
     max_pixels: Natural = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if 0 < self.max_pixels < self.min_pixels:
+            raise Refused(
+                "min_pixels", f"is {self.min_pixels}, above max_pixels, {self.max_pixels}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
     """Devices along each axis of the mesh; −1: all that the other axes leave."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: Axis = -1
+    fsdp: Axis = 1
+    tensor: Axis = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,14 +130,14 @@ class DataConfig(Section):
       threads: how many read and encode records.
     """
 
-    train_count: Natural = 4096
-    validation_count: Natural = 256
-    test_count: Natural = 512
-    seed: Natural = 0
+    train_count: Count = 4096
+    validation_count: Count = 256
+    test_count: Count = 512
+    seed: Seed = 0
     prompt_lengths: tuple[Count, ...] = (512, 1024, 2048)
     patch_slots: tuple[Count, ...] = (1024, 2048, 4096)
     images_per_prompt: tuple[Count, ...] = (1,)
-    template: str = "{prompt}"
+    template: Template = "{prompt}"
     system_prompt: str = ""
     threads: Natural = 2
 
@@ -137,10 +153,8 @@ class RewardsConfig(Section):
       if_correct: components that pay only a correct answer.
     """
 
-    weights: Mapping[str, float] = dataclasses.field(
-        default_factory=lambda: {"format": 0.2, "accuracy": 1.0}
-    )
-    task_weights: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    weights: Weights = dataclasses.field(default_factory=lambda: {"format": 0.2, "accuracy": 1.0})
+    task_weights: Mapping[str, Weights] = dataclasses.field(default_factory=dict)
     functions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     if_correct: tuple[str, ...] = ()
 
@@ -162,8 +176,8 @@ class RolloutConfig(Section):
 
     prompts: Count = 32
     samples: Count = 8
-    max_tokens: Count = 1024
-    temperature: Positive = 1.0
+    max_tokens: Tokens = 1024
+    temperature: Temperature = 1.0
     top_p: Probability = 1.0
     top_k: Natural = 0
     resample: Natural | None = None
@@ -215,7 +229,7 @@ class OptimizerConfig(Section):
 
     Attributes:
       name: AdamW for fine-tuning; Muon for models trained from scratch.
-      learning_rate: its peak.
+      learning_rate: its peak, at most 1: Adam and Muon move a parameter by about as much.
       adam_learning_rate: with Muon, for parameters that are not matrices; 0: the same.
       schedule: after the warm-up; "tail": constant, then linear decay over the last 40 %.
       warmup_steps: updates of a linear warm-up.
@@ -225,8 +239,8 @@ class OptimizerConfig(Section):
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    learning_rate: NonNegative = 1e-6
-    adam_learning_rate: NonNegative = 0.0
+    learning_rate: Share = 1e-6
+    adam_learning_rate: Share = 0.0
     schedule: Literal["constant", "cosine", "linear", "tail"] = "constant"
     warmup_steps: Natural = 10
     b1: Decay = 0.9
@@ -292,7 +306,7 @@ class RunConfig(Section):
     """
 
     method: str = "rdbcl"
-    seed: int = 0
+    seed: Seed = 0
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
     sequence: tuple[str, ...] = ()

@@ -1,7 +1,8 @@
 """Sections of a config: frozen dataclasses that check their own fields, and say what they expect.
 
-A field's annotation is its rule: `Literal` for names, `Count` for numbers from 1 on. `section`
-registers a section that another module brings.
+A field's annotation is its rule: `Literal` for names, `Count` for numbers from 1 on. Whatever its
+rule, a number must be one that the device can hold: within 32 bits, and finite. `section` registers
+a section that another module brings.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -42,20 +44,35 @@ class Refused(ValueError):
 
 
 class Rule(NamedTuple):
-    """What a number must satisfy beside its type; NaN never does."""
+    """What a value must satisfy beside its type; NaN never does."""
 
     expected: str
     holds: Callable[[Any], bool]
 
 
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 Count = Annotated[int, Rule("an integer of at least 1", lambda n: n >= 1)]
 Natural = Annotated[int, Rule("an integer of at least 0", lambda n: n >= 0)]
+# of JAX's and grain's generators, which take 32 bits, with room for what is added to it
+Seed = Annotated[int, Rule("an integer from 0 to 2147483647", lambda n: n >= 0)]
 Positive = Annotated[float, Rule("a number above 0", lambda x: x > 0)]
 NonNegative = Annotated[float, Rule("a number of at least 0", lambda x: x >= 0)]
 Share = Annotated[float, Rule("a number within [0, 1]", lambda x: 0 <= x <= 1)]
 InnerShare = Annotated[float, Rule("a number within (0, 1)", lambda x: 0 < x < 1)]
 Probability = Annotated[float, Rule("a number within (0, 1]", lambda x: 0 < x <= 1)]
 Decay = Annotated[float, Rule("a number within [0, 1)", lambda x: 0 <= x < 1)]
+Regex = Annotated[str, Rule("a regular expression", _is_regex)]
+
+# what numbers become on the device: int32, and float32 without its denormals
+_INT32 = 2**31
+_FLOAT32_LEAST, _FLOAT32_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +87,7 @@ class Section:
 
     def __post_init__(self):
         for name, hint in hints(type(self)).items():
-            try:
-                value = _checked(getattr(self, name), hint)
-            except Refused as error:
-                raise error.within(name) if error.path else Refused(name, error.problem) from None
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, _within(name, getattr(self, name), hint))
 
     @classmethod
     def of(cls, values: Any) -> Self:
@@ -151,15 +164,31 @@ def _checked(value: Any, hint: Any) -> Any:
     kind, optional = inner(hint)
     if value is None and optional:
         return None
+    rules = [rule for rule in _rules(hint) if isinstance(rule, Rule)]
     if get_origin(kind) is Literal:
         return _one_of(value, get_args(kind))
     if get_origin(kind) is tuple:
         return _tuple(value, get_args(kind))
     if get_origin(kind) is Mapping:
-        return as_dict(value)
+        return _mapping(as_dict(value), get_args(kind)[1], rules)
     if issubclass(kind, Section):
         return kind.of(value)
-    return _scalar(value, kind, [rule for rule in _rules(hint) if isinstance(rule, Rule)])
+    return _scalar(value, kind, rules)
+
+
+def _mapping(values: dict[str, Any], hint: Any, rules: list[Rule]) -> dict[str, Any]:
+    """A table, every value as the type that its annotation names."""
+    if not all(rule.holds(values) for rule in rules):
+        raise Refused("", f"is {values!r}, expected {rules[0].expected}")
+    return {name: _within(name, value, hint) for name, value in values.items()}
+
+
+def _within(name: str, value: Any, hint: Any) -> Any:
+    """The checked value; a refusal names the field."""
+    try:
+        return value if hint is Any else _checked(value, hint)
+    except Refused as error:
+        raise error.within(name) if error.path else Refused(name, error.problem) from None
 
 
 def _one_of(value: Any, legal: tuple[str, ...]) -> str:
@@ -191,7 +220,17 @@ def _scalar(value: Any, kind: type, rules: list[Rule]) -> Any:
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not right or value != value or not all(rule.holds(value) for rule in rules):
         raise Refused("", f"is {_shown(value)}, expected {expected}")
+    if not _held(value):
+        raise Refused("", f"is {_shown(value)}, expected {expected}, within 32 bits and finite")
     return value
+
+
+def _held(value: Any) -> bool:
+    """Whether the device has the number: a greater one would wrap around or become infinite, a
+    smaller one become 0."""
+    if isinstance(value, float):
+        return value == 0 or _FLOAT32_LEAST <= abs(value) <= _FLOAT32_MOST
+    return isinstance(value, bool | str) or -_INT32 <= value < _INT32
 
 
 def _shown(value: Any) -> str:

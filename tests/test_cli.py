@@ -11,7 +11,9 @@ import sys
 
 import pytest
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.training.run import train
+from rdbcl_jax.training.setup import prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -89,6 +91,10 @@ BAD_SETTINGS = pytest.mark.parametrize(
         ("--config.rollout.prompts=7", "does not divide"),
         ("--config.training.microbatches=3", "microbatches"),
         ("--config.model.attention=flash", "attention backend is 'flash'"),
+        ("--config.rollout.samples=1", "config.rollout.samples is 1, expected at least 2: rdbcl"),
+        ("--config.seed=2147483648", "config.seed is 2147483648, expected an integer from 0"),
+        ("--config.base.size.depth=0", "config.base.size.depth is 0, expected a number above 0"),
+        ("--config.model.lora={'rank': 2, 'targets': 'wq'}", "targets: no matrix's name matches"),
     ],
 )
 
@@ -104,6 +110,37 @@ def test_bad_settings_are_found_before_anything_is_written(tmp_path, flag, messa
         train(config, tmp_path / "run")
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def never(prompts, completions, **columns):
+    return [None] * len(completions)
+
+
+def huge(prompts, completions, **columns):
+    return [1e300] * len(completions)
+
+
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("never", r"none of \['never'\] applies to task 'jigsaw': each is None for its first 8"),
+        (
+            "huge",
+            r"'huge' returned 1e\+300 for record 'jigsaw-train-0-0'; expected a number within",
+        ),
+    ],
+)
+def test_rewards_are_tried_before_anything_is_written(tmp_path, name, message):
+    """One applies to no response; one is more than float32 holds."""
+    config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
+    config.sequence = ("sum", "jigsaw")
+    config.rewards.functions = {name: f"{__name__}:{name}"}
+    config.rewards.task_weights = {"jigsaw": {name: 1.0}}
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.method = "zero_shot"  # learns from none
+    assert prepare(RunConfig.of(config)).method.responses == "none"
 
 
 def test_an_error_is_one_line_without_a_traceback(tmp_path):

@@ -1,11 +1,14 @@
 """Settings: what a ConfigDict and a run's own hold, what is refused, and who brings a section."""
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import get_args, get_origin
 
 import pytest
 
@@ -14,7 +17,7 @@ from rdbcl_jax.json_files import flatten, plain
 from rdbcl_jax.lab.config import FaithfulnessOptions
 from rdbcl_jax.methods.mssr import MSSROptions
 from rdbcl_jax.methods.rdbcl import PortabilityOptions
-from rdbcl_jax.sections import SECTIONS, Count, Section, section
+from rdbcl_jax.sections import SECTIONS, Count, Refused, Section, hints, inner, section
 from rdbcl_jax.toy.options import BaseOptions
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -75,11 +78,35 @@ def test_a_run_takes_what_the_config_sets():
         ({"rollout": {"prompts": 0}}, "rollout.prompts is 0, expected an integer of at least 1"),
         ({"rollout": {"samples": 1.5}}, "rollout.samples is 1.5, expected an integer"),
         ({"rollout": {"max_tokens": True}}, "rollout.max_tokens is True, expected an integer"),
-        ({"rollout": {"temperature": 0}}, "rollout.temperature is 0.0, expected a number above 0"),
+        ({"rollout": {"temperature": 0}}, "rollout.temperature is 0.0, expected a number within"),
         ({"rollout": {"top_p": 1.1}}, "rollout.top_p is 1.1, expected a number within (0, 1]"),
         ({"training": {"steps": -1}}, "training.steps is -1, expected an integer of at least 1"),
         ({"training": {"entropy": 1}}, "training.entropy is 1, expected True or False"),
         ({"optimizer": {"learning_rate": math.nan}}, "optimizer.learning_rate is NaN, expected"),
+        (
+            {"optimizer": {"learning_rate": 1e3}},
+            "learning_rate is 1000.0, expected a number within",
+        ),
+        ({"optimizer": {"learning_rate": -1e-6}}, "optimizer.learning_rate is -1e-06, expected"),
+        ({"rollout": {"temperature": 1e-9}}, "rollout.temperature is 1e-09, expected a number"),
+        ({"rollout": {"max_tokens": 1}}, "rollout.max_tokens is 1, expected an integer of at"),
+        ({"rollout": {"samples": 0}}, "rollout.samples is 0, expected an integer of at least 1"),
+        ({"training": {"steps": 0}}, "training.steps is 0, expected an integer of at least 1"),
+        ({"training": {"updates_per_batch": 0}}, "training.updates_per_batch is 0, expected"),
+        ({"seed": -1}, "seed is -1, expected an integer from 0 to 2147483647"),
+        ({"base": {"seed": 2**32}}, "base.seed is 4294967296, expected an integer from 0 to"),
+        (
+            {"data": {"template": "solve"}},
+            "data.template is 'solve', expected a text with {prompt}",
+        ),
+        ({"data": {"test_count": 0}}, "data.test_count is 0, expected an integer of at least 1"),
+        ({"rewards": {"weights": {}}}, "rewards.weights is {}, expected a weight of at least one"),
+        ({"rewards": {"task_weights": {"sum": {}}}}, "rewards.task_weights.sum is {}, expected"),
+        ({"rewards": {"weights": {"a": "1"}}}, "rewards.weights.a is '1', expected a number"),
+        ({"model": {"lora": {"targets": "(q"}}}, "targets is '(q', expected a regular expression"),
+        ({"model": {"min_pixels": 9, "max_pixels": 4}}, "min_pixels is 9, above max_pixels, 4"),
+        ({"mesh": {"tensor": 0}}, "mesh.tensor is 0, expected −1 or an integer of at least 1"),
+        ({"mssr": {"rho_min": 0.97}}, "mssr.rho_min is 0.97, above rho_max, 0.96"),
         ({"kl": {"beta": "low"}}, "kl.beta is 'low', expected a number of at least 0"),
         ({"kl": {"kind": "k1"}}, "kl.kind is 'k1', expected one of ['k2', 'k3', 'k3_bounded']"),
         ({"loss": {"surrogate": "cisp"}}, "['ppo', 'cispo']; did you mean 'cispo'?"),
@@ -103,6 +130,45 @@ def test_what_cannot_be_is_refused_with_its_name(fields, message):
     with pytest.raises(ValueError) as error:
         RunConfig.of(fields)
     assert str(error.value).startswith("config.") and message in str(error.value)
+
+
+def numbers(kind, path=()):
+    """(path, type, form) of every number in a section: `form` puts one where the field wants it."""
+    for name, hint in hints(kind).items():
+        inside, _ = inner(hint)
+        if isinstance(inside, type) and issubclass(inside, Section):
+            yield from numbers(inside, (*path, name))
+        elif get_origin(inside) is tuple and inner(get_args(inside)[0])[0] is not str:
+            count = 1 if ... in get_args(inside) else len(get_args(inside))
+            yield (*path, name), inner(get_args(inside)[0])[0], lambda x, n=count: (x,) * n
+        elif get_origin(inside) is Mapping and get_args(inside)[1] is float:
+            yield (*path, name), float, lambda x: {"accuracy": x}
+        elif inside in (int, float):
+            yield (*path, name), inside, lambda x: x
+
+
+SECTION_OF = {**SECTIONS, **{n: inner(h)[0] for n, h in hints(RunConfig).items()}, "": RunConfig}
+NUMBERS = [
+    (title, *number)
+    for title, kind in SECTION_OF.items()
+    if isinstance(kind, type) and issubclass(kind, Section) and (title or kind is RunConfig)
+    for number in numbers(kind)
+    if title or len(number[0]) == 1  # those of a run itself
+]
+NO_NUMBERS = (math.nan, math.inf, -math.inf, 1e39, -1e39, 1e-39, 2**31, -(2**31) - 1, "1", True)
+
+
+def test_no_field_takes_a_number_that_the_device_cannot_hold():
+    """NaN, infinities and what 32 bits do not hold, in every field of every section."""
+    assert len(NUMBERS) > 70
+    for title, path, kind, form in NUMBERS:
+        for value in NO_NUMBERS:
+            if kind is float and value in (2**31, -(2**31) - 1):
+                continue  # a float holds it, though its rule may not
+            fields = functools.reduce(lambda inside, name: {name: inside}, path[::-1], form(value))
+            with pytest.raises(Refused) as error:
+                SECTION_OF[title].of(fields)
+            assert ".".join(path) in error.value.path, (title, path, value)
 
 
 def test_a_section_checks_itself():

@@ -56,6 +56,11 @@ def make_method(config: RunConfig | Mapping[str, Any]) -> Method:
             f"{did_you_mean(config.method, METHODS)}"
         )
     method = METHODS[config.method](config)
+    if method.group and method.responses == "sampled" and config.rollout.samples == 1:
+        raise ValueError(
+            f"config.rollout.samples is 1, expected at least 2: {config.method} compares the "
+            "responses of a prompt with each other"
+        )
     _try(method)
     return method
 

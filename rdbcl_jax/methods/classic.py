@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.grpo import GRPO, policy_gradient
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.sections import Count, InnerShare, Natural, NonNegative, Section, section
+from rdbcl_jax.sections import Count, InnerShare, Natural, NonNegative, Section, Share, section
 
 
 @section("replay")
@@ -50,9 +50,9 @@ class EWCOptions(Section):
       decay: the share of the old information that is kept after a task.
     """
 
-    strength: float = 100.0
+    strength: NonNegative = 100.0
     sequences: Count = 256
-    decay: NonNegative = 1.0
+    decay: Share = 1.0
 
 
 @section("lwf")
@@ -60,7 +60,7 @@ class EWCOptions(Section):
 class LwFOptions(Section):
     """Of `lwf`: the advantage of the previous policy's responses."""
 
-    weight: float = 1.0
+    weight: NonNegative = 1.0
 
 
 def _grpo(config: RunConfig, **fields) -> Method:

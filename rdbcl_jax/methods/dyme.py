@@ -45,6 +45,7 @@ def dyme(config: RunConfig) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen.reference if chosen.beta else None,
+        group=own.explore,
         demonstration=demonstration(config.section(DemonstrationOptions)) if own.memorise else None,
         memorise=own.memorise,
     )

@@ -83,6 +83,7 @@ def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen.reference if chosen.beta else None,
+        group=True,
         **fields,
     )
 

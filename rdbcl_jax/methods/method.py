@@ -68,6 +68,7 @@ class Method:
       previous: the targets read the log-probs of the policy from before the task; implies `policy`.
       entropies: the targets read the policy's entropies; implies `policy`.
       demonstration: the reference response of a record.
+      group: advantages compare the responses of a prompt, so one alone would say nothing.
       memorise: put the demonstration in place of the first response of an all-wrong group.
       previous_responses: how many responses per prompt of the policy from before the task join the
         group, as demonstrations.
@@ -91,6 +92,7 @@ class Method:
     previous: bool = False
     entropies: bool = False
     demonstration: Callable[[Record], str | None] | None = None
+    group: bool = False
     memorise: bool = False
     previous_responses: int = 0
     pretask: Literal["", "confidence", "success"] = ""

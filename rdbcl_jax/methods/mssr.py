@@ -17,7 +17,16 @@ from rdbcl_jax.core import beta_tracker
 from rdbcl_jax.core.advantages import entropy_shaped, whiten
 from rdbcl_jax.methods.grpo import GRPO, constant, loss
 from rdbcl_jax.methods.method import Method, Targets, Tracker
-from rdbcl_jax.sections import Count, Positive, Probability, Section, section
+from rdbcl_jax.sections import (
+    Count,
+    InnerShare,
+    NonNegative,
+    Positive,
+    Probability,
+    Refused,
+    Section,
+    section,
+)
 
 OWN = GRPO(beta=0.01, clip_high=0.3, dual_clip=3.0, aggregation="token_mean")
 
@@ -42,14 +51,19 @@ class MSSROptions(Section):
     tracker: bool = True
     survey: bool = False
     adaptive: bool = True
-    rho_min: Probability = 0.875
+    rho_min: InnerShare = 0.875
     rho_max: Probability = 0.96
     kl_target: Positive = 0.01
     window: Count = 8
     whitening: bool = True
     shaping: Literal["sampled", "full", "none"] = "sampled"
-    shaping_scale: float = 0.4
-    shaping_share: float = 0.5
+    shaping_scale: NonNegative = 0.4
+    shaping_share: NonNegative = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rho_min > self.rho_max:
+            raise Refused("rho_min", f"is {self.rho_min}, above rho_max, {self.rho_max}")
 
 
 @pytree

@@ -11,7 +11,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import retention_reward
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets
-from rdbcl_jax.sections import Section, section
+from rdbcl_jax.sections import NonNegative, Section, section
 
 
 @section("rapo")
@@ -24,8 +24,8 @@ class RaPOOptions(Section):
       sharpness: how fast it falls with the distance to the previous policy.
     """
 
-    weight: float = 0.5
-    sharpness: float = 20.0
+    weight: NonNegative = 0.5
+    sharpness: NonNegative = 20.0
 
 
 def rapo(config: RunConfig) -> Method:
@@ -49,6 +49,7 @@ def rapo(config: RunConfig) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen.reference if chosen.beta else None,
+        group=True,
         policy=True,
         previous=True,
     )

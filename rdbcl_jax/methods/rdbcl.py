@@ -90,6 +90,7 @@ def rdbcl(config: RunConfig) -> Method:
         targets=targets,
         loss=loss(config, chosen),
         reference=chosen.reference,
+        group=True,
         policy=not static or portability.control == "strength",
         previous=not static,
         pretask="confidence" if static else "",

@@ -47,13 +47,22 @@ def add(model, params, lora: LoRA, key: Array):
 
     Raises ValueError where `lora.targets` matches no matrix.
     """
-    lora = dataclasses.replace(lora, targets=lora.targets or model.lora_targets)
-    adapted = dataclasses.replace(model, lora=lora)
-    ours, theirs = map(jax.tree.structure, (adapted.abstract_params(), params))
-    if ours == theirs:  # type: ignore[operator]  # PyTreeDef is unknown to jax's own stubs
-        raise ValueError(f"no matrix's name matches the LoRA targets {lora.targets!r}")
+    adapted = adapt_model(model, lora)
     adapters = jax.jit(lambda key: split(adapted.init(key), ADAPTERS)[0])(key)
     return adapted, _overlay(adapters, params)
+
+
+def adapt_model(model, lora: LoRA):
+    """The model with adapters; what it is made from is not touched.
+
+    Raises ValueError where `lora.targets` matches no matrix.
+    """
+    lora = dataclasses.replace(lora, targets=lora.targets or model.lora_targets)
+    adapted = dataclasses.replace(model, lora=lora)
+    with_them, without = (jax.tree.structure(m.abstract_params()) for m in (adapted, model))
+    if with_them == without:  # type: ignore[operator]  # PyTreeDef is unknown to jax's own stubs
+        raise ValueError(f"no matrix's name matches the LoRA targets {lora.targets!r}")
+    return adapted
 
 
 def merge(model, params):

@@ -22,6 +22,7 @@ from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 BUILT_IN = ("format", "accuracy", "correct")
+LIMIT = 1e15  # of a reward: float32, in which groups are normalised, holds its square
 
 # f(prompts, completions, **columns) -> one number per completion, None where it does not apply
 RewardFunction = Callable[..., Sequence[float | None]]
@@ -156,7 +157,7 @@ def score(
             values = np.where((accuracy == 1.0) | np.isnan(values), values, 0.0)
         components[name] = values
     return Scores(
-        total=_total(components, weights, len(records)),
+        total=_total(components, weights, records),
         components=components,
         accuracy=built_in["correct"],
         parsed=built_in["format"].astype(bool),
@@ -179,12 +180,19 @@ def _weights(records, config: RewardConfig) -> dict[str, np.ndarray]:
     }
 
 
-def _total(components, weights, n: int) -> np.ndarray:
-    total, applies = np.zeros(n), np.zeros(n, bool)
+def _total(components, weights, records) -> np.ndarray:
+    total, applies = np.zeros(len(records)), np.zeros(len(records), bool)
     for name, values in components.items():
         known = ~np.isnan(values)
         total += np.where(known, values * weights[name], 0.0)
         applies |= known
+    if (beyond := ~(np.abs(total) <= LIMIT)).any():
+        row = int(beyond.argmax())
+        raise ValueError(
+            f"the reward of record {records[row].id!r} is {total[row]:g}, expected a number within "
+            f"±{LIMIT:g}; its parts before their weights: "
+            f"{ {name: float(values[row]) for name, values in components.items()} }"
+        )
     return np.where(applies, total, np.nan)
 
 
@@ -254,9 +262,9 @@ def _number(name: str, value, record: Scorable) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LIMIT:
         raise ValueError(
             f"reward function {name!r} returned {value!r} for record {record.id!r}; expected a "
-            "finite number, or None where the reward does not apply"
+            f"number within ±{LIMIT:g}, or None where the reward does not apply"
         )
     return number

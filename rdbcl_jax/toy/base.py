@@ -6,7 +6,9 @@ It stands in for an instruct model where none can be had: same modules, same fil
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +20,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
 from rdbcl_jax.models import from_config, save_pretrained
+from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
 from rdbcl_jax.spelling import did_you_mean
@@ -78,6 +81,13 @@ def check_base(config: RunConfig) -> None:
     _checked(config)
 
 
+def draft_model(config: RunConfig) -> VLM:
+    """The base's model, without parameters."""
+    _, suite, size = _checked(config)
+    with tempfile.TemporaryDirectory() as draft:
+        return from_config(write_tiny_model(draft, size, extra_words=suite.words()))
+
+
 def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:
     """The options, the suite that is taught and the model's size."""
     options = config.section(BaseOptions)
@@ -86,9 +96,11 @@ def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:
     except ValueError as error:
         raise ValueError(f"config.base.{error}") from None
     fields = [field.name for field in dataclasses.fields(TinySize)]
-    for name in options.size:
+    for name, value in options.size.items():
         if name not in fields:
             raise ValueError(f"config.base.size.{name} is no field{did_you_mean(name, fields)}")
+        if not all(0 < n < math.inf for n in np.atleast_1d(value)):
+            raise ValueError(f"config.base.size.{name} is {value!r}, expected a number above 0")
     return options, suite, TinySize(**options.size)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rdbcl_jax.config import OptimizerConfig
-from rdbcl_jax.sections import Count, Natural, Section, Share, section
+from rdbcl_jax.sections import Count, Section, Seed, Share, section
 
 MUON = OptimizerConfig(
     name="muon", learning_rate=8e-3, adam_learning_rate=3e-3, schedule="tail", warmup_steps=20
@@ -30,7 +30,7 @@ class BaseOptions(Section):
     """
 
     suite: str = "digits"
-    seed: Natural = 0
+    seed: Seed = 0
     steps: Count = 600
     batch_size: Count = 64
     size: Mapping[str, Any] = dataclasses.field(default_factory=dict)

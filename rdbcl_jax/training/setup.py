@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
+import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
@@ -22,14 +23,17 @@ from rdbcl_jax.data.tasks import (
 )
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models import attention, read_config
+from rdbcl_jax.models import attention, from_config, lora, read_config
 from rdbcl_jax.results import read_results
-from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.rewards.response_format import in_format
+from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.sharding import agree, make_mesh, row_shard
 from rdbcl_jax.toy import digits_suite
-from rdbcl_jax.toy.base import check_base
+from rdbcl_jax.toy.base import check_base, draft_model
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.workdir import changes, directory_of, is_there
+
+TRIED = 8  # records of each task on which the rewards are tried before anything is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,7 @@ def prepare(config: RunConfig) -> Setup:
     mesh = make_mesh(**config.mesh.to_dict())
     check(config, mesh)
     tasks, held_out = load_sequence(config), load_held_out(config)
+    _check_rewards(method, rewards, tasks)
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
     return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations)
@@ -83,6 +88,8 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
         read_config(directory_of(config.model.path))
     else:
         check_base(config)
+    if config.model.lora.rank and config.model.lora.targets:
+        _check_adapters(config)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {
         "rollout.prompts": (rollout.prompts, parts * training.microbatches),
@@ -96,6 +103,38 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
                 f"config.{name} is {size}, which does not divide over {parts} devices of the "
                 f"batch axes (times {training.microbatches} microbatches of an update); expected "
                 f"a multiple of {divisor}"
+            )
+
+
+def _check_adapters(config: RunConfig) -> None:
+    """Raises ValueError where adapters would be added to nothing."""
+    path, options = config.model.path, config.model.lora
+    model = from_config(directory_of(path)) if path else draft_model(config)
+    try:
+        lora.adapt_model(model, lora.LoRA(**options.to_dict()))
+    except ValueError as error:
+        raise ValueError(f"config.model.lora.targets: {error}") from None
+
+
+def _check_rewards(method: Method, rewards: RewardConfig, tasks: Sequence[TaskData]) -> None:
+    """Tries the rewards on the first records of each task, as if they were answered right.
+
+    Raises:
+      ValueError: no reward applies to a task.
+      RuntimeError: a reward function raised.
+    """
+    if method.responses != "sampled":
+        return  # rewards are only logged
+    for task in tasks:
+        records = task.train[:TRIED]
+        found = score(records, [in_format(".", record.answer) for record in records], rewards)
+        if np.isnan(found.total).all():
+            names = sorted(rewards.weights_of(task.name))
+            raise ValueError(
+                f"config.rewards: none of {names} applies to task "
+                f"{task.name!r}: each is None for its first {len(records)} records (from "
+                f"{records[0].id!r} on); expected a reward to learn from, see weights and "
+                "task_weights"
             )
 
 

@@ -119,11 +119,18 @@ def test_a_function_that_raises_on_the_batch_alone():
         ([1.0, math.nan], r"'f' returned nan for record 'b'"),
         ([math.inf, 1.0], r"'f' returned inf for record 'a'"),
         ([1.0, "good"], r"'f' returned 'good' for record 'b'"),
+        ([1.0, -1e300], r"'f' returned -1e\+300 for record 'b'; expected a number within ±1e\+15"),
     ],
 )
 def test_a_function_that_returns_something_wrong(returned, message):
     config = RewardConfig(weights={"f": 1.0}, functions={"f": lambda **_: returned})
     with pytest.raises(ValueError, match=message):
+        score([record("a"), record("b")], ["", ""], config)
+
+
+def test_weights_that_make_too_much_of_a_reward():
+    config = RewardConfig(weights={"f": 1e10}, functions={"f": lambda **_: [1e4, 1e6]})
+    with pytest.raises(ValueError, match=r"reward of record 'b' is 1e\+16, .* \{'f': 1000000.0\}"):
         score([record("a"), record("b")], ["", ""], config)
 
 
