@@ -127,6 +127,8 @@ class DataConfig(Section):
       images_per_prompt: most images of a prompt; empty: likewise.
       template: the prompt's text; `{prompt}` stands for the record's.
       system_prompt: for records without a system message of their own; empty: none.
+      image_root: the directory in which all images of records lie, links followed; empty: that of
+        the file that names them; "/": anywhere.
       threads: how many read and encode records.
     """
 
@@ -139,6 +141,7 @@ class DataConfig(Section):
     images_per_prompt: tuple[Count, ...] = (1,)
     template: Template = "{prompt}"
     system_prompt: str = ""
+    image_root: str = ""
     threads: Natural = 2
 
 

@@ -10,24 +10,25 @@ Three conventions are read alike, by the names of their columns:
 
 An image is a path relative to its file, encoded bytes, or `{"bytes": …, "path": …}`; a row has one
 or several. All other columns travel with the record and reach reward functions as keyword
-arguments. Everything is checked when read, long before anything compiles; images are decoded when
-needed.
+arguments. All but the bodies of images is checked when read, long before anything compiles;
+`rdbcl_jax.data.check` decodes those too.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import glob
-import io
-import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from rdbcl_jax.data import pictures
+from rdbcl_jax.data.files import Row, line_of, read_rows, short, written
+from rdbcl_jax.data.pictures import Picture
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
 IMAGE_MARK = "<image>"  # where in a prompt an image stands
@@ -45,25 +46,33 @@ class Record:
       id: unique among the records of a source.
       task: the name of its task.
       prompt: the question. It holds `<image>` once per image, or not at all: then images go first.
-      images: PIL images, paths or encoded bytes, as `load_images` reads them.
+      images: as `load_images` reads them.
       answer: the gold answer, as the verifier parses it.
       verifier: its name, see `rdbcl_jax.rewards.verifiers`.
       columns: all else that was known, for reward functions and tables.
       system: the system message of a chat; empty without one.
+      where: file and line, or row; empty for records that a suite has made.
     """
 
     id: str
     task: str
     prompt: str
-    images: tuple[Image.Image | Path | bytes, ...]
+    images: tuple[Picture, ...]
     answer: str
     verifier: str
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     system: str = ""
+    where: str = dataclasses.field(default="", compare=False)
 
 
 def load_records(
-    source: str | Path, *, task: str, verifier: str | None = None, trusted: Collection[str] = ()
+    source: str | Path,
+    *,
+    task: str,
+    verifier: str | None = None,
+    trusted: Collection[str] = (),
+    image_root: str | Path = "",
+    problems: list[str] | None = None,
 ) -> list[Record]:
     """Reads and checks all records of a source.
 
@@ -74,30 +83,60 @@ def load_records(
       verifier: of all records; None: each row's `verifier` column, else `exact`.
       trusted: verifiers of the form `package.module:function` that rows may name. Others are
         refused: no data file says what is imported.
+      image_root: the directory in which all images lie, links followed; empty: that of the file
+        that names them.
+      problems: where given, records that are wrong are left out, and what is wrong with each is
+        appended.
 
     Raises:
       FileNotFoundError: no such file.
       ImportError: a `tfds:` source without TensorFlow Datasets.
-      ValueError: the first record that is wrong: which one, what was found, what was expected.
+      ValueError: the first record that is wrong: which one, what was found, what was expected. A
+        file that is not readable at all. No record is left.
     """
-    records: list[Record] = []
+    records: list[Record | str] = []  # or what is wrong
+    roots: list[str | Path] = []
     seen: dict[str, str] = {}  # id: where
-    for where, folder, default_id, row in _rows(str(source)):
-        record = _record(row, where, folder, default_id, task, verifier, trusted)
-        if record.id in seen:
-            raise ValueError(
-                f"{where}: id {record.id!r} was already used at {seen[record.id]}; "
-                "give each record its own id, or none of them"
-            )
-        seen[record.id] = where
-        records.append(record)
-    if not records:
-        raise ValueError(f"{source}: holds no records")
-    return records
+    for row in read_rows(str(source)):
+        roots.append(image_root or row.folder)
+        try:
+            record = _record(row, task, verifier, trusted)
+            if record.id in seen:
+                raise ValueError(
+                    f"{row.where}: id {record.id!r} was already used at {seen[record.id]}; "
+                    "give each record its own id, or none of them"
+                )
+            seen[record.id] = row.where
+            records.append(record)
+        except ValueError as error:
+            records.append(str(error))
+    with ThreadPoolExecutor() as pool:  # files may be far away
+        found = pool.map(_with_headers, records, roots)
+        return good(found, str(source), problems)
+
+
+def good(
+    found: Iterable[Record | str], source: str, problems: list[str] | None = None
+) -> list[Record]:
+    """The records among them; the others say what is wrong, which goes to `problems`.
+
+    Raises:
+      ValueError: a record is wrong, and there are no `problems`; none is left.
+    """
+    found = list(found)
+    wrong = [problem for problem in found if isinstance(problem, str)]
+    if wrong and problems is None:
+        more = f" (and {len(wrong) - 1} more: rdbcl check lists all)" if len(wrong) > 1 else ""
+        raise ValueError(wrong[0] + more)
+    if problems is not None:
+        problems += wrong
+    if len(wrong) == len(found):
+        raise ValueError(f"{source}: holds no records" + (" that can be used" if wrong else ""))
+    return [record for record in found if isinstance(record, Record)]
 
 
 def load_images(record: Record) -> tuple[Image.Image, ...]:
-    """The record's images, decoded, in RGB.
+    """The record's images as people see them, decoded, in RGB; see `pictures.decode`.
 
     Raises:
       ValueError: an image that cannot be decoded; it names the record.
@@ -105,133 +144,51 @@ def load_images(record: Record) -> tuple[Image.Image, ...]:
     images = []
     for position, image in enumerate(record.images):
         try:
-            with _open(image) as opened:
-                images.append(opened.convert("RGB"))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            images.append(pictures.decode(image))
+        except ValueError as error:
             raise ValueError(
-                f"record {record.id!r}: image {position} ({_describe(image)}) cannot be decoded: "
-                f"{error}; replace it or leave the record out"
+                f"record {record.id!r}: image {position} ({_describe(image)}): {error}; replace it "
+                "or leave the record out"
             ) from error
     return tuple(images)
-
-
-# --- rows of the file formats --------------------------------------------------------------------
-
-_Row = tuple[str, Path, str, Mapping[str, Any]]  # where, folder of its images, default id, columns
-
-
-def _rows(source: str) -> Iterator[_Row]:
-    if source.startswith("tfds:"):
-        yield from _tfds_rows(source)
-        return
-    paths = [source] if Path(source).exists() else sorted(glob.glob(source))
-    if not paths:
-        raise FileNotFoundError(f"no file at {source!r}; expected .jsonl or .parquet, or a pattern")
-    for path in map(Path, paths):
-        if path.suffix not in _READERS:
-            raise ValueError(f"{path}: expected a .jsonl or a .parquet file")
-        for number, row in _READERS[path.suffix](path):
-            place = "line" if path.suffix == ".jsonl" else "row"
-            yield f"{path}, {place} {number}", path.parent, f"{path.name}:{number}", row
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object, found {_short(row)}")
-            yield number, row
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    number = 0
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256):  # whole files of images are large
-            for row in batch.to_pylist():
-                yield number, row
-                number += 1
-
-
-_READERS = {".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
-
-
-def _tfds_rows(source: str) -> Iterator[_Row]:
-    """Rows of `tfds:name/split` (ArrayRecord, random access), images left encoded.
-
-    Checked with tensorflow-datasets 4.9.10, which needs no TensorFlow for this.
-    """
-    name, _, split = source.removeprefix("tfds:").rpartition("/")
-    if not name or not split:
-        raise ValueError(f"{source!r}: expected tfds:name/split, such as tfds:ai2dcaption/test")
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            f"{source!r} needs TensorFlow Datasets: pip install 'rdbcl_jax[tfds]'"
-        ) from error
-    features = tfds.builder(name).info.features
-    pictures = [key for key, value in features.items() if isinstance(value, tfds.features.Image)]
-    skip = {key: tfds.decode.SkipDecoding() for key in pictures}
-    for number, row in enumerate(tfds.data_source(name, split=split, decoders=skip)):
-        where = f"{source}, row {number}"
-        yield where, Path(), f"{name}/{split}:{number}", {k: _python(v) for k, v in row.items()}
-
-
-def _python(value):
-    """NumPy values as plain ones, UTF-8 bytes as text."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _python(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_python(item) for item in value]
-    try:
-        return value.decode() if isinstance(value, bytes) else value
-    except UnicodeDecodeError:  # an encoded image
-        return value
 
 
 # --- from a row to a record ----------------------------------------------------------------------
 
 
-def _record(
-    row: Mapping[str, Any],
-    where: str,
-    folder: Path,
-    default_id: str,
-    task: str,
-    verifier: str | None,
-    trusted: Collection[str],
-) -> Record:
-    """Builds and checks one record; every error starts by saying which record it is."""
-    given = row.get("id")
-    record_id = default_id if given is None else str(given)
+def _record(row: Row, task: str, verifier: str | None, trusted: Collection[str]) -> Record:
+    """Builds a record; every error starts by saying which one it is."""
+    if row.problem:
+        raise ValueError(f"{row.where}: {row.problem}")
+    columns, name = row.columns, row.id
     try:
-        prompt, second_turn, inline, system = _question(row)
-        images = _images(_first(row, IMAGES) or inline, folder)
+        name = _id(columns, row.id)
+        prompt, second_turn, inline, system = _question(columns)
+        images = _images(columns, inline, row.folder)
         _check_marks(prompt, images)
-        name = verifier or _named_verifier(row, trusted)
-        answer = _answer(row, second_turn)
-        _check_gold(name, answer)
+        judge = verifier or _named_verifier(columns, trusted)
+        answer = _answer(columns, second_turn)
+        _check_gold(judge, answer)
     except ValueError as error:
-        raise ValueError(f"{where} (id {record_id!r}): {error}") from error
+        raise ValueError(f"{row.where} (id {name!r}): {error}") from error
     used = {"id", "task", "verifier", "answer", *PROMPTS, *IMAGES}
-    columns = {key: value for key, value in row.items() if key not in used}
+    others = {key: value for key, value in columns.items() if key not in used}
     if system:
-        columns["system"] = system
-    return Record(record_id, task, prompt, images, answer, name, columns, system)
+        others["system"] = system
+    return Record(name, task, prompt, images, answer, judge, others, system, row.where)
+
+
+def _id(columns: Mapping[str, Any], default: str) -> str:
+    given = columns.get("id")
+    if isinstance(given, list | dict):
+        raise ValueError(f"id: expected a text or a number, found {short(given)}")
+    return default if given is None else written(given)
 
 
 def _named_verifier(row: Mapping[str, Any], trusted: Collection[str]) -> str:
-    name = str(row.get("verifier") or "exact")
+    name = row.get("verifier") or "exact"
+    if not isinstance(name, str):
+        raise ValueError(f"verifier: expected a name, found {short(name)}")
     if is_imported(name) and name not in trusted:
         raise ValueError(
             f"its verifier is {name!r}, and a data file cannot name code to import; name it as the "
@@ -255,7 +212,7 @@ def _question(row) -> tuple[str, str | None, list, str]:
     if isinstance(value, str):
         return value, None, [], ""
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(f"question: expected text or a list of messages, found {_short(value)}")
+        raise ValueError(f"question: expected text or a list of messages, found {short(value)}")
     turns = collections.defaultdict(list)
     images: list = []
     for turn in value:
@@ -284,7 +241,7 @@ def _content(content, images: list) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise ValueError(f"message: expected text or a list of parts, found {_short(content)}")
+        raise ValueError(f"message: expected text or a list of parts, found {short(content)}")
     texts = []
     for part in content:
         if part.get("type") == "image":
@@ -294,7 +251,7 @@ def _content(content, images: list) -> str:
         elif isinstance(part.get("text"), str):
             texts.append(part["text"])
         else:
-            raise ValueError(f"message part: expected a text or an image, found {_short(part)}")
+            raise ValueError(f"message part: expected a text or an image, found {short(part)}")
     return "".join(texts)
 
 
@@ -307,7 +264,10 @@ def _answer(row, second_turn: str | None) -> str:
             f"found the columns {sorted(row)}; expected an answer in one of {', '.join(ANSWERS)}, "
             "or a second turn in conversations"
         )
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = written(value)
+    except ValueError as error:
+        raise ValueError(f"answer: {error}") from None
     block = _GOLD_BLOCK.search(text)
     return (block[1] if block else text).strip()
 
@@ -336,52 +296,55 @@ def _check_marks(prompt: str, images: tuple):
 # --- images --------------------------------------------------------------------------------------
 
 
-def _images(value, folder: Path) -> tuple[Image.Image | Path | bytes, ...]:
-    """Images as paths or bytes, each opened once for its header alone."""
-    if value is None:
-        return ()
-    several = value if isinstance(value, list | tuple) else [value]
-    images = tuple(_image(item, folder) for item in several)
-    for position, image in enumerate(images):
-        try:
-            with _open(image) as opened:
-                width, height = opened.size
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            missing = isinstance(image, Path) and not image.exists()
-            what = "there is no such file" if missing else f"cannot be read ({error})"
-            raise ValueError(
-                f"image {position} ({_describe(image)}): {what}; paths are relative to the file "
-                "that names them"
-            ) from error
-        if width < 1 or height < 1:
-            raise ValueError(
-                f"image {position} ({_describe(image)}): found {width} x {height} pixels, expected "
-                "at least 1 x 1"
-            )
-    return images
+def _images(columns: Mapping[str, Any], inline: list[Any], folder: Path) -> tuple[Picture, ...]:
+    """Images of the first column that holds any, else those of the messages."""
+    for name in IMAGES:
+        value = columns.get(name)
+        several = value if isinstance(value, list | tuple) else [value]
+        if value is not None and len(several):
+            return tuple(_image(item, folder) for item in several)
+    return tuple(_image(item, folder) for item in inline)
 
 
-def _image(item, folder: Path) -> Image.Image | Path | bytes:
+def _image(item: Any, folder: Path) -> Picture:
+    given = item
     if isinstance(item, Mapping):
         item = item.get("path") if item.get("bytes") is None else item["bytes"]
     if isinstance(item, bytes | Image.Image):
         return item
-    if isinstance(item, str | Path) and str(item):
+    if isinstance(item, str | Path) and str(item).strip():
         return folder / item
-    raise ValueError(f"image: expected a path, bytes or {{bytes, path}}, found {_short(item)}")
+    raise ValueError(f"image: expected a path, bytes or {{bytes, path}}, found {short(given)}")
 
 
-def _open(image: Image.Image | Path | bytes) -> Image.Image:
-    """A new image object: closing it leaves the record's own untouched."""
-    if isinstance(image, Image.Image):
-        return image.copy()
-    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+def _with_headers(record: Record | str, root: str | Path) -> Record | str:
+    """The record, or what is wrong with its images as far as their headers tell."""
+    if isinstance(record, str):
+        return record
+    for position, image in enumerate(record.images):
+        try:
+            if isinstance(image, Path):
+                _check_place(image, root)
+            pictures.check_header(image)
+        except ValueError as error:
+            missing = isinstance(image, Path) and not image.exists()
+            hint = "; paths are relative to the file that names them" if missing else ""
+            place = f"{record.where} (id {record.id!r})"
+            return f"{place}: image {position} ({_describe(image)}): {error}{hint}"
+    return record
 
 
-def _describe(image) -> str:
+def _check_place(path: Path, root: str | Path) -> None:
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a zero byte
+        raise ValueError(f"it cannot be read ({line_of(error)})") from None
+    if not real.is_relative_to(Path(root).resolve()):
+        raise ValueError(
+            f"it lies outside {root} (at {real}); move it, or name a directory that holds all "
+            "images as data.image_root (/ allows any)"
+        )
+
+
+def _describe(image: Picture) -> str:
     return f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
-
-
-def _short(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

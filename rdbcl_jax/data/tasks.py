@@ -97,7 +97,9 @@ def read_source(
     if names_a_suite(source):
         return _from_suite(source, config, split)
     trusted = {str(own.get("verifier")) for own in config.tasks.values()}
-    return load_records(source, task=task, verifier=verifier, trusted=trusted)
+    return load_records(
+        source, task=task, verifier=verifier, trusted=trusted, image_root=config.data.image_root
+    )
 
 
 def _from_suite(name: str, config: RunConfig, split: str) -> list[Record]:

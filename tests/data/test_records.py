@@ -1,8 +1,12 @@
 """Reading records in three conventions, and what a user is told when something is wrong."""
 
 import dataclasses
+import datetime
+import decimal
+import gzip
 import io
 import json
+import os
 import sys
 import types
 
@@ -171,7 +175,7 @@ def test_images_are_decoded_only_when_asked_for(folder):
     (folder / "pictures" / "cut.png").write_bytes(whole[: len(whole) - 30])
     row = {"id": "c", "prompt": "?", "answer": "x", "image": "pictures/cut.png"}
     record = one(jsonl(folder, row))
-    with pytest.raises(ValueError, match=r"record 'c': image 0 \(.*cut.png\) cannot be decoded"):
+    with pytest.raises(ValueError, match=r"record 'c': image 0 \(.*cut.png\): its body cannot"):
         load_images(record)
 
 
@@ -206,8 +210,8 @@ GOOD = {"prompt": "?", "answer": "7", "image": "pictures/red.png"}
             {"image": "pictures/none.png"},
             r"image 0 \(.*none.png\): there is no such file; paths are",
         ),
-        ({"image": "data.jsonl"}, r"image 0 \(.*data.jsonl\): cannot be read"),
-        ({"image": "pictures"}, r"image 0 \(.*pictures\): cannot be read"),
+        ({"image": "data.jsonl"}, r"image 0 \(.*data.jsonl\): it cannot be read as a picture"),
+        ({"image": "pictures"}, r"image 0 \(.*pictures\): it is no regular file"),
         ({"image": 7}, r"image: expected a path, bytes or \{bytes, path\}, found 7"),
         ({"image": {"bytes": None, "path": None}}, r"image: expected a path"),
         ({"prompt": "<image><image>"}, r"found 2 <image> in the question and 1 images"),
@@ -232,12 +236,6 @@ def test_an_unknown_verifier(folder):
         load_records(jsonl(folder, GOOD), task="t", verifier="nope")
 
 
-def test_an_image_of_no_size(folder, monkeypatch):
-    monkeypatch.setattr(Image, "open", lambda _: Image.new("RGB", (0, 5)))
-    with pytest.raises(ValueError, match=r"line 1 .*found 0 x 5 pixels, expected at least 1 x 1"):
-        load_records(jsonl(folder, GOOD), task="t")
-
-
 def test_files_that_cannot_be_read(folder):
     with pytest.raises(FileNotFoundError, match="no file at"):
         load_records(folder / "nope.jsonl", task="t")
@@ -253,6 +251,184 @@ def test_files_that_cannot_be_read(folder):
     (folder / "data.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no records"):
         load_records(folder / "data.jsonl", task="t")
+
+
+# --- values as people write them, and files as they should not be --------------------------------
+
+
+@pytest.mark.parametrize(
+    "answers,expected",
+    [
+        (pa.array([b"3"]), "3"),
+        (pa.array([decimal.Decimal("3.50")]), "3.50"),
+        (pa.array([decimal.Decimal("1E+3")], pa.decimal128(8, 0)), "1000"),
+        (pa.array([0.1], pa.float16()), "0.1"),
+        (pa.array([0.1], pa.float32()), "0.1"),
+        (pa.array([0.1]), "0.1"),
+        (pa.array([3.0]), "3"),
+        (pa.array([3.0], pa.float32()), "3"),
+        (pa.array([-0.0]), "0"),
+        (pa.array([1e300]), "1e+300"),
+        (pa.array([2**60]), str(2**60)),
+        (pa.array([datetime.date(2026, 11, 25)]), "2026-11-25"),
+        (pa.array([datetime.datetime(2026, 11, 25)]), "2026-11-25"),
+        (pa.array([datetime.datetime(2026, 11, 25, 9, 30)]), "2026-11-25 09:30:00"),
+        (pa.array(["a"]).dictionary_encode(), "a"),
+        (pa.array([True]), "true"),
+        (pa.array([[0.1, 2.5]], pa.list_(pa.float32())), "[0.1, 2.5]"),
+        (pa.array([{"size": [9], "of": b"x"}]), '{"size": [9], "of": "x"}'),
+    ],
+)
+def test_answers_of_every_parquet_type_read_as_people_write_them(folder, answers, expected):
+    table = pa.table({"prompt": ["?"], "answer": answers, "share": pa.array([0.1], pa.float32())})
+    pq.write_table(table, folder / "data.parquet")
+    record = one(folder / "data.parquet")
+    assert (record.answer, record.columns) == (expected, {"share": 0.1})
+
+
+@pytest.mark.parametrize(
+    "answer,message",
+    [(b"\xff\xd8", "answer: expected text, found 2 bytes"), (float("nan"), "found nan")],
+)
+def test_answers_that_nobody_can_write(folder, answer, message):
+    with pytest.raises(ValueError, match=rf"data.parquet, row 0 .*{message}"):
+        one(parquet(folder, {"prompt": "?", "answer": answer}))
+
+
+def test_json_numbers_read_the_same_as_those_of_parquet(folder):
+    rows = [{"prompt": "?", "answer": a, "id": i} for i, a in enumerate([3.0, 0.1, 3, "3.0"])]
+    records = load_records(jsonl(folder, *rows), task="t")
+    assert [r.answer for r in records] == ["3", "0.1", "3", "3.0"]
+    assert [r.id for r in records] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("empty", ["", " ", {}, {"path": ""}, [""], [{}], [None]])
+def test_an_empty_image_is_never_no_image(folder, empty):
+    for names in (("image", "images"), ("images", "image")):
+        row = {**GOOD, **dict(zip(names, (empty, "pictures/red.png"), strict=True))}
+        del row[names[1]]
+        with pytest.raises(ValueError, match=r"line 1 .*image: expected a path, bytes"):
+            one(jsonl(folder, row))
+
+
+def test_empty_images_beside_an_image(folder):
+    for row in ({**GOOD, "images": []}, {**GOOD, "image": [], "images": GOOD["image"]}):
+        for path in (jsonl(folder, row), parquet(folder, row)):
+            assert one(path).images == (folder / "pictures/red.png",)
+
+
+def test_images_outside_the_folder_are_refused_unless_allowed(folder, tmp_path):
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / "link.png").symlink_to(folder / "pictures/red.png")
+    (inner / "in.png").write_bytes(encoded())
+    (inner / "inside.png").symlink_to("in.png")
+    red = str(folder / "pictures/red.png")
+    for image in (red, "../pictures/red.png", "link.png"):
+        path = jsonl(inner, {**GOOD, "image": image})
+        with pytest.raises(ValueError, match=r"line 1 .*outside .*inner .*data.image_root"):
+            one(path)
+        for root in (folder, "/"):
+            assert load_images(one(path, image_root=root))
+    for image in ("in.png", str(inner / "in.png"), "inside.png", "../inner/in.png"):
+        assert load_images(one(jsonl(inner, {**GOOD, "image": image})))
+
+
+def test_images_that_are_no_files_are_not_opened(folder):
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(ValueError, match=r"line 1 .*no regular file"):
+        one(jsonl(folder, {**GOOD, "image": "pipe.png"}))
+    with pytest.raises(ValueError, match="no regular file"):
+        one(jsonl(folder, {**GOOD, "image": "/dev/zero"}), image_root="/")
+    (folder / "loop.png").symlink_to("loop.png")
+    with pytest.raises(ValueError, match=r"line 1 .*cannot be read"):
+        one(jsonl(folder, {**GOOD, "image": "loop.png"}))
+
+
+DEEP = b'{"prompt": "?", "answer": ' + b"[" * 10**5 + b"]" * 10**5 + b"}"
+
+
+@pytest.mark.parametrize(
+    "line,message",
+    [
+        (b'{"prompt": "\xe9", "answer": "7"}', r"not UTF-8 \(byte 0xe9 at column 13\)"),
+        (b'{"prompt": "\\ud83d", "answer": "7"}', r"half a character, \\ud83d"),
+        (b'{"prompt": "?", "answer": {"\\udc00": 7}}', r"half a character, \\udc00"),
+        (DEEP, "nested more than 64 deep"),
+        (DEEP.replace(b"[" * 10**5, b"[" * 70).replace(b"]" * 10**5, b"]" * 70), "nested more"),
+        (b'{"prompt": "?", "answer": ' + b"9" * 5000 + b"}", "not JSON .*digits"),
+        (b'{"prompt": "?", "answer": NaN}', "answer: expected a finite number"),
+        (b'{"prompt": "?"', r"not JSON \(Expecting ',' delimiter at column 15\)"),
+        (b'{"prompt": "?", "answer": "7", "id": [1]}', r"id: expected a text or a number"),
+        (b'{"prompt": "?", "answer": "7", "verifier": ["exact"]}', "verifier: expected a name"),
+        (b'{"prompt": {"a": 1}, "answer": "7"}', "question: expected text or a list"),
+        (b'{"prompt": "?", "answer": "7", "images": {"a": 1}}', "image: expected a path"),
+        (b'{"prompt": "?", "answer": "7", "images": [["a"]]}', "image: expected a path"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_lines_that_are_no_records(folder, line, message):
+    (folder / "data.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=message) as error:
+        load_records(folder / "data.jsonl", task="t")
+    assert str(error.value).startswith(f"{folder / 'data.jsonl'}, line 2")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        (json.dumps(GOOD).encode("utf-16"), "found UTF-16; save it as UTF-8"),
+        (gzip.compress(json.dumps(GOOD).encode()), "found gzip; unpack it first"),
+    ],
+)
+def test_files_in_other_encodings(folder, content, message):
+    (folder / "data.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"data.jsonl: expected lines of JSON.*{message}"):
+        load_records(folder / "data.jsonl", task="t")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(folder):
+    (folder / "data.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode())
+    assert one(folder / "data.jsonl").prompt == GOOD["prompt"]
+
+
+def test_damaged_parquet_files(folder):
+    rows = [{"prompt": f"{i}" * 50, "answer": "7"} for i in range(2000)]
+    whole = parquet(folder, *rows).read_bytes()
+    for damaged in (b"", b"nonsense", whole[:-100], whole[: len(whole) // 2], whole[:4]):
+        (folder / "data.parquet").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"data.parquet, row 0: no Parquet file") as error:
+            load_records(folder / "data.parquet", task="t")
+        assert "\n" not in str(error.value)
+    middle = bytearray(whole)
+    middle[200:900] = bytes(700)
+    (folder / "data.parquet").write_bytes(middle)
+    with pytest.raises(ValueError, match=r"data.parquet, row "):
+        load_records(folder / "data.parquet", task="t")
+
+
+def test_text_that_is_not_utf_8_in_parquet(folder):
+    texts = pa.StringArray.from_buffers(
+        2, pa.array([0, 2, 4], pa.int32()).buffers()[1], pa.py_buffer(b"ok\xff\xfe")
+    )
+    pq.write_table(pa.table({"prompt": texts, "answer": ["7", "7"]}), folder / "data.parquet")
+    with pytest.raises(ValueError, match=r"data.parquet, row 1: column 'prompt' cannot be read"):
+        load_records(folder / "data.parquet", task="t")
+
+
+def test_what_is_wrong_can_be_left_out_and_listed(folder):
+    wrong = {"prompt": ""}, {**GOOD, "image": "none.png"}, {**GOOD, "id": "data.jsonl:1"}
+    path, problems = jsonl(folder, GOOD, wrong[0], GOOD, *wrong[1:]), []
+    records = load_records(path, task="t", problems=problems)
+    assert [record.where for record in records] == [f"{path}, line {n}" for n in (1, 3)]
+    assert sorted(problem.split(" (id")[0].split(": id")[0] for problem in problems) == [
+        f"{path}, line {n}" for n in (2, 4, 5)
+    ]
+    with pytest.raises(ValueError, match=r"line 2 .*\(and 2 more: rdbcl check lists all\)"):
+        load_records(path, task="t")
+    with pytest.raises(ValueError, match="holds no records that can be used"):
+        load_records(jsonl(folder, {"prompt": ""}), task="t", problems=[])
 
 
 def test_tfds_without_the_package(monkeypatch):

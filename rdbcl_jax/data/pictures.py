@@ -1,0 +1,121 @@
+"""Pictures of records as people see them: opened with care, upright, on white, in RGB."""
+
+from __future__ import annotations
+
+import io
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from rdbcl_jax.data.files import line_of
+
+Picture = Image.Image | Path | bytes  # bytes are those of a file
+
+# raster formats alone: others that Pillow knows run programs (EPS) or draw (WMF)
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+MOST_PIXELS = 89_478_485  # from which Pillow warns: 256 MB decoded
+_UPRIGHT = {  # the EXIF orientation, and what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def check_header(picture: Picture) -> None:
+    """Raises ValueError for what is no picture of `FORMATS`, or none of 1 to `MOST_PIXELS` pixels.
+    Nothing is decoded."""
+    with _opened(picture):
+        pass
+
+
+def decode(picture: Picture) -> Image.Image:
+    """The picture in RGB, 8 bits a channel.
+
+    | | |
+    |---|---|
+    | EXIF orientation | applied |
+    | alpha, a transparent colour | on white |
+    | 16-bit grey | 0 … 65535 becomes 0 … 255 |
+    | 32-bit grey, integer or float | the least value becomes black, the greatest white |
+    | palette, CMYK, YCbCr, 1 bit | as Pillow converts them |
+    | several frames | the first |
+
+    Raises:
+      ValueError: as `check_header`, and for a picture whose body is damaged.
+    """
+    with _opened(picture) as opened:
+        try:
+            opened.load()
+            return _rgb(_upright(opened))
+        except Exception as error:  # a damaged file makes Pillow raise almost anything
+            raise ValueError(f"its body cannot be decoded ({line_of(error)})") from error
+
+
+def _opened(picture: Picture) -> Image.Image:
+    """A new image object: closing it leaves the record's own untouched."""
+    if isinstance(picture, Image.Image):
+        image = picture.copy()
+    elif isinstance(picture, bytes):
+        image = _identified(io.BytesIO(picture))
+    else:
+        try:
+            regular = stat.S_ISREG(picture.stat().st_mode)
+        except FileNotFoundError:
+            raise ValueError("there is no such file") from None
+        except (OSError, ValueError) as error:  # the latter: a zero byte in its name
+            raise ValueError(f"it cannot be read ({line_of(error)})") from None
+        if not regular:  # a pipe would be waited for, a device never ends
+            raise ValueError("it is no regular file")
+        image = _identified(picture)
+    width, height = image.size
+    if width < 1 or height < 1 or width * height > MOST_PIXELS:
+        image.close()
+        raise ValueError(
+            f"found {width} x {height} pixels, expected at least 1 x 1 and at most {MOST_PIXELS:,}"
+        )
+    return image
+
+
+def _identified(file: Path | io.BytesIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than {MOST_PIXELS:,} pixels") from None
+    except Exception as error:
+        known = ", ".join(FORMATS)
+        raise ValueError(
+            f"it cannot be read as a picture, expected one of {known} ({line_of(error)})"
+        ) from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF leaves the picture as it is, as it does in viewers
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return _grey(np.asarray(image) / 257.0)
+    if image.mode in ("I", "F"):  # no range is known but the picture's own
+        values = np.asarray(image, np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
+        return _grey((values - values.min()) * 255.0 / (np.ptp(values) or 1.0))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.rint(values).astype(np.uint8)).convert("RGB")
