@@ -14,17 +14,18 @@ import pytest
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
+from tests.compiler import QUICK
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def rdbcl(*args):
+def rdbcl(*args, **environment):
     return subprocess.run(
         [sys.executable, "-m", "rdbcl_jax.cli", *args],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         check=False,
         timeout=400,
     )
@@ -157,7 +158,7 @@ def test_report_of_no_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["quickstart", "rdbcl_qwen2_5_vl_3b", "rdbcl_qwen2_5_vl_7b"])
+@pytest.mark.parametrize("recipe", sorted(file.stem for file in (ROOT / "configs").glob("*.py")))
 def test_dry_run_of_every_recipe(tmp_path, recipe):
     flags = ["--config.dry_run=True", "--config.sequence=('sum','gqa')"]
     if recipe == "quickstart":
@@ -165,7 +166,10 @@ def test_dry_run_of_every_recipe(tmp_path, recipe):
     else:  # not the hundreds of padded positions that real pictures need
         flags += ["--config.data.prompt_lengths=(64,)", "--config.data.patch_slots=(64,)"]
         flags.append("--config.training.microbatches=2")
-    out = rdbcl("train", f"--config=configs/{recipe}.py", f"--workdir={tmp_path}", *flags)
+    # eight devices would wait for one another on two cores
+    devices = f"--xla_force_host_platform_device_count=2 {QUICK}"
+    train_flags = f"--config=configs/{recipe}.py", f"--workdir={tmp_path}", *flags
+    out = rdbcl("train", *train_flags, XLA_FLAGS=devices)
     assert out.returncode == 0, out.stderr
     assert (tmp_path / "report.html").exists()
     assert json.loads((tmp_path / "results.json").read_text())["status"] == "done"
