@@ -24,8 +24,9 @@ from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
-from rdbcl_jax.models.layers import PRODUCT, GatedMLP, Linear, inverse_frequencies, rotary, rotate
+from rdbcl_jax.models.layers import PRODUCT, GatedMLP, Linear, rotary, rotate
 from rdbcl_jax.models.lora import LoRA, adapt
+from rdbcl_jax.models.rope import Rope
 from rdbcl_jax.models.weights import WeightMap
 from rdbcl_jax.sharding import ParamAxes
 
@@ -49,7 +50,7 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    rope_theta: float
+    rope: Rope
     qkv_bias: bool
     qk_norm: bool
     norm_eps: float
@@ -238,6 +239,7 @@ class Decoder:
         self, params: Params, prompts: PromptBatch
     ) -> tuple[Float[Array, "P L D"], KeyValues]:
         """Hidden states of the prompts, and the keys and values that responses will read."""
+        self._check_length(prompts.tokens.shape[1])
         x, deep = self.embed_prompts(params, prompts)
         rope = self._rope(self.prompt_positions(prompts))
 
@@ -261,6 +263,7 @@ class Decoder:
         to the prompt's keys and causally to their own. Same values and gradients as G copies of
         prompt + response, at (L + G·T) of their G·(L + T) tokens.
         """
+        self._check_length(prompts.tokens.shape[1] + tokens.shape[-1])
         x_prompt, deep = self.embed_prompts(params, prompts)
         inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
         x = self.embed_tokens(params, inputs_)
@@ -320,6 +323,7 @@ class Decoder:
         rope = self._rope(self.text_positions(position[:, None, None]))
         rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
         size = slots(cache)
+        self._check_length(prompt.mask.shape[-1] + size)
         visible = jnp.broadcast_to(jnp.arange(size) <= at, (*tokens.shape, size))
 
         def run(x, layer, prompt_key_value, keep):
@@ -393,9 +397,17 @@ class Decoder:
         return self.module("language_model/norm", params["language_model"]["norm"])(x)
 
     def _rope(self, positions):
-        text = self.config.text
-        frequencies = inverse_frequencies(text.head_dim, text.rope_theta)
-        return rotary(positions, frequencies, self.rope_axes())
+        rope = self.config.text.rope
+        cos, sin = rotary(positions, np.array(rope.frequencies, np.float32), self.rope_axes())
+        return (cos, sin) if rope.scale == 1 else (cos * rope.scale, sin * rope.scale)
+
+    def _check_length(self, length: int) -> None:
+        longest = self.config.text.rope.longest
+        if longest is not None and length > longest:
+            raise ValueError(
+                f"prompts and responses of {length} tokens, where the model's rotary embeddings "
+                f"hold up to {longest}; expected fewer (data.prompt_lengths, rollout.max_tokens)"
+            )
 
 
 def _add_level(x, deep, index):

@@ -17,6 +17,12 @@ FAMILIES = {  # folder: model types
     "qwen_text": ("qwen2", "qwen3"),
 }
 MODEL_TYPES = tuple(name for names in FAMILIES.values() for name in names)
+_OTHERS = {  # near relatives, and what they have that no family here has
+    "qwen3_moe": "a mixture of experts",
+    "qwen3_vl_moe": "a mixture of experts",
+    "qwen3_5": "layers of linear attention (gated delta rule)",
+    "qwen3_5_moe": "layers of linear attention (gated delta rule) and a mixture of experts",
+}
 
 
 def family_of(path: str | pathlib.Path) -> Family:
@@ -27,7 +33,10 @@ def family_of(path: str | pathlib.Path) -> Family:
     file = pathlib.Path(path) / "config.json"
     model_type = json.loads(file.read_text()).get("model_type")
     if model_type not in MODEL_TYPES:
-        raise ValueError(f"{file}: model_type is {model_type!r}, expected one of {MODEL_TYPES}")
+        why = f", which has {_OTHERS[model_type]}" if model_type in _OTHERS else ""
+        raise ValueError(
+            f"{file}: model_type is {model_type!r}{why}, expected one of {MODEL_TYPES}"
+        )
     return family(model_type)
 
 

@@ -21,6 +21,7 @@ from rdbcl_jax.methods.method import Targets
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, TextConfig, VisionConfig
 from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.models.rope import plain
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh, put_batch
@@ -61,7 +62,7 @@ def model_config(w: Workload) -> QwenVLConfig:
             heads=w.heads,
             kv_heads=w.kv_heads,
             head_dim=w.head_dim,
-            rope_theta=1e6,
+            rope=plain(w.head_dim, 1e6),
             mrope_section=mrope_section(w),
             mrope_interleaved=False,
             qkv_bias=True,

@@ -121,23 +121,6 @@ def test_the_error_lists_everything_that_does_not_fit(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "llava"}, "model_type is 'llava', expected one of"),
-        ({"use_sliding_window": True}, "use_sliding_window is not supported"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not supported"),
-    ],
-)
-def test_models_of_another_kind_are_refused(change, message, tmp_path):
-    def edit(config):
-        return config | change | {"text_config": config["text_config"] | change}
-
-    path = copy_checkpoint(pair("qwen2_5_vl").path, tmp_path, edit_config=edit)
-    with pytest.raises(ValueError, match=message):
-        from_pretrained(path)
-
-
 def test_a_directory_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text((pair("qwen2_vl").path / "config.json").read_text())
     with pytest.raises(ValueError, match=r"neither model\.safetensors nor"):

@@ -15,7 +15,7 @@ def read_config(path: str | pathlib.Path) -> TextModelConfig:
 
     Raises ValueError for options that are not supported.
     """
-    files = read_files(path, rope_types=("default",))
+    files = read_files(path)
     is_third = files.model_type == "qwen3"
     return TextModelConfig(
         DecoderConfig(**files.decoder_fields(), qkv_bias=not is_third, qk_norm=is_third),

@@ -78,7 +78,7 @@ def read_config(path: str | pathlib.Path) -> QwenVLConfig:
 
     Raises ValueError for options that are not supported.
     """
-    files = read_files(path, rope_types=("default", "mrope"))
+    files = read_files(path)
     family, raw = files.model_type, files.raw
     is_third = family == "qwen3_vl"
     return QwenVLConfig(
@@ -92,9 +92,9 @@ def read_config(path: str | pathlib.Path) -> QwenVLConfig:
             mrope_interleaved=is_third,
         ),
         image_token_id=raw["image_token_id"],
-        video_token_id=raw.get("video_token_id", -1),
-        vision_start_token_id=raw.get("vision_start_token_id", -1),
-        vision_end_token_id=raw.get("vision_end_token_id", -1),
+        video_token_id=raw["video_token_id"],
+        vision_start_token_id=raw["vision_start_token_id"],
+        vision_end_token_id=raw["vision_end_token_id"],
         eos_token_ids=files.eos_token_ids,
         pad_token_id=files.pad_token_id,
         raw=files.content,
@@ -106,11 +106,11 @@ def _qwen2_vision(raw: dict[str, Any]) -> VisionConfig:
     common = _common_vision(raw) | {"width": raw["embed_dim"], "out_width": raw["hidden_size"]}
     return VisionConfig(
         **common,
-        mlp_width=int(raw["embed_dim"] * raw.get("mlp_ratio", 4)),
+        mlp_width=int(raw["embed_dim"] * raw["mlp_ratio"]),
         window_size=0,
         full_attention_layers=(),
         norm="layer",
-        activation=raw.get("hidden_act", "quick_gelu"),
+        activation=raw["hidden_act"],
     )
 
 
@@ -122,7 +122,7 @@ def _qwen2_5_vision(raw: dict[str, Any]) -> VisionConfig:
         window_size=raw["window_size"],
         full_attention_layers=tuple(raw["fullatt_block_indexes"]),
         norm="rms",
-        activation=raw.get("hidden_act", "silu"),
+        activation=raw["hidden_act"],
     )
 
 
@@ -134,7 +134,7 @@ def _qwen3_vision(raw: dict[str, Any]) -> VisionConfig:
         window_size=0,
         full_attention_layers=(),
         norm="layer",
-        activation=raw.get("hidden_act", "gelu_pytorch_tanh"),
+        activation=raw["hidden_act"],
         patch_bias=True,
         position_embeddings=raw["num_position_embeddings"],
         deepstack_layers=tuple(raw["deepstack_visual_indexes"]),
@@ -149,7 +149,7 @@ def _common_vision(raw: dict[str, Any]) -> dict[str, Any]:
         "patch_size": raw["patch_size"],
         "temporal_patch_size": raw["temporal_patch_size"],
         "merge_size": raw["spatial_merge_size"],
-        "channels": raw.get("in_channels", raw.get("in_chans", 3)),
+        "channels": raw["in_channels"],
     }
 
 
