@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from rdbcl_jax.batches import PromptBatch, fitting_size
+from rdbcl_jax.data.plain_text import ControlTokens, Hidden, Span
 from rdbcl_jax.data.records import IMAGE_MARK, Record, load_images
 from rdbcl_jax.models.interface import Processor
 
@@ -45,6 +47,8 @@ class PromptEncoder:
         self.tokenizer, self.processor = tokenizer, processor
         self.lengths, self.response_lengths = tuple(lengths), tuple(response_lengths)
         self.system_prompt, self.template = system_prompt, template
+        forbidden, ends = processor.config.forbidden_token_ids, processor.config.eos_token_ids
+        self.control = ControlTokens(tokenizer, {*forbidden, *ends})
 
     # ------------------------------------------------------------ batches
 
@@ -108,7 +112,7 @@ class PromptEncoder:
           ValueError: a record whose response is longer than any length allowed, or holds what the
             tokenizer has no token for (published ones have one for every byte).
         """
-        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        rows = self._ids(texts, [[(0, len(text))] for text in texts])
         unknown, unknown_id = self.tokenizer.unk_token, self.tokenizer.unk_token_id
         for record, text, row in zip(records, texts, rows, strict=True):
             # a policy may have said the token itself
@@ -130,13 +134,15 @@ class PromptEncoder:
         pad_id = self.processor.config.pad_token_id
         return self.tokenizer.eos_token_id if pad_id is None else pad_id
 
-    def messages(self, record: Record) -> list[dict[str, Any]]:
+    def messages(self, record: Record, hidden: Hidden) -> list[dict[str, Any]]:
         """The record as a chat: images where `<image>` marks them, else before the text. Its own
-        system message goes before the encoder's."""
-        text = self.template.replace("{prompt}", record.prompt)
-        content = _parts(text, len(record.images)) if self.processor.reads_images else text
+        system message goes before the encoder's. The record's texts are hidden."""
+        shows = self.processor.reads_images
+        pieces = record.prompt.split(IMAGE_MARK) if shows else [record.prompt]
+        text = self.template.replace("{prompt}", IMAGE_MARK.join(map(hidden.hide, pieces)))
+        content = _parts(text, len(record.images)) if shows else text
         chat = [{"role": "user", "content": content}]
-        if system := record.system or self.system_prompt:
+        if system := hidden.hide(record.system) or self.system_prompt:
             chat.insert(0, {"role": "system", "content": system})
         return chat
 
@@ -149,16 +155,28 @@ class PromptEncoder:
                     "with vision in model.path, or leave the record out"
                 )
 
-    def _tokenize(self, records, prefixes) -> list[list[int]]:
-        texts = [
-            self.tokenizer.apply_chat_template(
-                self.messages(record), tokenize=False, add_generation_prompt=True
+    def _tokenize(
+        self, records: Sequence[Record], prefixes: Sequence[str] | None
+    ) -> list[list[int]]:
+        texts, spans = [], []
+        for record in records:
+            hidden = Hidden()
+            rendered = self.tokenizer.apply_chat_template(
+                self.messages(record, hidden), tokenize=False, add_generation_prompt=True
             )
-            for record in records
-        ]
+            text, of_record = hidden.show(rendered)
+            texts.append(text)
+            spans.append(of_record)
         if prefixes is not None:
             texts = [text + prefix for text, prefix in zip(texts, prefixes, strict=True)]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self._ids(texts, spans)
+
+    def _ids(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[int]]:
+        """Token ids of each text, whose spans are plain."""
+        parts = [self.control.cut(*pair) for pair in zip(texts, spans, strict=True)]
+        flat = self.tokenizer([*itertools.chain(*parts)], add_special_tokens=False)["input_ids"]
+        ids = iter(flat)
+        return [[*itertools.chain(*itertools.islice(ids, len(own)))] for own in parts]
 
 
 def _parts(text: str, images: int) -> list[dict[str, str]]:

@@ -181,7 +181,6 @@ def test_ids(encoder):
     [
         ("sum <image> 4", ()),
         ("sum <image> 4", ((8, 8), (8, 8))),
-        ("sum <|image_pad|> 4", ((8, 8),)),  # typed by hand
     ],
 )
 def test_images_that_do_not_match_their_placeholders_name_the_record(encoder, prompt, sizes):

@@ -1,0 +1,76 @@
+"""A record's text stays text: control tokens written in it are encoded as plain characters.
+
+A chat template is rendered with a mark in place of every text of a record, so that no template can
+take one for another; then the texts are put in, and the tokenizer gets the whole, cut within each
+control token that a text has a share in. Without such, what it gets is exactly what the template
+makes of the texts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+# two code points that Unicode keeps for uses like this: no text holds them
+_MARK = re.compile("\ufdd0([0-9]+)\ufdd1")
+Span = tuple[int, int]  # of characters
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """The texts of one prompt, each hidden behind a mark while the chat template is rendered."""
+
+    texts: list[str] = dataclasses.field(default_factory=list)
+
+    def hide(self, text: str) -> str:
+        """The mark of a text. White space at its ends stays outside: templates strip it."""
+        core = text.strip()
+        if not core:
+            return text
+        start = text.index(core)
+        self.texts.append(core)
+        return f"{text[:start]}\ufdd0{len(self.texts) - 1}\ufdd1{text[start + len(core) :]}"
+
+    def show(self, rendered: str) -> tuple[str, list[Span]]:
+        """What a template made of marks, with the texts in their places, and where those lie."""
+        parts, spans, length, end = [], [], 0, 0
+        for mark in _MARK.finditer(rendered):
+            before, text = rendered[end : mark.start()], self.texts[int(mark[1])]
+            parts += [before, text]
+            spans.append((length + len(before), length + len(before) + len(text)))
+            length, end = spans[-1][1], mark.end()
+        return "".join([*parts, rendered[end:]]), spans
+
+
+class ControlTokens:
+    """The tokens that structure a chat, end it or stand for a picture: those of the chat template,
+    the tokenizer's own, and those of `ids`. Others, such as those of boxes, a text may hold."""
+
+    def __init__(self, tokenizer: Any, ids: Collection[int]):
+        template = str(tokenizer.chat_template)
+        named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+        named.discard(getattr(model, "unk_token", None))  # what any unknown word becomes
+        self.texts = {
+            token.content
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if number in ids
+            or token.content in named
+            or (token.special and token.content in template)
+        }
+        longest_first = sorted(self.texts, key=len, reverse=True)
+        self._any = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def cut(self, text: str, spans: Sequence[Span]) -> list[str]:
+        """The text in parts, none of which holds a control token that reaches into a span: each
+        such is cut behind its first character. Encoded one by one, the parts are plain there."""
+        cuts, at = [0], 0
+        while found := self._any.search(text, at):
+            if any(found.start() < end and start < found.end() for start, end in spans):
+                at = found.start() + 1
+                cuts.append(at)
+            else:
+                at = found.end()
+        return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
