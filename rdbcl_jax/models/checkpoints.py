@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rdbcl_jax.models import lora
@@ -26,7 +26,8 @@ from rdbcl_jax.sharding import param_shardings
 
 _REMAT = {False: "none", True: "full"}
 _SHARD_BYTES = 5 * 10**9
-_INDEX = "model.safetensors.index.json"
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ROWS = 4096  # of two matrices that are compared
 
 
 def from_pretrained(
@@ -43,6 +44,9 @@ def from_pretrained(
     Tensors go one by one into (sharded) device arrays, and only the parts of each that this host
     places are read: beside the parameters it places, a host holds one tensor and the pages of one
     open file.
+
+    A head of its own in the files, different from the embedding, is kept even where config.json
+    ties the two, as in transformers.
 
     Args:
       dtype: of activations; `param_dtype` of the parameters (default: the same).
@@ -64,6 +68,8 @@ def from_pretrained(
         mesh=mesh,
     )
     checkpoint = _Checkpoint(path, model.weights)
+    if model.tied and checkpoint.has_own_head():
+        model = model.untied()  # whatever config.json says
     shapes = model.abstract_params()
     sources = _sources(model, shapes)
     checkpoint.check(jax.tree.leaves(sources))
@@ -130,36 +136,64 @@ def _sources(model: VLM, params: Params) -> Any:
 
 
 class _Checkpoint:
-    """The tensors of a directory under their published names; one file is open at a time."""
+    """The tensors of a directory under their published names; one file is open at a time.
+
+    As in transformers a single file goes before an index, which may be an older save's.
+    """
 
     def __init__(self, path: pathlib.Path, weights: WeightMap):
         self.path, self.weights = path, weights
-        if (path / _INDEX).exists():
-            weight_map = json.loads((path / _INDEX).read_text())["weight_map"]
-        elif (path / "model.safetensors").exists():
-            with safe_open(path / "model.safetensors", framework="numpy") as f:
-                weight_map = dict.fromkeys(f.keys(), "model.safetensors")
-        else:
-            raise ValueError(f"{path}: neither model.safetensors nor {_INDEX}")
-        self.places = {weights.published_name(n): (file, n) for n, file in weight_map.items()}
+        self.head = weights.name_of("lm_head", "kernel")
         self._open = functools.lru_cache(maxsize=1)(
             lambda file: safe_open(path / file, framework="numpy")
         )
+        self.indexed = {} if (path / _SINGLE).exists() else _read_index(path)
+        # what is wrong with the files, by their names
+        self.unreadable: dict[str, str] = {}
+        self.places: dict[str, tuple[str, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in sorted(set(self.indexed.values())) or [_SINGLE]:
+            self._look_into(file)
+
+    def _look_into(self, file: str) -> None:
+        if not (self.path / file).exists():
+            self.unreadable[file] = f"missing file: {file}"
+            return
+        try:
+            tensors = self._open(file)
+        except (SafetensorError, OSError) as error:
+            self.unreadable[file] = f"unreadable file: {file} ({error})"
+            return
+        for key in tensors.keys():  # noqa: SIM118 (not a dict)
+            name = self.weights.published_name(key)
+            self.places[name] = file, key
+            self.shapes[name] = tuple(tensors.get_slice(key).get_shape())
 
     def slice(self, name: str) -> Any:
         """A lazy tensor: indexing it reads."""
         file, key = self.places[name]
         return self._open(file).get_slice(key)
 
+    def has_own_head(self) -> bool:
+        """Whether a head is there that is not the embedding; parts of both are held at once."""
+        embedding = self.weights.name_of("language_model", "embed_tokens", "embedding")
+        one, other = (self.shapes.get(name) for name in (self.head, embedding))
+        if one is None or other is None:
+            return False
+        if one != other:
+            return True
+        rows = one[0]
+        parts = (slice(i, min(i + _ROWS, rows)) for i in range(0, rows, _ROWS))
+        return any((self.slice(self.head)[p] != self.slice(embedding)[p]).any() for p in parts)
+
     def check(self, sources: Sequence[Source]) -> None:
         """One error that lists everything wrong with the checkpoint's tensors."""
         expected = {name: s.checkpoint_shape for s in sources for name in s.names}
-        files = sorted({file for file, _ in self.places.values()})
-        problems = [f"missing file: {f}" for f in files if not (self.path / f).exists()]
-        found = self._shapes(files)
+        found = self.shapes
+        problems = [*self.unreadable.values(), *self._index_problems()]
         problems += [f"missing: {name}" for name in sorted(set(expected) - set(found))]
         # a tied head is sometimes written all the same
-        unexpected = sorted(set(found) - set(expected) - {"lm_head.weight"})
+        unexpected = sorted(set(found) - set(expected) - {self.head})
         problems += [f"unexpected: {name}" for name in unexpected]
         problems += [
             f"shape of {name}: found {found[name]}, expected {shape}"
@@ -170,15 +204,29 @@ class _Checkpoint:
             lines = "\n  ".join(problems)
             raise ValueError(f"{self.path} does not fit its config.json:\n  {lines}")
 
-    def _shapes(self, files: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        shapes = {}
-        for file in files:
-            if (self.path / file).exists():
-                with safe_open(self.path / file, framework="numpy") as f:
-                    for name in f.keys():  # noqa: SIM118 (not a dict)
-                        shape = tuple(f.get_slice(name).get_shape())
-                        shapes[self.weights.published_name(name)] = shape
-        return shapes
+    def _index_problems(self) -> Iterator[str]:
+        """Tensors that lie elsewhere than the index says, or that it leaves out."""
+        if not self.indexed:
+            return
+        published = self.weights.published_name
+        said = {published(key): file for key, file in self.indexed.items()}
+        for name, (file, _) in sorted(self.places.items()):
+            if name not in said:
+                yield f"not in {_INDEX}: {name}, which is in {file}"
+            elif said[name] != file:
+                yield f"misplaced: {name}: {_INDEX} says {said[name]}, it is in {file}"
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+    """Which file holds which tensor."""
+    if not (path / _INDEX).exists():
+        raise ValueError(f"{path}: neither {_SINGLE} nor {_INDEX}")
+    try:
+        return dict(json.loads((path / _INDEX).read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path / _INDEX}: {error!r}; expected JSON whose weight_map names each tensor's file"
+        ) from None
 
 
 def _load(checkpoint: _Checkpoint, source: Source, abstract, sharding) -> jax.Array:
@@ -261,7 +309,7 @@ def _nbytes(array) -> int:
 
 def _file_names(count: int) -> list[str]:
     if count == 1:
-        return ["model.safetensors"]
+        return [_SINGLE]
     return [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
 
 

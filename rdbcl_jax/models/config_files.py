@@ -108,3 +108,12 @@ def _completed(file: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # its validators raise what they like
         reason = " ".join(str(error).split())
         raise ValueError(f"{file}: transformers cannot read it: {reason}") from error
+
+
+def without_tie(content: str) -> str:
+    """A config.json whose head is its own, and not the embedding."""
+    raw = json.loads(content or "{}")
+    parts = [raw, *(part for part in (raw.get("text_config"),) if part)]
+    for part in parts:
+        part["tie_word_embeddings"] = False
+    return json.dumps(raw, indent=2) + "\n"

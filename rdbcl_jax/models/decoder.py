@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.config_files import without_tie
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
 from rdbcl_jax.models.layers import PRODUCT, GatedMLP, Linear, rotary, rotate
@@ -195,6 +196,16 @@ class Decoder:
         return PromptBatch(tokens, mask, mask.sum(1, dtype=np.int32), ids)
 
     # ---------------------------------------------------------------- parameters
+
+    @property
+    def tied(self) -> bool:
+        return self.config.text.tied
+
+    def untied(self) -> Self:
+        """The same model with a head of its own; its config.json says so."""
+        text = dataclasses.replace(self.config.text, tied=False)
+        config = dataclasses.replace(self.config, text=text, raw=without_tie(self.config.raw))
+        return dataclasses.replace(self, config=config)
 
     def init(self, key: Array) -> Params:
         """Random parameters in the checkpoint's structure."""

@@ -91,6 +91,15 @@ class VLM(Protocol):
         """The axes of the parameters, for sharding."""
         ...
 
+    @property
+    def tied(self) -> bool:
+        """The head is the embedding of the tokens."""
+        ...
+
+    def untied(self) -> VLM:
+        """The same model with a head of its own; its config.json says so."""
+        ...
+
     def init(self, key: Array) -> Params:
         """Random parameters in the checkpoint's structure."""
         ...

@@ -78,6 +78,10 @@ class WeightMap:
         names = [self._with_prefix(n) for n in names]
         return Source(tuple(names), stack is not None, leaf == "kernel", tensor_shape)
 
+    def name_of(self, *path: str) -> str:
+        """What the tensor of the parameter at `path`, of no stack, is called."""
+        return self.source_of(path, ()).names[0]
+
     def published_name(self, name: str) -> str:
         """A tensor's published name, from either of the layouts in the wild."""
         for theirs, published in self.aliases.items():

@@ -99,6 +99,32 @@ def test_a_tied_head_may_be_stored_all_the_same(tmp_path):
     assert_same(from_pretrained(path, dtype="float32")[1], models.params)
 
 
+@pytest.mark.parametrize("places", [("inside",), ("outside",), ("inside", "outside")])
+def test_a_head_that_is_not_the_embedding_is_kept(places, tmp_path):
+    """The config ties the two in one place or both, and the weights do not."""
+    models = pair("qwen2_vl", tied=False)
+
+    def tie(config):
+        config["text_config"]["tie_word_embeddings"] = "inside" in places
+        return config | {"tie_word_embeddings": "outside" in places}
+
+    path = copy_checkpoint(models.path, tmp_path / "told", edit_config=tie)
+    model, params = from_pretrained(path, dtype="float32")
+    assert_same(params, models.params)
+    with torch.no_grad():
+        expected = torch_logits(models.torch_model, ROWS).numpy()
+    assert worst(model.logits(params, **ROWS), expected, ROWS["attention_mask"]) <= 1e-4
+    # what is saved says so, in both places
+    save_pretrained(tmp_path / "saved", model, params)
+    assert_same(from_pretrained(tmp_path / "saved", dtype="float32")[1], models.params)
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert not config["tie_word_embeddings"]
+    assert not config["text_config"]["tie_word_embeddings"]
+    theirs = FAMILIES["qwen2_vl"][1].from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        np.testing.assert_array_equal(torch_logits(theirs, ROWS).numpy(), expected)
+
+
 # ---------------------------------------------------------------------- errors
 
 
@@ -133,6 +159,59 @@ def test_a_missing_file_of_several_is_named(tmp_path):
     victim = sorted(tmp_path.glob("model-*.safetensors"))[1]
     victim.unlink()
     with pytest.raises(ValueError, match=f"missing file: {victim.name}"):
+        from_pretrained(tmp_path)
+
+
+def in_several_files(path, models):
+    """The files, and the index as written."""
+    save_pretrained(path, models.model, models.params, shard_bytes=20_000)
+    return json.loads((path / "model.safetensors.index.json").read_text())
+
+
+def test_a_single_file_goes_before_an_older_index(tmp_path):
+    """As in transformers: a save in one file beside the index and the files of an earlier one."""
+    old = pair("qwen2_vl")
+    in_several_files(tmp_path, old)
+    new = pair("qwen2_vl", text=(("rms_norm_eps", 1e-6),))  # other weights, by another call
+    tensors = load_file(new.path / "model.safetensors")
+    tensors = {name: tensor + 1 for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    expected = FAMILIES["qwen2_vl"][1].from_pretrained(tmp_path).lm_head.weight.detach().numpy()
+    _, params = from_pretrained(tmp_path, dtype="float32")
+    np.testing.assert_array_equal(params["lm_head"]["kernel"].T, expected)
+    np.testing.assert_array_equal(expected, old.params["lm_head"]["kernel"].T + 1)
+
+
+def test_an_index_that_is_wrong_ends_in_the_list(tmp_path):
+    index = in_several_files(tmp_path, pair("qwen2_vl"))
+    places = index["weight_map"]
+    files = sorted(set(places.values()))
+    moved, dropped = "lm_head.weight", "model.norm.weight"
+    there = places.pop(dropped)
+    home, places[moved] = places[moved], next(f for f in files if f != places[moved])
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError) as error:
+        from_pretrained(tmp_path)
+    name = "model.safetensors.index.json"
+    assert str(error.value).split("\n  ")[1:] == [
+        f"misplaced: {moved}: {name} says {places[moved]}, it is in {home}",
+        f"not in {name}: {dropped}, which is in {there}",
+    ]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metadata": {}}', '{"weight_map": 3}'])
+def test_an_index_that_is_none_is_named(content, tmp_path):
+    in_several_files(tmp_path, pair("qwen2_vl"))
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match=r"index\.json: .*expected JSON whose weight_map"):
+        from_pretrained(tmp_path)
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    in_several_files(tmp_path, pair("qwen2_vl"))
+    victim = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    victim.write_bytes(victim.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"unreadable file: {victim.name} "):
         from_pretrained(tmp_path)
 
 
@@ -289,6 +368,7 @@ def test_memory_beside_the_parameters_is_at_most_one_file(tmp_path):
     def widen(config):
         config["text_config"] |= {"hidden_size": 512, "intermediate_size": 2048}
         config["text_config"] |= {"num_hidden_layers": 8, "vocab_size": 4096}
+        del config["text_config"]["layer_types"]  # as many as there were layers
         config["vision_config"] |= {"hidden_size": 512}
         return config
 
