@@ -118,6 +118,7 @@ class MLP(nnx.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }

@@ -15,6 +15,7 @@ from rdbcl_jax.models.interface import VLM, Family, ModelConfig, Processor
 FAMILIES = {  # folder: model types
     "qwen_vl": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
     "qwen_text": ("qwen2", "qwen3"),
+    "internvl": ("internvl",),
 }
 MODEL_TYPES = tuple(name for names in FAMILIES.values() for name in names)
 _OTHERS = {  # near relatives, and what they have that no family here has

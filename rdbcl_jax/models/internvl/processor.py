@@ -1,0 +1,145 @@
+"""Pictures to tiles and tokens, on the host: Hugging Face's own image processor, and few sizes, so
+that few programs serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rdbcl_jax.models import tiles
+from rdbcl_jax.models.internvl.config import InternVLConfig
+from rdbcl_jax.models.internvl.model import Inputs, lay_out
+from rdbcl_jax.models.siglip import cut
+
+Pictures = list[np.ndarray]  # of a prompt's images: the tiles of each, [n, S, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class InternVLProcessor:
+    """The `Processor` of InternVL.
+
+    Attributes:
+      around: the tokens before and after an image's visual tokens.
+      patch_slots, images_per_prompt: the sizes that batches may have, of patches of an image (a
+        picture's tiles, and a small copy of the whole) and of images; empty: what a batch needs.
+        With `images_per_prompt=(1,)` batches without images have the others' shapes.
+    """
+
+    config: InternVLConfig
+    image_processor: Any
+    around: tuple[int, int]
+    patch_slots: tuple[int, ...] = ()
+    images_per_prompt: tuple[int, ...] = ()
+    reads_images: ClassVar[bool] = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | pathlib.Path,
+        config: InternVLConfig,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        patch_slots: Sequence[int] = (),
+        images_per_prompt: Sequence[int] = (),
+    ) -> InternVLProcessor:
+        """Reads a checkpoint directory; arguments as in `image_processor` and of the class."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        around = tokenizer.start_image_token_id, tokenizer.end_image_token_id
+        processor = image_processor(path, config, min_pixels=min_pixels, max_pixels=max_pixels)
+        return cls(config, processor, around, tuple(patch_slots), tuple(images_per_prompt))
+
+    def pictures(self, images: Sequence[Sequence[Any]]) -> list[Pictures]:
+        """Each prompt's images, as tiles."""
+        flat = [image for row in images for image in row]
+        if not flat:
+            return [[] for _ in images]
+        out = self.image_processor(flat, return_tensors="np")
+        patches = cut(np.asarray(out["pixel_values"], np.float32), self.config.vision.patch_size)
+        made = np.split(patches, np.cumsum(out["num_patches"])[:-1])
+        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
+        return [made[a:b] for a, b in bounds]
+
+    def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
+        """Repeats each image placeholder once per visual token of its tiles, between the tokens
+        that begin and end an image."""
+        pad_id = self.config.image_token_id
+        if (found := row.count(pad_id)) != len(pictures):
+            raise ValueError(
+                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
+                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
+            )
+        images, (begin, end) = iter(pictures), self.around
+        out: list[int] = []
+        for token in row:
+            if token == pad_id:
+                out += [begin, *[pad_id] * (len(next(images)) * self.config.tile_tokens), end]
+            else:
+                out.append(token)
+        return out
+
+    def model_inputs(
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        pictures: Sequence[Pictures],
+        records: Sequence[str],
+    ) -> tuple[Inputs, np.ndarray]:
+        """The tiles in their rows, and where their tokens stand; the position after each row."""
+        room = tiles.room(
+            [[len(image) for image in row] for row in pictures],
+            self.config.vision.side**2,
+            records,
+            patch_slots=self.patch_slots,
+            images_per_prompt=self.images_per_prompt,
+        )
+        rows = [[tile for image in row for tile in image] for row in pictures]
+        return lay_out(tokens, mask, rows, self.config, room), mask.sum(1, dtype=np.int32)
+
+
+def image_processor(
+    path: str | pathlib.Path,
+    config: InternVLConfig,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> Any:
+    """The image processor of a checkpoint directory, as Hugging Face's processor calls it: pictures
+    are cut into tiles, whatever `crop_to_patches` says in the file.
+
+    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
+    and resized pixels would then differ between machines.
+
+    Args:
+      min_pixels, max_pixels: the area of the tiles that an image is cut into (without the small
+        copy of the whole) lies between them; default: as the checkpoint says.
+    Raises:
+      ValueError: limits between which there is no number of tiles, and tiles of another size than
+        the model's.
+    """
+    from transformers import GotOcr2ImageProcessorPil
+
+    read = GotOcr2ImageProcessorPil.from_pretrained(path, crop_to_patches=True)
+    side = config.vision.image_size
+    if (read.size.height, read.size.width) != (side, side):
+        raise ValueError(
+            f"{path}: preprocessor_config.json makes tiles of size {read.size}, where the model "
+            f"reads {side} × {side} pixels"
+        )
+    area = side**2
+    least = read.min_patches if min_pixels is None else -(-min_pixels // area)
+    most = read.max_patches if max_pixels is None else max_pixels // area
+    if not 1 <= least <= most:
+        raise ValueError(
+            f"{path}: min_pixels {min_pixels} and max_pixels {max_pixels} allow {least} to {most} "
+            f"tiles of {side}² = {area} pixels; expected at least 1, and the smaller number first"
+        )
+    read.min_patches, read.max_patches = least, most
+    return read

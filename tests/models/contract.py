@@ -1,0 +1,96 @@
+"""What a test of the contract that all families with vision keep needs to know of one: `Case`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from oracle import TEXT_IDS, Pair, checkpoint
+
+from rdbcl_jax.models import from_pretrained
+
+# each: `case_FAMILY.py`, whose `CASE` is one
+FAMILIES = sorted(p.stem[len("case_") :] for p in pathlib.Path(__file__).parent.glob("case_*.py"))
+IMAGE = 100  # the placeholder's id
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A family's tiny models and inputs.
+
+    Attributes:
+      model_class: torch's.
+      config: its tiny config, given `tied` and by name whatever the family's own tests change.
+      rows: of a batch that mixes no, one and several images, and both sides of padding: (parts,
+        side); a part is a number of random text tokens, or an image as `image` reads it.
+      prompts: likewise, all padded on the left.
+      image: the number of an image's placeholders.
+      pixels: given the images of each row, what the processor returns beside the tokens.
+      vision: names of the parameters that see.
+    """
+
+    model_class: type
+    config: Callable[..., Any]
+    rows: Sequence[tuple[list, str]]
+    prompts: Sequence[tuple[list, str]]
+    image: Callable[[Any, int], int]
+    pixels: Callable[[list[list]], dict[str, np.ndarray]]
+    vision: tuple[str, ...]
+
+
+def case(family: str) -> Case:
+    return importlib.import_module(f"case_{family}").CASE
+
+
+def torch_model(family: str, *, tied: bool = False, seed: int = 0, **options):
+    """A random torch model, every parameter (norms and biases too) away from its default."""
+    own = case(family)
+    torch.manual_seed(seed)
+    model = own.model_class(own.config(tied, **options)).eval()
+    for parameter in model.parameters():
+        scale = 0.1 if parameter.ndim == 1 else 0.5 * parameter.shape[-1] ** -0.5
+        parameter.data += scale * torch.randn_like(parameter)
+    model.tie_weights()
+    return model
+
+
+@functools.cache
+def pair(family: str, tied: bool = False, **options) -> Pair:
+    """The same weights in torch and here; options as in the case's `config`, hashable."""
+    model = torch_model(family, tied=tied, **options)
+    path = checkpoint(model)
+    return Pair(model, path, *from_pretrained(path, dtype="float32"))
+
+
+def processed(
+    family: str, rows: Sequence[tuple[list, str]], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """What the family's processor returns for rows of (parts, side)."""
+    own, rng = case(family), np.random.default_rng(seed)
+    token_rows = []
+    images = [[part for part in parts if not isinstance(part, int)] for parts, _ in rows]
+    for (parts, _), shown in zip(rows, images, strict=True):
+        tokens: list[int] = []
+        for part in parts:
+            if isinstance(part, int):
+                tokens += rng.integers(0, TEXT_IDS, part).tolist()
+            else:
+                tokens += [IMAGE] * own.image(part, len(shown))
+        token_rows.append(tokens)
+    length = max(map(len, token_rows))
+    ids = np.full((len(rows), length), 7)  # padding is an ordinary id: only the mask tells
+    mask = np.zeros((len(rows), length), int)
+    for i, (tokens, (_, side)) in enumerate(zip(token_rows, rows, strict=True)):
+        where = slice(len(tokens)) if side == "right" else slice(length - len(tokens), None)
+        ids[i, where], mask[i, where] = tokens, 1
+    return {"input_ids": ids, "attention_mask": mask} | (own.pixels(images) if any(images) else {})
+
+
+def torch_logits(model, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
+    return model(**{name: torch.tensor(array) for name, array in inputs.items()}).logits
