@@ -139,10 +139,14 @@ class PromptEncoder:
         system message goes before the encoder's. The record's texts are hidden."""
         shows = self.processor.reads_images
         pieces = record.prompt.split(IMAGE_MARK) if shows else [record.prompt]
-        text = self.template.replace("{prompt}", IMAGE_MARK.join(map(hidden.hide, pieces)))
-        content = _parts(text, len(record.images)) if shows else text
+        content: Any = self.template.replace("{prompt}", IMAGE_MARK.join(map(hidden.hide, pieces)))
+        system: Any = hidden.hide(record.system) or self.system_prompt
+        if shows:
+            content = _parts(content, len(record.images))
+            # in parts too: some templates for pictures pass over a plain text without a word
+            system = system and [{"type": "text", "text": system}]
         chat = [{"role": "user", "content": content}]
-        if system := hidden.hide(record.system) or self.system_prompt:
+        if system:
             chat.insert(0, {"role": "system", "content": system})
         return chat
 

@@ -16,6 +16,7 @@ FAMILIES = {  # folder: model types
     "qwen_vl": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
     "qwen_text": ("qwen2", "qwen3"),
     "internvl": ("internvl",),
+    "smolvlm": ("smolvlm", "idefics3"),
 }
 MODEL_TYPES = tuple(name for names in FAMILIES.values() for name in names)
 _OTHERS = {  # near relatives, and what they have that no family here has

@@ -276,7 +276,7 @@ def nested(name):
     """As some releases of transformers wrote a tensor's name, and later ones in memory."""
     name = name.replace("language_model.lm_head.", "lm_head.")
     name = name.replace("language_model.model.", "language_model.")
-    return name if name.startswith("lm_head.") else f"model.{name}"
+    return name if name.startswith(("lm_head.", "model.")) else f"model.{name}"
 
 
 @families
