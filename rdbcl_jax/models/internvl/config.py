@@ -78,7 +78,10 @@ def read_config(path: str | pathlib.Path) -> InternVLConfig:
     raw = files.raw
     decoder = raw["text_config"]["model_type"]
     merge = int(1 / raw["downsample_ratio"])
-    vision = _vision(raw["vision_config"], raw["vision_feature_layer"])
+    try:
+        vision = _vision(raw["vision_config"], raw["vision_feature_layer"])
+    except ValueError as error:
+        raise ValueError(f"{files.path / 'config.json'}: {error}") from None
     problems = {
         f"text_config.model_type {decoder!r} (expected one of {DECODERS})": decoder not in DECODERS,
         f"vision_feature_select_strategy {raw['vision_feature_select_strategy']!r}": (
