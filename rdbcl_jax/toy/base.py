@@ -25,7 +25,7 @@ from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
 from rdbcl_jax.spelling import did_you_mean
 from rdbcl_jax.toy.options import BaseOptions
-from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
+from rdbcl_jax.toy.tiny import tiny_of, write_tiny_model
 from rdbcl_jax.training.supervised import fine_tune
 
 WEIGHTS = "model.safetensors"
@@ -46,7 +46,7 @@ def make_base(
     options, suite, size = _checked(config)
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
-        write_tiny_model(draft, size, extra_words=suite.words())
+        write_tiny_model(draft, size, suite.words(), options.model_type)
         model = from_config(draft, dtype="float32", param_dtype="float32")
         params = jax.device_get(model.init(jax.random.key(options.seed)))
         save_pretrained(draft, model, params, like=draft)
@@ -83,9 +83,9 @@ def check_base(config: RunConfig) -> None:
 
 def draft_model(config: RunConfig) -> VLM:
     """The base's model, without parameters."""
-    _, suite, size = _checked(config)
+    options, suite, size = _checked(config)
     with tempfile.TemporaryDirectory() as draft:
-        return from_config(write_tiny_model(draft, size, extra_words=suite.words()))
+        return from_config(write_tiny_model(draft, size, suite.words(), options.model_type))
 
 
 def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:
@@ -93,15 +93,16 @@ def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:
     options = config.section(BaseOptions)
     try:
         suite = load_suite(options.suite, TaughtSuite)
+        make_size = tiny_of(options.model_type).size
     except ValueError as error:
         raise ValueError(f"config.base.{error}") from None
-    fields = [field.name for field in dataclasses.fields(TinySize)]
+    fields = [field.name for field in dataclasses.fields(make_size)]
     for name, value in options.size.items():
         if name not in fields:
             raise ValueError(f"config.base.size.{name} is no field{did_you_mean(name, fields)}")
         if not all(0 < n < math.inf for n in np.atleast_1d(value)):
             raise ValueError(f"config.base.size.{name} is {value!r}, expected a number above 0")
-    return options, suite, TinySize(**options.size)
+    return options, suite, make_size(**options.size)
 
 
 class Careless:

@@ -20,15 +20,17 @@ class BaseOptions(Section):
     """The tiny base model and its supervised fine-tuning.
 
     Attributes:
+      model_type: its family, by a model type that has a tiny model ("qwen2_5_vl", "smolvlm", …).
       suite: the suite whose tasks it is taught: "digits", "forks" or "puzzles".
       seed: of its weights and its demonstrations.
       steps, batch_size: of the fine-tuning.
-      size: fields of rdbcl_jax.toy.tiny.TinySize that differ from its defaults.
+      size: fields of the family's `TinySize` that differ from its defaults.
       formatted: share of demonstrations in the response format; others lack its tags.
       follow: probability that a demonstration takes the decision that its cue names.
       optimizer: of the fine-tuning.
     """
 
+    model_type: str = "qwen2_5_vl"
     suite: str = "digits"
     seed: Seed = 0
     steps: Count = 600

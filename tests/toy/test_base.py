@@ -39,6 +39,7 @@ def test_which_ones_is_a_function_of_seed_and_index():
     "field,value,message",
     [
         ("suite", "nope", r"config\.base\..*nope"),
+        ("model_type", "qwen2", r"config\.base\.model_type is .qwen2., expected one of"),
         ("size", {"depht": 3}, r"config\.base\.size\.depht is no field; did you mean 'depth'"),
     ],
 )

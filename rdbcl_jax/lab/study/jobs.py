@@ -18,7 +18,11 @@ from rdbcl_jax.workdir import changes, is_directory
 ASKED = "config.json"  # in a run's workdir: the config that it was asked for
 # fields that are younger than some studies' workdirs, and the values at which they change nothing:
 # names of bases and gates leave them out there, so that those that exist are found again
-YOUNGER = {"data.system_prompt": "", "data.image_root": ""}
+YOUNGER = {
+    "data.system_prompt": "",
+    "data.image_root": "",
+    "base.model_type": "qwen2_5_vl",
+}
 
 
 def base_name(config: ConfigDict) -> str:
