@@ -17,6 +17,7 @@ FAMILIES = {  # folder: model types
     "qwen_text": ("qwen2", "qwen3"),
     "internvl": ("internvl",),
     "smolvlm": ("smolvlm", "idefics3"),
+    "llava_onevision": ("llava_onevision",),
 }
 MODEL_TYPES = tuple(name for names in FAMILIES.values() for name in names)
 _OTHERS = {  # near relatives, and what they have that no family here has

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -158,13 +158,19 @@ def kernel_shapes(name: str, config: SiglipConfig) -> dict[str, tuple[int, ...]]
 
 
 def encode(
-    model: Decoder, place: str, params: Params, patches: Patches, *, normed: bool = True
+    model: Decoder,
+    place: str,
+    params: Params,
+    patches: Patches,
+    *,
+    after: Sequence[int] | None = None,
 ) -> Float[Array, "*batch S D"]:
     """The tower's vectors of all patches.
 
     Args:
       place, params: as in `modules`; all parameters of the model.
-      normed: after the last norm; False: the last layer's output.
+      after: numbers of layers, whose outputs come side by side; None: what comes after all of them
+        and the last norm.
     """
 
     def own(name):
@@ -180,5 +186,14 @@ def encode(
     def layer(x, layer):
         return model.module(f"{place}/encoder/layers", layer)(x, mask), None
 
-    x, _ = jax.lax.scan(model.rematerialised(layer), x, own("encoder/layers"))
-    return run("post_layernorm", x) if normed else x
+    def through(x, first, last):
+        layers = jax.tree.map(lambda a: a[first:last], own("encoder/layers"))
+        return jax.lax.scan(model.rematerialised(layer), x, layers)[0]
+
+    if after is None:
+        return run("post_layernorm", through(x, 0, None))
+    outputs, done = {}, 0
+    for depth in sorted(set(after)):
+        x = outputs[depth] = through(x, done, depth)
+        done = depth
+    return jnp.concatenate([outputs[depth] for depth in after], -1)

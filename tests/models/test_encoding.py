@@ -19,7 +19,10 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import from_config, read_processor
 from rdbcl_jax.models.registry import family as family_of
 
-FAMILIES = {"internvl": transformers.InternVLProcessor}
+FAMILIES = {
+    "internvl": transformers.InternVLProcessor,
+    "llava_onevision": transformers.LlavaOnevisionProcessor,
+}
 families = pytest.mark.parametrize("family", FAMILIES, scope="module")
 # of photographs, strips, single pixels, whole numbers of tiles, and a pixel more or less
 SIZES = (
@@ -67,19 +70,25 @@ def reference(family, path):
     )
 
 
-def encoder(path, **sizes):
+def encoder(path, lengths=(), **sizes):
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    return PromptEncoder(tokenizer, read_processor(path, **sizes))
+    return PromptEncoder(tokenizer, read_processor(path, **sizes), lengths=lengths)
+
+
+def chat(one):
+    """The record as a user of the processor would write it."""
+    prompt = one.prompt if "<image>" in one.prompt else "<image>" * len(one.images) + one.prompt
+    texts = [{"type": "text", "text": text} for text in prompt.split("<image>")]
+    content = texts[:1]
+    for text in texts[1:]:
+        content += [{"type": "image"}, text]
+    return [{"role": "user", "content": content}]
 
 
 def processed(family, path, records):
-    processor, ours = reference(family, path), encoder(path)
-    text = [
-        ours.tokenizer.apply_chat_template(
-            ours.messages(one), tokenize=False, add_generation_prompt=True
-        )
-        for one in records
-    ]
+    processor = reference(family, path)
+    template = processor.tokenizer.apply_chat_template
+    text = [template(chat(one), tokenize=False, add_generation_prompt=True) for one in records]
     images = [list(one.images) for one in records]
     return processor(text=text, images=images, padding=True, return_tensors="np")
 
@@ -114,8 +123,9 @@ def test_sizes_of_batches_change_no_prompt(family, path):
             embed(params, found)[0], embed(params, expected)[0], rtol=1e-5, atol=1e-5
         )
     # with images or without, batches have one shape
-    shapes = [jax.tree.map(np.shape, padded.encode([one]).model_inputs) for one in records[1:]]
-    assert shapes[0].tiles == shapes[1].tiles
+    padded = encoder(path, patch_slots=(1000,), images_per_prompt=(1,), lengths=(200,))
+    shapes = [jax.tree.map(np.shape, padded.encode([one])) for one in records]
+    assert shapes[0] == shapes[1] == shapes[2]
 
 
 @families

@@ -70,23 +70,26 @@ def ours(model, value=lambda parameter: parameter):
     return {PLACE: params}
 
 
-@pytest.mark.parametrize("normed", [True, False])
-def test_vectors_and_gradients(tower, normed):
+@pytest.mark.parametrize("after", [None, (3,), (2, 0, 3)])
+def test_vectors_and_gradients(tower, after):
     pictures = np.random.default_rng(0).normal(size=(2, 3, 20, 20)).astype(np.float32)
     pixels = siglip.cut(pictures, TOWER.patch_size)
     positions = np.broadcast_to(np.arange(25), (2, 25))
     patches = siglip.Patches(pixels, positions, np.ones((2, 25), bool))
-    weights = np.random.default_rng(1).normal(size=(2, 25, 24)).astype(np.float32)
+    width = 24 * len(after or (3,))
+    weights = np.random.default_rng(1).normal(size=(2, 25, width)).astype(np.float32)
 
     @jax.jit
     def run(params, patches):
-        found = siglip.encode(MODEL, PLACE, params, patches, normed=normed)
+        found = siglip.encode(MODEL, PLACE, params, patches, after=after)
         return jnp.sum(found * weights), found
 
     params = ours(tower)
     gradients, found = jax.grad(run, has_aux=True)(params, patches)
     out = tower(torch.tensor(pictures), output_hidden_states=True)
-    expected = out.last_hidden_state if normed else out.hidden_states[-1]
+    expected = out.last_hidden_state
+    if after is not None:
+        expected = torch.cat([out.hidden_states[depth] for depth in after], -1)
     assert worst(found, expected.detach().numpy()) <= 1e-5
     tower.zero_grad(set_to_none=False)
     (expected * torch.tensor(weights)).sum().backward()

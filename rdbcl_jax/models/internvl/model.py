@@ -95,9 +95,10 @@ class InternVL(Decoder):
         if unused.get("pixel_values_videos") is not None:
             raise NotImplementedError("videos are not supported; pass images")
         text, config = super().prepare(input_ids, attention_mask), self.config
-        rows: list[list[np.ndarray]] = [[] for _ in text.tokens]
+        tokens, mask = np.asarray(text.tokens), np.asarray(text.mask)
+        rows: list[list[np.ndarray]] = [[] for _ in tokens]
         if pixel_values is not None:
-            found = ((text.tokens == config.image_token_id) & text.mask).sum(1)
+            found = ((tokens == config.image_token_id) & mask).sum(1)
             ends = np.cumsum(-(-found // config.tile_tokens))
             if ends[-1] != len(pixel_values):
                 raise ValueError(
@@ -106,8 +107,7 @@ class InternVL(Decoder):
                 )
             patches = cut(np.asarray(pixel_values, np.float32), config.vision.patch_size)
             rows = [list(row) for row in np.split(patches, ends[:-1])]
-        room = max(map(len, rows))
-        inputs = lay_out(text.tokens, text.mask, rows, config, room)
+        inputs = lay_out(tokens, mask, rows, config, max(map(len, rows)))
         return dataclasses.replace(text, model_inputs=inputs)
 
     def embed_prompts(self, params, prompts: PromptBatch):

@@ -128,7 +128,7 @@ def image_processor(
 
     read = GotOcr2ImageProcessorPil.from_pretrained(path, crop_to_patches=True)
     side = config.vision.image_size
-    if (read.size.height, read.size.width) != (side, side):
+    if (read.size["height"], read.size["width"]) != (side, side):
         raise ValueError(
             f"{path}: preprocessor_config.json makes tiles of size {read.size}, where the model "
             f"reads {side} × {side} pixels"

@@ -1,0 +1,135 @@
+"""Pictures to tiles and tokens, on the host: Hugging Face's own image processor, and few sizes, so
+that few programs serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rdbcl_jax.models import tiles
+from rdbcl_jax.models.llava_onevision.config import LlavaConfig
+from rdbcl_jax.models.llava_onevision.inputs import Inputs, Picture, lay_out, layout
+from rdbcl_jax.models.siglip import cut
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaProcessor:
+    """The `Processor` of LLaVA-OneVision.
+
+    Attributes:
+      config: of the checkpoint, with the grids that the limits of pixels leave.
+      patch_slots, images_per_prompt: the sizes that batches may have, of patches of an image (the
+        whole and its tiles) and of images; empty: what a batch needs. With `images_per_prompt=(1,)`
+        batches without images have the others' shapes.
+    """
+
+    config: LlavaConfig
+    image_processor: Any
+    patch_slots: tuple[int, ...] = ()
+    images_per_prompt: tuple[int, ...] = ()
+    reads_images: ClassVar[bool] = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | pathlib.Path,
+        config: LlavaConfig,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        patch_slots: Sequence[int] = (),
+        images_per_prompt: Sequence[int] = (),
+    ) -> LlavaProcessor:
+        """Reads a checkpoint directory.
+
+        Args:
+          min_pixels, max_pixels: only grids of an area between them are taken; default: all that
+            the checkpoint has.
+          patch_slots, images_per_prompt: as of the class.
+        Raises:
+          ValueError: limits that leave no grid, and a preprocessor_config.json that does not fit
+            config.json.
+        """
+        processor = image_processor(path, config)
+        least, most = min_pixels or 0, max_pixels or float("inf")
+        grids = tuple(grid for grid in config.grids if least <= grid[0] * grid[1] <= most)
+        if not grids:
+            raise ValueError(
+                f"{path}: no grid of tiles has between min_pixels {min_pixels} and max_pixels "
+                f"{max_pixels}; the model has grids (height, width) {config.grids}"
+            )
+        processor.image_grid_pinpoints = [list(grid) for grid in grids]
+        config = dataclasses.replace(config, grids=grids)
+        return cls(config, processor, tuple(patch_slots), tuple(images_per_prompt))
+
+    def pictures(self, images: Sequence[Sequence[Any]]) -> list[list[Picture]]:
+        """Each prompt's images, as tiles."""
+        groups = [list(row) for row in images if row]
+        if not groups:
+            return [[] for _ in images]
+        out = self.image_processor(groups, do_pad=False)
+        size = self.config.vision.patch_size
+        shown = [cut(np.asarray(pixels, np.float32), size) for pixels in out["pixel_values"]]
+        sizes = [(int(height), int(width)) for height, width in out["image_sizes"]]
+        alone = [len(row) == 1 for row in images for _ in row]
+        made = [Picture(*one) for one in zip(shown, sizes, alone, strict=True)]
+        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
+        return [made[a:b] for a, b in bounds]
+
+    def expand(self, row: Sequence[int], pictures: list[Picture], record: str) -> list[int]:
+        """Repeats each image placeholder as often as its image's visual tokens and newlines are."""
+        pad_id = self.config.image_token_id
+        if (found := row.count(pad_id)) != len(pictures):
+            raise ValueError(
+                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
+                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
+            )
+        lengths = iter(len(layout(p.size, p.alone, self.config).sources) for p in pictures)
+        return [t for token in row for t in [token] * (next(lengths) if token == pad_id else 1)]
+
+    def model_inputs(
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        pictures: Sequence[list[Picture]],
+        records: Sequence[str],
+    ) -> tuple[Inputs, np.ndarray]:
+        """The tiles in their rows, and what stands where; the position after each row."""
+        room = tiles.room(
+            [[len(picture.tiles) for picture in row] for row in pictures],
+            self.config.vision.side**2,
+            records,
+            patch_slots=self.patch_slots,
+            images_per_prompt=self.images_per_prompt,
+        )
+        return lay_out(tokens, mask, pictures, self.config, room), mask.sum(1, dtype=np.int32)
+
+
+def image_processor(path: str | pathlib.Path, config: LlavaConfig) -> Any:
+    """The image processor of a checkpoint directory.
+
+    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
+    and resized pixels would then differ between machines.
+
+    Raises ValueError for tiles or grids that are not the model's.
+    """
+    from transformers import LlavaOnevisionImageProcessorPil
+
+    read = LlavaOnevisionImageProcessorPil.from_pretrained(path)
+    side = config.vision.image_size
+    if (read.size["height"], read.size["width"]) != (side, side):
+        raise ValueError(
+            f"{path}: preprocessor_config.json makes tiles of size {read.size}, where the model "
+            f"reads {side} × {side} pixels"
+        )
+    if (grids := tuple(map(tuple, read.image_grid_pinpoints))) != config.grids:
+        raise ValueError(
+            f"{path}: image_grid_pinpoints are {grids} in preprocessor_config.json and "
+            f"{config.grids} in config.json; expected the same"
+        )
+    return read
