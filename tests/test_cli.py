@@ -164,7 +164,7 @@ def test_dry_run_of_every_recipe(tmp_path, recipe):
     if recipe == "quickstart":
         flags.pop()
     else:  # not the hundreds of padded positions that real pictures need
-        flags += ["--config.data.prompt_lengths=(64,)", "--config.data.patch_slots=(64,)"]
+        flags += ["--config.data.prompt_lengths=(64,)", "--config.data.patch_slots=(80,)"]
         flags.append("--config.training.microbatches=2")
     # eight devices would wait for one another on two cores
     devices = f"--xla_force_host_platform_device_count=2 {QUICK}"

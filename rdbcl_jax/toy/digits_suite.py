@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.rewards.response_format import in_format
+from rdbcl_jax.rewards.response_format import in_format, parse
 from rdbcl_jax.toy import digits
 
 CELLS = 4  # of a picture, two by two
@@ -116,8 +116,10 @@ def make_record(task: str, split: str, index: int, seed: int) -> Record:
         verifier="jigsaw" if task == "jigsaw" else "exact",
         columns=columns,
     )
-    # what a teacher would write: SFT's and DyME's reference response
-    return dataclasses.replace(record, columns={**columns, "response": make_trace(record)})
+    # what a teacher would write: SFT's and DyME's reference response, and the hint in it
+    response = make_trace(record)
+    taught = {"response": response, "hint": parse(response).reasoning}
+    return dataclasses.replace(record, columns={**columns, **taught})
 
 
 def make_records(task: str, split: str, count: int, seed: int) -> list[Record]:

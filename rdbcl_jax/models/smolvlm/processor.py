@@ -148,7 +148,7 @@ def image_processor(
 
     Args:
       max_pixels: of the largest square that an image is resized to fit in, before it is cut into
-        whole tiles; default: as the checkpoint says.
+        whole tiles; default, and at most: as the checkpoint says.
     Raises:
       ValueError: `min_pixels`, since every image is resized to the same length; a `max_pixels`
         below one tile.
@@ -166,5 +166,5 @@ def image_processor(
     tile = processor.max_image_size["longest_edge"]
     if max_pixels < tile**2:
         raise ValueError(f"model.max_pixels is {max_pixels}, expected {tile**2}, one tile, or more")
-    edge = math.isqrt(max_pixels) // tile * tile
+    edge = min(processor.size["longest_edge"], math.isqrt(max_pixels) // tile * tile)
     return SmolVLMImageProcessorPil.from_pretrained(path, size={"longest_edge": edge})
