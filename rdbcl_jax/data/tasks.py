@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record, load_records
 from rdbcl_jax.data.suites import find_task, names_a_suite
+from rdbcl_jax.rewards.verifiers import get_verifier
 
 EVALUATED = ("validation", "test")
 SPLITS = ("train", *EVALUATED)
@@ -85,6 +86,11 @@ def _load(config: RunConfig, name: str, split: str) -> list[Record]:
     verifier = config.tasks[name].get("verifier") or None
     if not source:
         raise ValueError(f"config.tasks.{name} has no source for the {split} split")
+    if verifier:
+        try:
+            get_verifier(verifier)
+        except ValueError as error:
+            raise ValueError(f"config.tasks.{name}.verifier: {error}") from None
     return read_source(source, config, split=split, task=name, verifier=verifier)
 
 

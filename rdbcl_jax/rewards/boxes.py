@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from rdbcl_jax.rewards.text import seen, unwrapped
+
 MAX_BOXES = 100  # in one answer; also bounds the cost of matching
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+_NARROWEST = 1e-6  # a side of a box: its area stays above 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +30,19 @@ def prepare(gold: str) -> GoldBoxes:
     Raises:
       ValueError: anything else, or boxes that are not finite, ordered and inside the image.
     """
-    value = _from_json(gold)
-    size = (math.inf, math.inf)
-    if isinstance(value, dict) and "boxes" in value:
-        value, size = value["boxes"], value.get("size", size)
-        if not (isinstance(size, list | tuple) and len(size) == 2 and min(map(_real, size)) > 0):
-            raise ValueError(f"expected a size [width, height] in pixels, found {size!r}")
+    value, size = _listed(_from_json(gold))
+    size = (math.inf, math.inf) if size is None else size
+    if not (isinstance(size, list | tuple) and len(size) == 2 and min(map(_side, size)) > 0):
+        raise ValueError(f"expected a size [width, height] in pixels, found {size!r}")
     width, height = size
     return GoldBoxes(_checked(value, (width, height)), (width, height))
+
+
+def _listed(value) -> tuple:
+    """The boxes of `{"size": …, "boxes": …}`, and the size; None where it is not said."""
+    if isinstance(value, dict) and "boxes" in value:
+        return value["boxes"], value.get("size")
+    return value, None
 
 
 def compare(answer: str, gold: GoldBoxes, threshold: float) -> float:
@@ -46,7 +52,7 @@ def compare(answer: str, gold: GoldBoxes, threshold: float) -> float:
     any box is not finite, ordered and inside the image, or if there are more than MAX_BOXES.
     """
     try:
-        boxes = _checked(_from_json(answer), gold.size)
+        boxes = _checked(_listed(_from_json(answer))[0], gold.size)
     except ValueError:
         return 0.0
     if not len(boxes) or not len(gold.boxes):
@@ -66,13 +72,28 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _from_json(text: str):
-    text = text.strip()
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"expected boxes in JSON, found {text[:80]!r}") from None
+    text = _unfenced(seen(text))
+    for json_text in (text, _as_lists(text)):
+        try:
+            return json.loads(json_text)
+        except (ValueError, RecursionError):
+            continue
+    raise ValueError(f"expected boxes in JSON, found {text[:80]!r}")
+
+
+def _unfenced(text: str) -> str:
+    """The text between the marks of a code block, if it is one."""
+    if text.startswith("```") and text.endswith("```") and len(text) >= 6:
+        return text[3:-3].strip().removeprefix("json").strip()
+    return unwrapped(text)
+
+
+def _as_lists(text: str) -> str:
+    """Boxes in round brackets, or side by side, as one JSON list."""
+    if set(text) - set("0123456789.,-+eE()[] "):
+        return text
+    text = text.translate(str.maketrans("()", "[]"))
+    return f"[{text}]" if "]," in text.replace(" ", "") and not text.startswith("[[") else text
 
 
 def _checked(value, size: tuple[float, float]) -> np.ndarray:
@@ -91,11 +112,16 @@ def _box(item, width: float, height: float) -> list[float]:
     if not isinstance(item, list) or len(item) != 4:
         raise ValueError(f"expected a box [x1, y1, x2, y2], found {item!r}"[:200])
     left, top, right, bottom = map(_real, item)
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+    inside = 0 <= left < right <= width and 0 <= top < bottom <= height
+    if not inside or min(right - left, bottom - top) < _NARROWEST:
         raise ValueError(
             f"box {item}: expected 0 <= x1 < x2 <= {width} and 0 <= y1 < y2 <= {height}"
         )
     return [left, top, right, bottom]
+
+
+def _side(value) -> float:
+    return math.inf if value == math.inf else _real(value)
 
 
 def _real(value) -> float:

@@ -1,7 +1,7 @@
 """The response format: its one parser, shared by reward and evaluation, and its writer.
 
 A response is exactly one non-empty `<think>…</think>` followed by exactly one non-empty
-`<answer>…</answer>`, with nothing but white space before, between and after. Whatever else a
+`<answer>…</answer>`, with nothing that can be seen before, between and after. Whatever else a
 response holds is a parse failure, and a parse failure has no answer: nothing is ever extracted
 from malformed text, so that evaluation cannot be kinder than the reward was.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+
+from rdbcl_jax.rewards.text import visible
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _LAYOUT = re.compile(
@@ -46,10 +48,10 @@ def parse(text: str) -> Parsed:
         ("between", "between </think> and <answer>"),
         ("after", "after </answer>"),
     ):
-        if match[part].strip():
+        if visible(match[part]):
             return _failure(f"text {place}")
     for part, tag in (("reasoning", "<think>"), ("answer", "<answer>")):
-        if not _visible(match[part]):
+        if not visible(match[part]):
             return _failure(f"nothing inside {tag}")
     return Parsed(match["reasoning"].strip(), match["answer"].strip(), True)
 
@@ -61,8 +63,3 @@ def in_format(reasoning: str, answer: str) -> str:
 
 def _failure(problem: str) -> Parsed:
     return Parsed("", "", False, problem)
-
-
-def _visible(text: str) -> bool:
-    """Whether a reader sees anything: zero-width characters are no content, as spaces are none."""
-    return any(c.isprintable() and not c.isspace() for c in text)

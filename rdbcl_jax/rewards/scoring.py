@@ -132,8 +132,8 @@ def score(
     it).
 
     Raises:
-      ValueError: lengths differ, or a reward function returned something wrong.
-      RuntimeError: a reward function raised; says which function, on which record.
+      ValueError: lengths differ, or a reward function or verifier returned something wrong.
+      RuntimeError: a reward function or verifier raised; says which one, on which record.
     """
     config = config or RewardConfig()
     if len(records) != len(completions):
@@ -168,7 +168,10 @@ def score(
 def _accuracy(record: Scorable, response: Parsed) -> float:
     if not response.ok:
         return 0.0
-    return get_verifier(record.verifier).score(response.answer, record.answer)
+    try:
+        return get_verifier(record.verifier).score(response.answer, record.answer)
+    except (RuntimeError, ValueError) as error:
+        raise type(error)(f"record {record.id!r}: {error}") from error
 
 
 def _weights(records, config: RewardConfig) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from rdbcl_jax.data.records import Record, load_images, load_records
-from rdbcl_jax.data.tasks import read_source
+from rdbcl_jax.data.tasks import load_held_out, read_source
 from rdbcl_jax.rewards.scoring import score
 from tests.engine import small_config
 
@@ -234,6 +234,16 @@ def test_duplicate_ids(folder):
 def test_an_unknown_verifier(folder):
     with pytest.raises(ValueError, match=r"unknown verifier 'nope'; there are: boxes, choice"):
         load_records(jsonl(folder, GOOD), task="t", verifier="nope")
+
+
+def test_an_unknown_verifier_of_a_task_is_the_configs_fault(folder):
+    config = small_config()
+    for name in ("nope", "boxes:0"):
+        source = str(jsonl(folder, GOOD))
+        config.tasks.mine = {"validation": source, "test": source, "verifier": name}
+        config.evaluation.tasks = ("mine",)
+        with pytest.raises(ValueError, match=rf"^config\.tasks\.mine\.verifier: .*'{name}'"):
+            load_held_out(config)
 
 
 def test_files_that_cannot_be_read(folder):

@@ -41,10 +41,18 @@ def test_each_problem_is_named(text, problem):
     assert parse(text) == Parsed("", "", False, problem)
 
 
-@pytest.mark.parametrize("blank", ["", " \n\t", "\u200b", "\u00a0\ufeff"])
+@pytest.mark.parametrize(
+    "blank",
+    ["", " \n\t", "\u200b", "\u00a0\ufeff", "\u3164\uffa0", "\u2800", "\u0301\ufe0f", "\ue000"],
+)
 def test_hole_empty_think_and_answer_blocks_pass_the_format(blank):
     assert parse(f"<think>{blank}</think><answer>2</answer>").problem == "nothing inside <think>"
     assert parse(f"<think>a</think><answer>{blank}</answer>").problem == "nothing inside <answer>"
+
+
+def test_blank_looking_characters_round_the_blocks_are_no_text():
+    assert parse(f"\u200b{GOOD}\u3164\u2060").ok
+    assert parse(f"\u200b.{GOOD}").problem == "text before <think>"
 
 
 def test_hole_two_answer_blocks_pass_the_format():

@@ -134,6 +134,17 @@ def test_weights_that_make_too_much_of_a_reward():
         score([record("a"), record("b")], ["", ""], config)
 
 
+def too_sure(answer, gold):
+    """A verifier that returns something wrong."""
+    return 1.5
+
+
+def test_a_verifier_that_returns_something_wrong_is_named_with_its_record():
+    mine = record("b", verifier="tests.rewards.test_scoring:too_sure")
+    with pytest.raises(ValueError, match=r"record 'b': verifier '.*too_sure' returned 1.5"):
+        score([record("a"), mine], [respond("7")] * 2)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -1,11 +1,10 @@
 """Verifiers, and a test for each hole that public reward functions are known for."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rdbcl_jax.rewards import boxes
@@ -30,7 +29,7 @@ GOLDS = {
     "sequence": (["3 1 2", "[red, blue]"], ["", "[]", ",;"]),
     "jigsaw": (["2 1", "[3, 1, 2, 4]"], ["", "1", "1 1 2", "0 1 2", "2 3", "a b", "1 2 4"]),
     "boxes": ([BOX, "[]", "[1, 2, 3, 4]", IN_IMAGE], ["", "gibberish", "[[3, 0, 1, 1]]", "[1, 2]"]),
-    "math": ([r"\frac{1}{2}", "$x^2$", "7"], ["", "gibberish", "the answer is 7", "1 2 3"]),
+    "math": ([r"\frac{1}{2}", "$x^2$", "7", "odd", "12:00", "$125$ miles"], ["", " ", "\u3164"]),
 }
 
 
@@ -59,7 +58,9 @@ def test_hole_an_unparsable_gold_scores_1(name, gold):
 
 
 @pytest.mark.parametrize("name", GOLDS)
-@pytest.mark.parametrize("empty", ["", " \n"])
+@pytest.mark.parametrize(
+    "empty", ["", " \n", "\u200b\u2060", "\u00a0", "\u3164", "\u2800", "\ufe0f"]
+)
 def test_hole_an_empty_prediction_counts_as_correct(name, empty):
     assert all(score(name, empty, gold) == 0.0 for gold in GOLDS[name][0])
 
@@ -123,11 +124,22 @@ def test_hole_math_verify_fails_in_threads():
     assert results == [1.0]
 
 
-def test_hole_without_its_signals_a_short_answer_computes_for_ever():
-    start = time.perf_counter()
-    assert score("math", "9^{9^{9}}", "3") == 0
-    assert time.perf_counter() - start < 30  # 2 seconds of CPU time
-    assert score("math", "2 + 1", "3") == 1  # the next question is answered
+def test_many_threads_ask_at_once():
+    """One lock guards the digits of evaluation; verdicts do not depend on who asks."""
+    wrong = []
+
+    def work(k):
+        for n in range(20):
+            right = score("math", rf"\frac{{{n}}}{{7}}+\sqrt{{{k}}}", rf"\sqrt{{{k}}}+{n}/7")
+            if right != 1 or score("math", rf"\sqrt{{{n}}}", rf"\sqrt{{{n + k + 1}}}") != 0:
+                wrong.append((k, n))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 @pytest.mark.parametrize(
@@ -150,6 +162,7 @@ def test_hole_without_its_signals_a_short_answer_computes_for_ever():
         ("number", "5e2", "500", 1),
         ("number", "0.75", "3/4", 1),
         ("number", "12,34", "1234", 0),
+        ("number", "12,34", "12.34", 1),
         ("number", "104", "100", 0),
         ("number:0.05", "104", "100", 1),
         ("number:0.05", "106", "100", 0),
@@ -174,32 +187,30 @@ def test_hole_without_its_signals_a_short_answer_computes_for_ever():
         ("math", "1 + x", "x + 1", 1),
         ("math", "x + 2", "x + 1", 0),
         ("math", "12 cm", r"12\text{ cm}", 1),
-        ("math", "the answer is 7", "7", 0),
+        ("math", "the answer is 7", "7", 1),
+        ("math", "the answer is not 7", "7", 0),
+        ("math:0.01", "0.333", "1/3", 1),
+        ("math:0.01", "0.34", "1/3", 0),
+        ("number", "1234568", "1234567", 0),
+        ("number:0.05", "1234568", "1234567", 1),
+        ("number", "1.6e-19", "9.1e-31", 0),
+        ("number", "0", "1e-13", 0),
     ],
 )
 def test_scores(name, answer, gold, expected):
     assert score(name, answer, gold) == pytest.approx(expected)
 
 
-TEXTS = st.text() | st.text(st.sampled_from('0123456789 ,.[]()-+/eE$%ABCyesno\n"{}:'), max_size=40)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.just("bbox_2d"), inner),
 ).map(lambda value: repr(value).replace("'", '"').replace("nan", "NaN").replace("inf", "Infinity"))
 
 
-@settings(max_examples=200)
-@given(TEXTS | JSON)
-def test_no_answer_raises_and_scores_stay_in_0_1(answer):
-    for name in set(GOLDS) - {"math"}:  # its process is asked fewer questions, below
-        for gold in GOLDS[name][0]:
-            assert 0.0 <= score(name, answer, gold) <= 1.0
-
-
-@settings(max_examples=30, deadline=None)
-@given(TEXTS.filter(lambda text: "^" not in text and "!" not in text))
-def test_no_mathematical_answer_raises(answer):
-    assert score("math", answer, r"\frac{1}{2}") in (0.0, 1.0)
+@given(JSON)
+def test_no_json_raises_and_scores_stay_in_0_1(answer):
+    for gold in GOLDS["boxes"][0]:
+        assert 0.0 <= score("boxes", answer, gold) <= 1.0
 
 
 @given(st.permutations(range(1, 7)), st.permutations(range(1, 7)))
@@ -229,7 +240,10 @@ def test_numbers_round_trip(value):
 
 @pytest.mark.parametrize(
     "name",
-    ["nope", "exact:1", "number:", "number:x", "number:-1", "", "numbr:0.05", "no.such:thing"],
+    [
+        *("nope", "exact:1", "number:", "number:x", "number:-1", "", "numbr:0.05", "no.such:thing"),
+        *("boxes:0", "boxes:1.1", "number:1", "math:2"),
+    ],
 )
 def test_unknown_names_and_parameters(name):
     with pytest.raises(ValueError, match=r"verifier"):
@@ -259,6 +273,12 @@ def within(answer, gold, tolerance=1.0):
 
 WITHIN = Verifier("within", float, within, 2.0)
 EAGER = Verifier("eager", str, lambda answer, gold: 2.0)
+ODD = {"2": 2.0, "nan": float("nan"), "none": None, "word": "good", "minus": -0.1}
+
+
+def odd(answer, gold):
+    """Returns what no verifier should."""
+    return ODD[answer]
 
 
 def test_a_verifier_of_ones_own_is_named_by_where_it_is():
@@ -277,3 +297,16 @@ def test_a_verifier_of_ones_own_is_named_by_where_it_is():
     for name in (f"{here}:BOX", f"{here}:nothing", f"{here}:within:x", f"{here}:EAGER:1"):
         with pytest.raises(ValueError, match="verifier"):
             get_verifier(name)
+
+
+@pytest.mark.parametrize("answer", ODD)
+def test_a_verifier_of_ones_own_that_returns_something_wrong(answer):
+    with pytest.raises(
+        ValueError, match=r"verifier '.*odd' returned .* expected a number in \[0, 1\]"
+    ):
+        score("tests.rewards.test_verifiers:odd", answer, "7")
+
+
+def test_a_verifier_of_ones_own_that_raises():
+    with pytest.raises(RuntimeError, match=r"verifier '.*odd' raised KeyError on the answer 'x'"):
+        score("tests.rewards.test_verifiers:odd", "x", "7")

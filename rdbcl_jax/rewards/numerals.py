@@ -1,0 +1,193 @@
+r"""Numbers as people and models write them: 1,234.5, 1 000, −2e3, 3/4, 1 1/2, ½, $5, 12 %, 3 cm.
+
+A numeral is read exactly, as a fraction, so that nothing is lost before two are compared. A comma
+sets off thousands where groups of three digits follow, and is a decimal comma elsewhere. Of what
+may follow a number, units of a closed list are read, and nothing else: `3 no` is no number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import unicodedata
+from fractions import Fraction
+
+from rdbcl_jax.rewards.text import seen, unwrapped
+
+LONGEST = 64  # characters of a numeral with its unit
+_LARGEST_EXPONENT = 400
+
+# each entry: one unit, under all its names
+_UNITS = """
+m meter metre | cm centimeter centimetre | mm millimeter millimetre | km kilometer kilometre | nm
+| µm micrometer micron | dm | in inch inches | ft foot feet | yd yard | mi mile | ly
+| g gram | kg kilogram kilo | mg milligram | t ton tonne | lb pound | oz ounce
+| s sec second | min minute | h hr hour | d day | wk week | month | yr year | ms millisecond
+| l liter litre | ml milliliter millilitre | gal gallon | cup | ha hectare | acre
+| ° deg degree | rad radian | °c | °f | k kelvin | a amp ampere | v volt | w watt | kw | kwh | mw
+| n newton | j joule | kj kilojoule | cal calorie | kcal | pa pascal | kpa | mpa | hz hertz | khz
+| mhz | ghz | mol mole | c coulomb | f farad | ω ohm | bit | byte | kb | mb | gb | mph | kph | atm
+| ev | dollar usd | cent | euro eur | gbp | yuan rmb cny | yen jpy | rupee inr | won
+| unit | point | person people | student | child children | item | object | piece | way
+"""
+_NAMES = {name: entry.split()[0] for entry in _UNITS.split("|") for name in entry.split()}
+_NAMES |= {name + "s": unit for name, unit in _NAMES.items() if len(name) > 2}
+_PER = re.compile(r" ?/ ?| per | ?· ?")
+_UNIT = re.compile(
+    r"(?P<before>square |sq\.? |cubic )?(?P<name>°? ?[a-zµω]+|°)\.?"
+    r"(?: ?\^? ?\{?(?P<power>[23²³])\}?)?(?P<after> squared| cubed)?"
+)
+_POWERS = {"²": "2", "³": "3", "square": "2", "sq": "2", "sq.": "2", "cubic": "3"}
+_POWERS |= {"squared": "2", "cubed": "3"}
+
+_THOUSANDS = r"[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+)(?![0-9])(?:\.[0-9]*)?"
+_COMMA = r"[0-9]+,[0-9]+(?![0-9,])"
+_DECIMAL = rf"(?:{_THOUSANDS}|{_COMMA}|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]{{1,4}})?"
+_NUMBER = re.compile(
+    rf"(?:(?P<whole>[0-9]+)(?: | ?\+ ?| and )(?=[0-9]+ ?/))?"
+    rf"(?P<over>{_DECIMAL})(?: ?/ ?(?P<under>{_DECIMAL}))?",
+    re.I,
+)
+_PERCENT = re.compile(r"\\?%|percent(?:age)?|per ?cent|pct\.?", re.I)
+_CURRENCY = re.compile(r"\\?\$|[£€¥₹₩₽]")
+
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mbox|operatorname) ?\{([^{}]*)\}")
+_DEGREES = re.compile(r" ?\^? ?(?:\{ ?\\circ ?\}|\\circ|\\degree)")
+_THIN = re.compile(r"(?<=[0-9]) ?(?:\{,\}|,? ?\\[!,]) ?(?=[0-9]{3})")
+_FRACTION = re.compile(
+    r"\\[dtc]?frac ?(?:\{ ?([0-9.]+) ?\}|([0-9])) ?(?:\{ ?([0-9.]+) ?\}|([0-9]))"
+)
+_TIMES_TEN = re.compile(
+    r"(?<=[0-9]) ?(?:\*|x|×|·|\\times|\\cdot) ?10 ?"
+    r"(?:\^ ?\{? ?([-+]?[0-9]{1,4}) ?\}?|([⁺⁻⁰¹²³⁴-⁹]+))"
+)
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """A number, its unit, and how precisely it was written.
+
+    Attributes:
+      value: exact.
+      unit: in one spelling, `%` for percent, empty without one (a currency sign is none).
+      places: digits after the decimal point; None without a point, as in `8/3`.
+      figures: significant digits, where there is a point.
+    """
+
+    value: Fraction
+    unit: str = ""
+    places: int | None = None
+    figures: int = 0
+
+
+def quantity(text: str) -> Quantity | None:
+    """The number that a whole text is, with its unit; None for any other text."""
+    text = unwrapped(seen(text[: 4 * LONGEST]))
+    if len(text) > LONGEST or not any(map(str.isnumeric, text)):
+        return None
+    text, sign = _without_sign(_plain(text))
+    if currency := _CURRENCY.match(text):
+        text, inner = _without_sign(text[currency.end() :].strip())
+        sign *= inner
+    number = _NUMBER.match(text)
+    unit = number and _suffix(text[number.end() :].strip())
+    if number is None or unit is None:
+        return None
+    found = _unsigned(number)
+    return found and dataclasses.replace(found, value=sign * found.value, unit=unit)
+
+
+def without_thousands(text: str) -> str:
+    """`1,000` as 1000; any other text as it is."""
+    whole = len(text) <= LONGEST and re.fullmatch(rf"[-+]?{_THOUSANDS}", text)
+    return text.replace(",", "").replace(" ", "") if whole else text
+
+
+def same(first: Quantity, second: Quantity, tolerance: Fraction, exact: bool) -> bool:
+    """Whether two numbers agree up to a relative tolerance, with their units where both have one.
+
+    A percentage is its number and its hundredth. `exact`: whole numbers must be the same.
+    """
+    if first.unit and second.unit and first.unit != second.unit:
+        return False
+    a, b = first.value, second.value
+    pairs = [(a, b)]
+    if (first.unit == "%") != (second.unit == "%"):
+        pairs.append((a / 100, b) if first.unit == "%" else (a, b / 100))
+    return any(_close(a, b, tolerance, exact) for a, b in pairs)
+
+
+def _close(a: Fraction, b: Fraction, tolerance: Fraction, exact: bool) -> bool:
+    if exact and a.denominator == b.denominator == 1:
+        return a == b
+    return abs(a - b) <= tolerance * max(abs(a), abs(b))
+
+
+def unit_of(text: str) -> str | None:
+    """The unit that a text names, in one spelling (`km/h`, `m2`); None if it names none."""
+    parts = []
+    for part in _PER.split(text.casefold().strip()):
+        match = _UNIT.fullmatch(part)
+        name = match and _NAMES.get(match["name"].replace(" ", ""))
+        if not match or not name:
+            return None
+        power = match["before"] or match["after"] or match["power"] or ""
+        parts.append(name + _POWERS.get(power.strip(), power))
+    return "/".join(parts)
+
+
+def _suffix(text: str) -> str | None:
+    """The unit after a number; empty where nothing or a currency sign follows."""
+    if not text or _CURRENCY.fullmatch(text):
+        return ""
+    return "%" if _PERCENT.fullmatch(text) else unit_of(text)
+
+
+def _plain(text: str) -> str:
+    """A numeral without LaTeX and without characters that stand for several."""
+    text = "".join(map(_spelled_out, text.replace("\N{MINUS SIGN}", "-")))
+    text = _DEGREES.sub("°", _TEXT.sub(r" \1", text.replace("\\ ", " ")))
+    text = _FRACTION.sub(lambda m: f" {m[1] or m[2]}/{m[3] or m[4]}", _THIN.sub(",", text))
+    text = _TIMES_TEN.sub(lambda m: "e" + (m[1] or m[2].translate(_SUPERSCRIPTS)), text)
+    return " ".join(text.split())
+
+
+def _spelled_out(c: str) -> str:
+    """`½` as ` 1/2`; other characters as they are."""
+    if c == "\N{FRACTION SLASH}":
+        return "/"
+    if not unicodedata.decomposition(c).startswith("<fraction>"):
+        return c
+    return " " + unicodedata.normalize("NFKC", c).replace("\N{FRACTION SLASH}", "/")
+
+
+def _without_sign(text: str) -> tuple[str, int]:
+    if text[:1] in ("-", "+"):
+        return text[1:].lstrip(), -1 if text[0] == "-" else 1
+    return text, 1
+
+
+def _unsigned(number: re.Match[str]) -> Quantity | None:
+    over, under, whole = number["over"], number["under"], number["whole"]
+    try:
+        if under is None:
+            return _decimal(over)
+        value = _decimal(over).value / _decimal(under).value
+    except (ValueError, ZeroDivisionError):
+        return None
+    return Quantity(value + int(whole or 0))
+
+
+def _decimal(text: str) -> Quantity:
+    mantissa, _, exponent = text.casefold().partition("e")
+    if re.fullmatch(_THOUSANDS, mantissa):
+        mantissa = mantissa.replace(",", "").replace(" ", "")
+    mantissa = mantissa.replace(",", ".")
+    if abs(int(exponent or 0)) > _LARGEST_EXPONENT:
+        raise ValueError("no number of this size")
+    value = Fraction(mantissa.removesuffix(".")) * Fraction(10) ** int(exponent or 0)
+    if "." not in mantissa and not exponent:
+        return Quantity(value)
+    places = len(mantissa.partition(".")[2]) - int(exponent or 0)
+    return Quantity(value, places=places, figures=len(mantissa.replace(".", "").lstrip("0")))
