@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.models import lora, save_pretrained
+from rdbcl_jax.models import lora, save_limits, save_pretrained
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
 from rdbcl_jax.workdir import directory_of, place, run_config
@@ -45,4 +45,6 @@ def export(
     if dtype:
         params = jax.tree.map(lambda a: a.astype(dtype), params)
     save_pretrained(out, model, params, like=directory_of(start))
+    limits = config.model
+    save_limits(out, min_pixels=limits.min_pixels or None, max_pixels=limits.max_pixels or None)
     return out

@@ -8,12 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from transformers import AutoTokenizer
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import ModelConfig, RunConfig
 from rdbcl_jax.data.prompts import PromptEncoder
-from rdbcl_jax.models import from_pretrained, lora, partition, read_processor
+from rdbcl_jax.models import from_pretrained, lora, partition, read_processor, read_tokenizer
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.rewards.spans import SpanFinder
@@ -50,10 +49,23 @@ class Policy:
         return tuple(sorted({*self.model.config.eos_token_ids, self.tokenizer.eos_token_id}))
 
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
-        """Responses [n, T] as text, without the end token."""
+        """Responses [n, T] as text, without the end token; whole, with what the prompt opened."""
+        return self.whole_texts([""] * len(tokens), tokens, mask)
+
+    def whole_texts(
+        self, prefixes: Sequence[str], tokens: np.ndarray, mask: np.ndarray
+    ) -> list[str]:
+        """As `texts`, of responses whose beginnings were given: what the prompt opened, the
+        beginning, and what the tokens [n, T] say."""
+        opened, tag = self.encoder.opened, self.encoder.opened.strip()
         real = mask & ~np.isin(tokens, self.stop_ids)
         rows = [row[keep].tolist() for row, keep in zip(tokens, real, strict=True)]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+        starts = [p if tag and p.lstrip().startswith(tag) else opened + p for p in prefixes]
+        return [
+            start + ("" if start[-1:].isspace() else self.joint) + text if start else text
+            for start, text in zip(starts, texts, strict=True)
+        ]
 
     @property
     def joint(self) -> str:
@@ -98,7 +110,7 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
         params = jax.tree.map(jax.device_put, params, shardings)
         learning = partition.ADAPTERS
     trained, frozen = partition.split(params, learning)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = read_tokenizer(directory)
     encoder = PromptEncoder(
         tokenizer,
         read_processor(
@@ -113,7 +125,8 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
         system_prompt=config.data.system_prompt,
         template=config.data.template,
     )
-    return Policy(model, frozen, tokenizer, encoder, SpanFinder(tokenizer), mesh), trained
+    spans = SpanFinder(tokenizer, encoder.opened)
+    return Policy(model, frozen, tokenizer, encoder, spans, mesh), trained
 
 
 def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:

@@ -54,6 +54,7 @@ def lora(full, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("lora")
     config = short_config(f"{full}@1")
     config.model.lora.rank, config.model.lora.alpha = 4, 64.0
+    config.model.max_pixels = 2048  # no picture is that large
     train(config, workdir)
     return workdir
 
@@ -120,6 +121,13 @@ def test_logits_are_those_of_the_trained_policy(request, tmp_path, run, task):
 def test_every_file_of_the_base_is_there(full, tmp_path):
     path = export(str(full), tmp_path / "out")
     assert {p.name for p in path.iterdir()} == {p.name for p in (full / "base").iterdir()}
+
+
+def test_limits_of_images_are_the_runs(full, lora, tmp_path):
+    for workdir, largest in ((full, 4096), (lora, 2048)):
+        path = export(str(workdir), tmp_path / workdir.name)
+        images = transformers.Qwen2VLImageProcessorPil.from_pretrained(path)
+        assert images.size["longest_edge"] == largest
 
 
 # ---------------------------------------------------------------------- to start from

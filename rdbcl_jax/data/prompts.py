@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +15,9 @@ from rdbcl_jax.batches import PromptBatch, fitting_size
 from rdbcl_jax.data.plain_text import ControlTokens, Hidden, Span
 from rdbcl_jax.data.records import IMAGE_MARK, Record, load_images
 from rdbcl_jax.models.interface import Processor
+from rdbcl_jax.rewards.response_format import TAGS
+
+_OPENED = re.compile(rf"{TAGS[0]}\s*\Z")
 
 
 class SupervisedBatch(NamedTuple):
@@ -50,6 +55,18 @@ class PromptEncoder:
         forbidden, ends = processor.config.forbidden_token_ids, processor.config.eos_token_ids
         self.control = ControlTokens(tokenizer, {*forbidden, *ends})
 
+    @functools.cached_property
+    def opened(self) -> str:
+        """How the prompt begins every response: its `<think>` and the white space after it, where
+        the chat template opens the reasoning; else nothing."""
+        shows = self.processor.reads_images
+        question = [{"type": "text", "text": "x"}] if shows else "x"
+        prompt = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        found = _OPENED.search(prompt)
+        return found[0] if found else ""
+
     # ------------------------------------------------------------ batches
 
     def encode(
@@ -62,7 +79,8 @@ class PromptEncoder:
 
         Args:
           ids: what `record_ids` holds; default 0, 1, ….
-          prefixes: per record, the beginning of a response for the model to continue.
+          prefixes: per record, the beginning of a response for the model to continue. What the
+            prompt itself begins (`opened`) is not said twice.
         Raises:
           ValueError: a record whose images do not match its placeholders, whose prompt or image
             exceeds the largest size allowed, or that has images where the model reads none.
@@ -106,12 +124,14 @@ class PromptEncoder:
     def encode_responses(
         self, texts: Sequence[str], records: Sequence[Record]
     ) -> tuple[Int[np.ndarray, "R T"], Bool[np.ndarray, "R T"]]:
-        """Tokens and mask of one demonstration per record, the end token included.
+        """Tokens and mask of one demonstration per record, the end token included: what follows the
+        prompt, so without what that has `opened`.
 
         Raises:
           ValueError: a record whose response is longer than any length allowed, or holds what the
             tokenizer has no token for (published ones have one for every byte).
         """
+        texts = [self._unopened(text) for text in texts]
         rows = self._ids(texts, [[(0, len(text))] for text in texts])
         unknown, unknown_id = self.tokenizer.unk_token, self.tokenizer.unk_token_id
         for record, text, row in zip(records, texts, rows, strict=True):
@@ -172,8 +192,15 @@ class PromptEncoder:
             texts.append(text)
             spans.append(of_record)
         if prefixes is not None:
-            texts = [text + prefix for text, prefix in zip(texts, prefixes, strict=True)]
+            pairs = zip(texts, prefixes, strict=True)
+            texts = [text + self._unopened(prefix) for text, prefix in pairs]
         return self._ids(texts, spans)
+
+    def _unopened(self, response: str) -> str:
+        """What is left to say of a response, or of its beginning, after the prompt."""
+        tag = self.opened.rstrip()
+        begins = bool(tag) and response.lstrip().startswith(tag)
+        return response.lstrip().removeprefix(tag).lstrip() if begins else response
 
     def _ids(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[int]]:
         """Token ids of each text, whose spans are plain."""

@@ -1,6 +1,20 @@
 """Policies: pure functions of (params, arrays), read from Hugging Face checkpoint directories."""
 
 from rdbcl_jax.models.checkpoints import from_pretrained, save_pretrained
-from rdbcl_jax.models.registry import from_config, read_config, read_processor
+from rdbcl_jax.models.registry import (
+    from_config,
+    read_config,
+    read_processor,
+    read_tokenizer,
+    save_limits,
+)
 
-__all__ = ["from_config", "from_pretrained", "read_config", "read_processor", "save_pretrained"]
+__all__ = [
+    "from_config",
+    "from_pretrained",
+    "read_config",
+    "read_processor",
+    "read_tokenizer",
+    "save_limits",
+    "save_pretrained",
+]

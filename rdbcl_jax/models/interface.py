@@ -223,9 +223,12 @@ class Family:
         limits of an image's area (None: the checkpoint's own), and the sizes that batches may have,
         `patch_slots` of an image and `images_per_prompt` (empty: what a batch needs).
       tiny: None where nobody has needed one.
+      save_limits: writes, given a checkpoint directory, `min_pixels` and `max_pixels` by name into
+        its processor's files (None: left as it is); None where a family has no such limits.
     """
 
     read_config: Callable[[str | pathlib.Path], ModelConfig]
     model: Callable[..., VLM]
     processor: Callable[..., Processor]
     tiny: Tiny | None = None
+    save_limits: Callable[..., None] | None = None

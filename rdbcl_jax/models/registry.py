@@ -67,6 +67,40 @@ def from_config(path: str | pathlib.Path, **options: Any) -> VLM:
     return found.model(found.read_config(path), **options)
 
 
+def read_tokenizer(path: str | pathlib.Path) -> Any:
+    """The tokenizer of a checkpoint directory, with the chat template that transformers' processors
+    take: that of processor_config.json, chat_template.json or chat_template.jinja, in this order,
+    else the tokenizer's own.
+
+    Raises ValueError where there is none at all.
+    """
+    from transformers import AutoTokenizer
+
+    path = pathlib.Path(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    for name in ("processor_config.json", "chat_template.json"):
+        file = path / name
+        if file.exists() and (found := json.loads(file.read_text()).get("chat_template")):
+            tokenizer.chat_template = found
+            return tokenizer
+    if (raw := path / "chat_template.jinja").exists():
+        tokenizer.chat_template = raw.read_text()
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"{path}: no chat template, neither with the tokenizer nor in chat_template.jinja, "
+            "chat_template.json or processor_config.json; expected a model tuned to chats"
+        )
+    return tokenizer
+
+
+def save_limits(path: str | pathlib.Path, **limits: int | None) -> None:
+    """Writes a run's `min_pixels` and `max_pixels` (None: not set) into the processor's files of a
+    directory, so that whatever reads it resizes images as the run did."""
+    found = family_of(path)
+    if found.save_limits is not None and any(limits.values()):
+        found.save_limits(path, **limits)
+
+
 def read_processor(path: str | pathlib.Path, **options: Any) -> Processor:
     """The processor of a checkpoint directory; options as in `Family.processor`."""
     found = family_of(path)

@@ -19,9 +19,11 @@ class SpanFinder:
 
     Args:
       tokenizer: a Hugging Face tokenizer, byte-level BPE or word-level.
+      opened: how the prompt has begun every response, such as `<think>` and a newline.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, opened: str = ""):
+        self._opened = opened
         size = len(tokenizer)
         strings = tokenizer.convert_ids_to_tokens(list(range(size)))
         # word-level tokenizers have no decoder: their words are joined by spaces
@@ -40,8 +42,9 @@ class SpanFinder:
     ) -> tuple[Bool[np.ndarray, "*n T"], Bool[np.ndarray, "*n T"]]:
         """Masks of the reasoning tokens and of the answer tokens.
 
-        Reasoning lies between the first `<think>` and the next `</think>`; cut off before that, it
-        lasts to the end of the mask, or up to an `<answer>`. Without `<think>` it is empty. The
+        Reasoning lies between the first `<think>`, the prompt's where that opened one, and the
+        next `</think>`; cut off before that, it lasts to the end of the mask, or up to an
+        `<answer>`. Without `<think>` it is empty. The
         answer lies between the first `<answer>` after the reasoning and the next `</answer>`,
         else to the end of the mask. A token that holds the end of a tag *and* content (BPE merges
         such as `>\\n`) counts as content; tokens of a tag alone and special tokens never do.
@@ -54,9 +57,11 @@ class SpanFinder:
         nothing = len(self._texts) - 1
         known = mask & (tokens >= 0) & (tokens < nothing)
         ids = np.where(known, tokens, nothing).reshape(-1, tokens.shape[-1])
-        spans = np.array([_spans("".join(row)) for row in self._texts[ids].tolist()], np.int64)
+        begun = self._opened
+        texts = (begun + "".join(row) for row in self._texts[ids].tolist())
+        spans = np.array([_spans(text) for text in texts], np.int64)
         lengths = self._lengths[ids]
-        ends = np.cumsum(lengths, axis=1)
+        ends = len(begun) + np.cumsum(lengths, axis=1)
         starts, ends = ends - lengths, ends - self._gap
         reasoning, answer = (
             (lengths > 0) & (first < stop) & (ends > first) & (starts < stop)

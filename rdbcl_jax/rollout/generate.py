@@ -110,8 +110,10 @@ def generate_texts(
         policy, params, records, sampling, rng, batch_size=batch_size, prefixes=prefixes
     ):
         rollouts = batch.host_rollouts()
-        texts += policy.texts(rollouts.tokens[batch.valid, 0], rollouts.mask[batch.valid, 0])
-    return [p + policy.joint + t if p else t for p, t in zip(prefixes, texts, strict=True)]
+        own = [prefixes[i] for i in batch.record_ids[batch.valid]]
+        rows = rollouts.tokens[batch.valid, 0], rollouts.mask[batch.valid, 0]
+        texts += policy.whole_texts(own, *rows)
+    return texts
 
 
 def _with_room(encoder: PromptEncoder, sampling: Sampling) -> PromptEncoder:

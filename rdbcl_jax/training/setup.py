@@ -23,7 +23,7 @@ from rdbcl_jax.data.tasks import (
 )
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models import attention, from_config, lora, read_config
+from rdbcl_jax.models import attention, from_config, lora, read_processor, read_tokenizer
 from rdbcl_jax.results import read_results
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
@@ -85,7 +85,7 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     rollout, training = config.rollout, config.training
     attention.resolve(config.model.attention, mesh)
     if config.model.path:
-        read_config(directory_of(config.model.path))
+        _check_processor(config)
     else:
         check_base(config)
     if config.model.lora.rank and config.model.lora.targets:
@@ -104,6 +104,13 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
                 f"batch axes (times {training.microbatches} microbatches of an update); expected "
                 f"a multiple of {divisor}"
             )
+
+
+def _check_processor(config: RunConfig) -> None:
+    """Raises ValueError for a model, its chat template or limits of images that cannot be."""
+    path, limits = directory_of(config.model.path), ("min_pixels", "max_pixels")
+    read_processor(path, **{name: getattr(config.model, name) or None for name in limits})
+    read_tokenizer(path)
 
 
 def _check_adapters(config: RunConfig) -> None:

@@ -6,13 +6,14 @@ import json
 import jax
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import pair
 from PIL import Image
 
 from rdbcl_jax.models.qwen_vl import inputs
-from rdbcl_jax.models.qwen_vl.processor import image_processor, slot_sizes
+from rdbcl_jax.models.qwen_vl.processor import image_processor, save_limits, slot_sizes
 
 QWEN2_5 = {
     "image_processor_type": "Qwen2VLImageProcessor",
@@ -89,6 +90,42 @@ def test_limits_come_from_the_caller(tmp_path):
     assert area(max_pixels=20_000) <= 20_000
     assert area(min_pixels=300_000) >= 300_000
     assert 20_000 < area() < 300_000
+
+
+def test_limits_that_cross_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"max_pixels is 3000, less than min_pixels, 3136, of wh"):
+        processor(tmp_path, QWEN2_5, max_pixels=3000)
+    with pytest.raises(ValueError, match=r"max_pixels is 16777216, less than .* 16777217, of whi"):
+        processor(tmp_path, QWEN3, min_pixels=16777217)
+    with pytest.raises(ValueError, match=r"max_pixels is 5, less than min_pixels, 6 \("):
+        processor(tmp_path, QWEN3, min_pixels=6, max_pixels=5)
+    assert (
+        processor(tmp_path, QWEN2_5, min_pixels=784, max_pixels=3000).size["longest_edge"] == 3000
+    )
+
+
+@pytest.mark.parametrize("options", [QWEN2_5, QWEN3], ids=["two names", "a size"])
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("limits", [{"max_pixels": 20_000}, {"min_pixels": 300_000}])
+def test_limits_travel_into_the_files(options, nested, limits, tmp_path):
+    image, limits = picture(400, 300), {"min_pixels": 3136, **limits}
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    content = {"processor_class": "P", "image_processor": options} if nested else options
+    (tmp_path / name).write_text(json.dumps(content))
+    expected = image_processor(tmp_path, **limits)([image], return_tensors="np")
+    default = image_processor(tmp_path)([image], return_tensors="np")
+    assert expected["image_grid_thw"].tolist() != default["image_grid_thw"].tolist()
+    save_limits(tmp_path, **limits)
+    for found in (
+        image_processor(tmp_path),
+        transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil"),
+    ):
+        out = found([image], return_tensors="np")
+        np.testing.assert_array_equal(out["pixel_values"], expected["pixel_values"])
+    written = json.loads((tmp_path / name).read_text())
+    part = written["image_processor"] if nested else written
+    assert written.keys() >= content.keys() and part.keys() >= options.keys()
+    assert {name: part[name] for name in limits} == limits  # as older versions read them
 
 
 @settings(deadline=None)

@@ -195,3 +195,24 @@ def test_a_batch_takes_well_under_100_ms():
         times.append(time.perf_counter() - start)
     print(f"512 x 1024 tokens: {1000 * min(times):.0f} ms")
     assert min(times) < 0.2  # about 0.02 here, 0.06 with a vocabulary of 150,000
+
+
+@pytest.mark.parametrize("make", [word_level, trained_bpe])
+def test_what_the_prompt_opened_is_continued(make):
+    """The chat template has said `<think>`: responses begin inside their reasoning."""
+    tokenizer = make()
+    rest = "the 3 and 4 , so </think> <answer> 7 </answer>"
+    cut_off = "the adds 3"
+    rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (rest, cut_off)]
+    length = max(map(len, rows))
+    tokens = np.array([row + [0] * (length - len(row)) for row in rows])
+    mask = np.arange(length) < np.array([[len(row)] for row in rows])
+    reasoning, answer = SpanFinder(tokenizer, "<think>\n").find(tokens, mask)
+
+    def said(row, span):
+        return "".join(tokenizer.decode(tokens[row][span[row]]).split())
+
+    assert said(0, reasoning) == "the3and4,so" and said(0, answer) == "7"
+    assert said(1, reasoning) == "theadds3" and not answer[1].any()
+    for without in SpanFinder(tokenizer).find(tokens, mask):
+        assert not without[1].any()

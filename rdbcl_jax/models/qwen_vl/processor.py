@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -104,12 +105,37 @@ def image_processor(
     Args:
       min_pixels, max_pixels: an image is resized to an area between them, its aspect ratio kept;
         default: as the checkpoint says.
+    Raises:
+      ValueError: the one exceeds the other.
     """
     from transformers import Qwen2VLImageProcessorPil
 
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     given = {name: value for name, value in limits.items() if value is not None}
-    return Qwen2VLImageProcessorPil.from_pretrained(path, **given)
+    processor = Qwen2VLImageProcessorPil.from_pretrained(path, **given)
+    low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
+    if high < low:
+        theirs = [name for name, value in limits.items() if value is None]
+        whose = f", of which {theirs[0]} is the checkpoint's own: set it too" if theirs else ""
+        raise ValueError(f"max_pixels is {high}, less than min_pixels, {low}{whose} ({path})")
+    return processor
+
+
+def save_limits(
+    path: str | pathlib.Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> None:
+    """Writes limits of an image's area into the files that image processors read, under the names
+    of older and of newer ones."""
+    size = dict(image_processor(path, min_pixels=min_pixels, max_pixels=max_pixels).size)
+    size = {name: size[name] for name in ("shortest_edge", "longest_edge")}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = pathlib.Path(path) / name
+        content = json.loads(file.read_text()) if file.exists() else {}
+        part = content.get("image_processor") if name.startswith("processor") else content
+        if part:
+            low, high = size.values()
+            part |= {"size": size, "min_pixels": low, "max_pixels": high}
+            file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def slot_sizes(config: VisionConfig, largest: int, *, growth: float = 1.5) -> tuple[int, ...]:
