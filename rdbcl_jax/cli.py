@@ -61,6 +61,26 @@ def _train() -> Run:
     return run
 
 
+def _check() -> Run:
+    config = config_file()
+    records = flags.DEFINE_multi_string(
+        "records", [], "Data to check instead of the config's tasks; repeatable."
+    )
+
+    def run(args: list[str]) -> None:
+        from rdbcl_jax.training.check import check_all
+
+        if args or not (config.value or records.value):
+            sys.exit("rdbcl check: give --config=FILE, --records=SOURCE or both")
+        found, problems = check_all(config.value, records.value)
+        for problem in problems:
+            print(problem)
+        print(f"{found} records are good, {len(problems)} problems")
+        sys.exit(bool(problems))
+
+    return run
+
+
 def _report() -> Run:
     out = flags.DEFINE_string("out", "report", "Where a comparison of runs is written.")
 
@@ -127,6 +147,16 @@ COMMANDS = {
 Learns a sequence of tasks; a second call with the same workdir resumes. Writes results.json,
 report.html, samples/, metrics.jsonl, tb/ and checkpoints/ to the workdir.""",
             _train,
+        ),
+        Command(
+            "check",
+            "Lists all that is wrong with records.",
+            "--config=FILE [--config.FIELD=VALUE ...] [--records=SOURCE ...]",
+            """\
+Reads every record as a run would: pictures decoded, prompts encoded and measured against the
+sizes allowed, gold answers parsed. --records: those of a file, a pattern or tfds:NAME/SPLIT,
+instead of the config's tasks, or without a config. Lists all problems; exit status 1 if any.""",
+            _check,
         ),
         Command(
             "report",

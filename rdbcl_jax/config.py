@@ -129,6 +129,8 @@ class DataConfig(Section):
       system_prompt: for records without a system message of their own; empty: none.
       image_root: the directory in which all images of records lie, links followed; empty: that of
         the file that names them; "/": anywhere.
+      on_bad_record: "error": nothing is made while a record is wrong; "skip": such are left out,
+        and listed in left_out.txt.
       threads: how many read and encode records.
     """
 
@@ -142,6 +144,7 @@ class DataConfig(Section):
     template: Template = "{prompt}"
     system_prompt: str = ""
     image_root: str = ""
+    on_bad_record: Literal["error", "skip"] = "error"
     threads: Natural = 2
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import pathlib
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -11,6 +15,7 @@ import numpy as np
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import ModelConfig, RunConfig
+from rdbcl_jax.data.check import Check, check_records
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.models import from_pretrained, lora, partition, read_processor, read_tokenizer
 from rdbcl_jax.models.interface import VLM, Params
@@ -110,9 +115,16 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
         params = jax.tree.map(jax.device_put, params, shardings)
         learning = partition.ADAPTERS
     trained, frozen = partition.split(params, learning)
-    tokenizer = read_tokenizer(directory)
-    encoder = PromptEncoder(
-        tokenizer,
+    encoder = make_encoder(config, directory)
+    spans = SpanFinder(encoder.tokenizer, encoder.opened)
+    return Policy(model, frozen, encoder.tokenizer, encoder, spans, mesh), trained
+
+
+def make_encoder(config: RunConfig, directory: pathlib.Path) -> PromptEncoder:
+    """What makes prompts of records, with the tokenizer and processor of a checkpoint directory."""
+    options = config.model
+    return PromptEncoder(
+        read_tokenizer(directory),
         read_processor(
             directory,
             min_pixels=options.min_pixels or None,
@@ -125,8 +137,21 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
         system_prompt=config.data.system_prompt,
         template=config.data.template,
     )
-    spans = SpanFinder(tokenizer, encoder.opened)
-    return Policy(model, frozen, tokenizer, encoder, spans, mesh), trained
+
+
+def record_check(config: RunConfig, directory: pathlib.Path) -> Check:
+    """Whether records can be encoded with the tokenizer and processor of a checkpoint directory."""
+    data, options = config.data, config.model
+    sizes = (data.prompt_lengths, data.patch_slots, data.images_per_prompt, jax.process_count())
+    texts = (data.template, data.system_prompt)
+    versions = [metadata.version(package) for package in ("rdbcl_jax", "transformers", "pillow")]
+    key = hashlib.sha256(repr((sizes, texts, versions)).encode())
+    key.update(repr((options.min_pixels, options.max_pixels)).encode())
+    for file in sorted(directory.iterdir()):
+        if file.suffix in (".json", ".jinja", ".txt", ".model") and file.is_file():
+            key.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    encoder = make_encoder(config, directory)
+    return functools.partial(check_records, encoder=encoder, key=key.hexdigest()[:32])
 
 
 def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:

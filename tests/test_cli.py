@@ -34,7 +34,17 @@ def rdbcl(*args, **environment):
 def test_help_names_every_command():
     shown = rdbcl("--help")
     assert shown.returncode == 0 and shown.stdout == rdbcl().stdout == rdbcl("help").stdout
-    for name in ("train", "report", "export", "collect", "score", "gate", "dynamics", "study"):
+    for name in (
+        "train",
+        "check",
+        "report",
+        "export",
+        "collect",
+        "score",
+        "gate",
+        "dynamics",
+        "study",
+    ):
         assert f"  rdbcl {name} " in shown.stdout
 
 
@@ -66,6 +76,7 @@ TRAIN = ("train", "--workdir=/nowhere", "--config=configs/quickstart.py")
         (("collect", "DIR", "--uot=x"), "unknown flag --uot; did you mean '--out'?"),
         (("collect", "DIR"), "--out is missing"),
         (("collect", "--out=x"), "give one workdir"),
+        (("check",), "give --config=FILE, --records=SOURCE or both"),
         (("collect", "DIR", "--out=x", "--samples=0"), "--samples=0: 0 is not a positive integer"),
         ((*TRAIN, "--config.sed=1"), "the config has no field 'sed'; did you mean 'seed'?"),
         ((*TRAIN, "--config.kl.bta=1"), "the config has no field 'kl.bta'; did you mean 'beta'?"),
@@ -150,6 +161,20 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path):
     )
     assert out.returncode == 1
     assert "config.method is 'grop'" in out.stderr and "Traceback" not in out.stderr
+
+
+def test_check_lists_all_and_fails_where_anything_is_wrong(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "?", "answer": "7"}\n{"prompt": "?"}\n{"prompt": \n')
+    out = rdbcl("check", f"--records={file}")
+    assert out.returncode == 1 and not out.stderr
+    first, second, last = out.stdout.splitlines()
+    assert first.startswith(f"{file}, line 2 (id") and second.startswith(
+        f"{file}, line 3: not JSON"
+    )
+    assert last == "1 records are good, 2 problems"
+    out = rdbcl("check", "--config=configs/quickstart.py")
+    assert out.returncode == 0 and out.stdout == "0 records are good, 0 problems\n"
 
 
 def test_report_of_no_run(tmp_path):

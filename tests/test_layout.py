@@ -16,7 +16,7 @@ FLOORS = (
     ("distributed", "rewards", "data", "workdir", "policy"),
     ("rollout", "methods"),
     ("training", "evaluation", "snapshots", "export", "reporting", "toy"),
-    ("training.run", "training.journal", "training.setup"),  # the outer loop
+    ("training.run", "training.journal", "training.setup", "training.check"),  # the outer loop
     ("lab",),
     ("cli",),
 )

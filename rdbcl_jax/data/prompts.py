@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 
 from rdbcl_jax.batches import PromptBatch, fitting_size
 from rdbcl_jax.data.plain_text import ControlTokens, Hidden, Span
@@ -92,7 +93,7 @@ class PromptEncoder:
             self.processor.expand(*parts)
             for parts in zip(self._tokenize(records, prefixes), pictures, names, strict=True)
         ]
-        length = fitting_size("lengths", [len(row) for row in rows], self.lengths, names)
+        length = fitting_size("prompt_lengths", [len(row) for row in rows], self.lengths, names)
         tokens, mask = pad(rows, length, self._pad_id, left=True)
         model_inputs, following = self.processor.model_inputs(tokens, mask, pictures, names)
         return PromptBatch(
@@ -185,9 +186,15 @@ class PromptEncoder:
         texts, spans = [], []
         for record in records:
             hidden = Hidden()
-            rendered = self.tokenizer.apply_chat_template(
-                self.messages(record, hidden), tokenize=False, add_generation_prompt=True
-            )
+            chat = self.messages(record, hidden)
+            try:
+                rendered = self.tokenizer.apply_chat_template(
+                    chat, tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError as error:
+                raise ValueError(
+                    f"record {record.id!r}: the model's chat template refuses it: {error}"
+                ) from error
             text, of_record = hidden.show(rendered)
             texts.append(text)
             spans.append(of_record)

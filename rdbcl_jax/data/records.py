@@ -29,6 +29,7 @@ from PIL import Image
 from rdbcl_jax.data import pictures
 from rdbcl_jax.data.files import Row, line_of, read_rows, short, written
 from rdbcl_jax.data.pictures import Picture
+from rdbcl_jax.data.waiting import shown
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
 IMAGE_MARK = "<image>"  # where in a prompt an image stands
@@ -112,7 +113,7 @@ def load_records(
             records.append(str(error))
     with ThreadPoolExecutor() as pool:  # files may be far away
         found = pool.map(_with_headers, records, roots)
-        return good(found, str(source), problems)
+        return good(shown(found, len(records), f"reading {task!r}"), str(source), problems)
 
 
 def good(

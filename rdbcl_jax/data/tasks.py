@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.records import Record, load_records
+from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.records import Record, good, load_records
 from rdbcl_jax.data.suites import find_task, names_a_suite
 from rdbcl_jax.rewards.verifiers import get_verifier
 
@@ -25,15 +26,21 @@ class TaskData:
     test: list[Record]
 
 
-def load_sequence(config: RunConfig) -> list[TaskData]:
+def load_sequence(
+    config: RunConfig, check: Check | None = None, left_out: list[str] | None = None
+) -> list[TaskData]:
     """Every task of `config.sequence`, in order.
 
     A task that `config.tasks` does not describe is built in, or `SUITE:TASK` of a suite; see
     `rdbcl_jax.data.suites`. A split's source is a file, a pattern, `tfds:name/split`, or
     `SUITE:TASK`.
 
+    Args:
+      check: of records beyond what `load_records` sees.
+      left_out: gets what is wrong with the records that `config.data.on_bad_record` leaves out.
     Raises:
-      ValueError: an empty sequence, a task named twice, a task without a source for a split.
+      ValueError: an empty sequence, a task named twice, a task without a source for a split, a
+        record that is wrong.
     """
     names = _own_names(config.sequence)
     if not names or len(set(names)) < len(names):
@@ -41,14 +48,17 @@ def load_sequence(config: RunConfig) -> list[TaskData]:
             f"config.sequence is {tuple(config.sequence)}, expected different task names, at least "
             "one"
         )
-    return [_load_task(config, name, SPLITS) for name in config.sequence]
+    return [_load_task(config, name, SPLITS, check, left_out) for name in config.sequence]
 
 
-def load_held_out(config: RunConfig) -> list[TaskData]:
-    """Every task of `config.evaluation.tasks`: its validation and test records.
+def load_held_out(
+    config: RunConfig, check: Check | None = None, left_out: list[str] | None = None
+) -> list[TaskData]:
+    """Every task of `config.evaluation.tasks`: its validation and test records; otherwise as
+    `load_sequence`.
 
     Raises:
-      ValueError: a task named twice, or in the sequence too; one without a source for a split.
+      ValueError: a task that is in the sequence too; otherwise as `load_sequence`.
     """
     names = _own_names(config.evaluation.tasks)
     learned = set(names) & set(_own_names(config.sequence))
@@ -58,7 +68,8 @@ def load_held_out(config: RunConfig) -> list[TaskData]:
             f"names, none of them in config.sequence (there: {sorted(learned)}): its tasks are "
             "evaluated anyway"
         )
-    return [_load_task(config, name, EVALUATED) for name in config.evaluation.tasks]
+    names = config.evaluation.tasks
+    return [_load_task(config, name, EVALUATED, check, left_out) for name in names]
 
 
 def _own_names(names: Sequence[str]) -> list[str]:
@@ -66,12 +77,26 @@ def _own_names(names: Sequence[str]) -> list[str]:
     return [name.rpartition(":")[2] for name in names]
 
 
-def _load_task(config: RunConfig, name: str, splits: Sequence[str]) -> TaskData:
+def _load_task(
+    config: RunConfig,
+    name: str,
+    splits: Sequence[str],
+    check: Check | None,
+    left_out: list[str] | None,
+) -> TaskData:
     (own,) = _own_names([name])
-    return TaskData(own, **{s: _load(config, name, s) if s in splits else [] for s in SPLITS})
+    records = {split: load_split(config, name, split, check, left_out) for split in splits}
+    return TaskData(own, **{split: records.get(split, []) for split in SPLITS})
 
 
-def _load(config: RunConfig, name: str, split: str) -> list[Record]:
+def load_split(
+    config: RunConfig,
+    name: str,
+    split: str,
+    check: Check | None = None,
+    left_out: list[str] | None = None,
+) -> list[Record]:
+    """One split of a task that the config names; arguments as of `load_sequence`."""
     if name not in config.tasks:
         try:
             find_task(name)
@@ -91,21 +116,44 @@ def _load(config: RunConfig, name: str, split: str) -> list[Record]:
             get_verifier(verifier)
         except ValueError as error:
             raise ValueError(f"config.tasks.{name}.verifier: {error}") from None
-    return read_source(source, config, split=split, task=name, verifier=verifier)
+    return read_source(
+        source,
+        config,
+        split=split,
+        task=name,
+        verifier=verifier,
+        check=check,
+        left_out=left_out,
+    )
 
 
 def read_source(
-    source: str, config: RunConfig, *, split: str, task: str, verifier: str | None = None
+    source: str,
+    config: RunConfig,
+    *,
+    split: str,
+    task: str,
+    verifier: str | None = None,
+    check: Check | None = None,
+    left_out: list[str] | None = None,
 ) -> list[Record]:
     """The records of a file, a pattern, `tfds:name/split`, or `SUITE:TASK`; the last has splits of
     its own, of the sizes in `config.data`. Of verifiers `package.module:function`, rows may name
     those that the config's tasks name."""
     if names_a_suite(source):
         return _from_suite(source, config, split)
-    trusted = {str(own.get("verifier")) for own in config.tasks.values()}
-    return load_records(
-        source, task=task, verifier=verifier, trusted=trusted, image_root=config.data.image_root
+    problems = None
+    if config.data.on_bad_record == "skip":
+        problems = [] if left_out is None else left_out
+    records = load_records(
+        source,
+        task=task,
+        verifier=verifier,
+        trusted={str(own.get("verifier")) for own in config.tasks.values()},
+        image_root=config.data.image_root,
+        problems=problems,
     )
+    return good(check(records), source, problems) if check else records
 
 
 def _from_suite(name: str, config: RunConfig, split: str) -> list[Record]:

@@ -77,7 +77,7 @@ def read_tokenizer(path: str | pathlib.Path) -> Any:
     from transformers import AutoTokenizer
 
     path = pathlib.Path(path)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     for name in ("processor_config.json", "chat_template.json"):
         file = path / name
         if file.exists() and (found := json.loads(file.read_text()).get("chat_template")):

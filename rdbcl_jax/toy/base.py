@@ -5,11 +5,12 @@ It stands in for an instruct model where none can be had: same modules, same fil
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -83,9 +84,16 @@ def check_base(config: RunConfig) -> None:
 
 def draft_model(config: RunConfig) -> VLM:
     """The base's model, without parameters."""
+    with draft_directory(config) as draft:
+        return from_config(draft)
+
+
+@contextlib.contextmanager
+def draft_directory(config: RunConfig) -> Iterator[pathlib.Path]:
+    """The base's checkpoint directory, without weights, while it is needed."""
     options, suite, size = _checked(config)
     with tempfile.TemporaryDirectory() as draft:
-        return from_config(write_tiny_model(draft, size, suite.words(), options.model_type))
+        yield write_tiny_model(draft, size, suite.words(), options.model_type)
 
 
 def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import pathlib
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 
 from rdbcl_jax.data.tasks import EVALUATED
 from rdbcl_jax.evaluation import Evaluation, split_results
+from rdbcl_jax.json_files import write_text
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import read_steps
@@ -80,6 +81,13 @@ class Journal:
         place = {"task": self.setup.tasks[task].name, "step": step}
         if self.leads:
             self.log.write_examples({**place, **example} for example in examples)
+
+    def left_out(self, problems: Sequence[str]) -> None:
+        """Lists the records that are left out, and says how many."""
+        if self.is_main:
+            file = self.workdir / "left_out.txt"
+            write_text(file, "\n".join(problems) + "\n")
+            self.progress.message(f"{len(problems)} records are left out, see {file}")
 
     # ------------------------------------------------------------------ the accuracy matrix
 

@@ -44,6 +44,8 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
     check_resume(workdir, setup.config, done)
 
     with Journal(workdir, setup, done) as journal:
+        if setup.left_out:
+            journal.left_out(setup.left_out)
         # ------------------------------------------------------------ the base policy
         policy, base = _load_base(setup, workdir, journal)
         learner = make_learner(setup.config, policy, base, method, setup.rewards)

@@ -4,6 +4,7 @@ here, before anything is made or compiled."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import itertools
 import pathlib
@@ -12,7 +13,9 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from rdbcl_jax import policy
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.check import Check
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import (
     BUILT_IN,
@@ -29,7 +32,7 @@ from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.sharding import agree, make_mesh, row_shard
 from rdbcl_jax.toy import digits_suite
-from rdbcl_jax.toy.base import check_base, draft_model
+from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.workdir import changes, directory_of, is_there
 
@@ -45,6 +48,7 @@ class Setup:
       held_out: tasks that are evaluated beside them and never learned.
       demonstrations: per task, training records with the text that a method learns for each; they
         are tokenized once a tokenizer is there.
+      left_out: what is wrong with each record that is not among them; see `data.on_bad_record`.
     """
 
     config: RunConfig
@@ -54,6 +58,7 @@ class Setup:
     tasks: list[TaskData]
     held_out: list[TaskData]
     demonstrations: list[tuple[list[Record], list[str]]]
+    left_out: list[str]
 
     @property
     def evaluated(self) -> list[TaskData]:
@@ -73,11 +78,27 @@ def prepare(config: RunConfig) -> Setup:
     rewards = RewardConfig(**config.rewards.to_dict())
     mesh = make_mesh(**config.mesh.to_dict())
     check(config, mesh)
-    tasks, held_out = load_sequence(config), load_held_out(config)
+    records, left_out = record_check(config), list[str]()
+    tasks = load_sequence(config, records, left_out)
+    held_out = load_held_out(config, records, left_out)
     _check_rewards(method, rewards, tasks)
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
-    return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations)
+    return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations, left_out)
+
+
+def record_check(config: RunConfig) -> Check:
+    """Whether the run's policy can read records; it is made once the first of them are there."""
+
+    @functools.cache
+    def made() -> Check:
+        if config.model.path:
+            return policy.record_check(config, directory_of(config.model.path))
+        with draft_directory(config) as draft:
+            return policy.record_check(config, draft)
+
+    # records that a suite has made need none, and most runs have no others
+    return lambda records: made()(records) if records[0].where else [*records]
 
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:

@@ -21,6 +21,7 @@ ASKED = "config.json"  # in a run's workdir: the config that it was asked for
 YOUNGER = {
     "data.system_prompt": "",
     "data.image_root": "",
+    "data.on_bad_record": "error",
     "base.model_type": "qwen2_5_vl",
 }
 

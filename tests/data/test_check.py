@@ -1,0 +1,172 @@
+"""Records are read as training will read them, long before it does, and known again."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data import check
+from rdbcl_jax.data.check import check_records
+from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.data.records import load_records
+from rdbcl_jax.models import read_processor
+from rdbcl_jax.toy import digits_suite, tiny
+from rdbcl_jax.training.check import check_all
+from rdbcl_jax.training.run import train
+from rdbcl_jax.training.setup import prepare
+from tests.engine import small_config
+
+
+class Counting(PromptEncoder):
+    """Notes what it encodes."""
+
+    def encode(self, records, *args, **kwargs):
+        self.seen = [*getattr(self, "seen", ()), *(record.id for record in records)]
+        return super().encode(records, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def jpeg(size=(16, 16), cut=None):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()[:cut]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RDBCL_CACHE_DIR", str(tmp_path / "cache"))
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, raw in {
+        "good": jpeg(),
+        "cut": jpeg((64, 64), cut=-900),
+        "long": jpeg((4, 1000)),
+        "large": jpeg((60, 60)),
+    }.items():
+        (data / f"{name}.jpg").write_bytes(raw)
+    return data
+
+
+def write(folder, *rows, name="data.jsonl"):
+    rows = [{"prompt": "sum 4", "answer": "4", **row} for row in rows]
+    (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    return folder / name
+
+
+BAD = {
+    "cut.jpg": ({"image": "cut.jpg"}, "body cannot be decoded"),
+    "long.jpg": ({"image": "long.jpg"}, "aspect ratio must be smaller than 200"),
+    "large.jpg": ({"image": "large.jpg"}, "of patch_slots, at most 32 allowed"),
+    "wordy": ({"prompt": "sum " * 120}, "of prompt_lengths, at most 100 allowed"),
+    "many": ({"images": ["good.jpg"] * 2}, "of images_per_prompt, at most 1 allowed"),
+    "unread": ({"answer": None}, "expected an answer"),
+}
+
+
+def config_of(model, path):
+    config = small_config()
+    config.model.path = str(model)
+    config.sequence = ("mine",)
+    config.tasks = {"mine": dict.fromkeys(("train", "validation", "test"), str(path))}
+    config.data.prompt_lengths, config.data.images_per_prompt = (100,), (1,)
+    return config
+
+
+def test_all_that_is_wrong_is_listed_with_file_and_line(folder, model):
+    path = write(folder, {"image": "good.jpg"}, *(row for row, _ in BAD.values()), {})
+    found, problems = check_all(config_of(model, path))
+    assert found == 3 * 2  # three splits
+    assert len(problems) == len(BAD)
+    wanted = {f"{path}, line {n}": text for n, (_, text) in enumerate(BAD.values(), start=2)}
+    for problem in problems:
+        where = problem.partition(": ")[0].partition(" (")[0]
+        assert wanted.pop(where) in problem and "\n" not in problem
+
+
+def test_without_a_config_images_are_decoded(folder):
+    path = write(folder, {"image": "good.jpg"}, *(row for row, _ in BAD.values()), {})
+    found, problems = check_all(None, [str(path), str(folder / "none.jsonl")])
+    assert found == 6 and len(problems) == 3
+    assert "expected an answer" in problems[0] and "body cannot be decoded" in problems[1]
+    assert "no file at" in problems[2]
+
+
+def test_nothing_is_made_while_a_record_is_wrong(folder, model, tmp_path):
+    for row, text in BAD.values():
+        path = write(folder, {"image": "good.jpg"}, row)
+        with pytest.raises(ValueError, match=f"line 2.*{text}"):
+            train(config_of(model, path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    own = config_of("", path)  # of the base that is still to be made
+    with pytest.raises(ValueError, match=r"line 2.*expected an answer"):
+        train(own, tmp_path / "run")
+    write(folder, {}, BAD["wordy"][0])
+    with pytest.raises(ValueError, match=r"line 2.*of prompt_lengths"):
+        train(own, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_records_are_known_by_their_content(folder, model):
+    words, processor = AutoTokenizer.from_pretrained(model), read_processor(model)
+    rows = [{"id": "a", "image": "good.jpg"}, {"id": "b"}, {"id": "c", "image": "cut.jpg"}]
+    path = write(folder, *rows)
+
+    def seen(key="k", **options):
+        encoder = Counting(words, processor, **options)
+        found = check_records(load_records(path, task="t"), encoder, key)
+        assert [isinstance(record, str) for record in found][:2] == [False, False]
+        return {*encoder.seen[1:]}  # the first sets the tokenizer up
+
+    assert seen() == {"a", "b", "c"}
+    assert seen() == {"c"}
+    assert seen("other") == {"a", "b", "c"} == seen("")
+    (folder / "good.jpg").rename(folder / "moved.jpg")
+    write(folder, {"id": "a", "image": "moved.jpg"}, {"id": "b", "prompt": "sum 5"}, rows[2])
+    assert seen() == {"b", "c"}
+    (folder / "moved.jpg").write_bytes(jpeg((24, 16)))
+    assert seen() == {"a", "c"}
+    (file,) = (folder.parent / "cache/checked").glob("k")
+    file.write_bytes(file.read_bytes()[:-5])  # cut short
+    assert "c" in seen()
+    file.unlink()
+    file.mkdir()  # cannot be read or written: a help and no more
+    assert seen() == seen() == {"a", "b", "c"}
+
+
+def test_records_of_suites_are_taken_as_they_are():
+    records = digits_suite.make_records("sum", "train", 3, seed=0)
+    assert check_records(records, None, "k") == [*records]
+
+
+def test_a_long_check_says_how_far_it_is(monkeypatch, capsys, folder):
+    monkeypatch.setattr("rdbcl_jax.data.waiting.SAYS_EVERY", -1.0)
+    check_records(load_records(write(folder, {}, {}), task="mine"))
+    assert "checking 'mine': 1 of 2 records\n" in capsys.readouterr().err
+
+
+def test_where_digests_are_kept(monkeypatch, tmp_path):
+    monkeypatch.delenv("RDBCL_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert check.cache_folder() == tmp_path / "rdbcl_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert check.cache_folder() == tmp_path / ".cache/rdbcl_jax"
+
+
+def test_records_that_are_wrong_can_be_skipped(folder, model, tmp_path):
+    path = write(folder, {"image": "good.jpg"}, *(row for row, _ in BAD.values()), {})
+    config = config_of(model, path)
+    config.data.on_bad_record = "skip"
+    setup = prepare(RunConfig.of(config))
+    (task,) = setup.tasks
+    assert [r.where for r in task.train] == [f"{path}, line 1", f"{path}, line 8"]
+    assert len(setup.left_out) == 3 * len(BAD)
