@@ -75,7 +75,7 @@ def _check() -> Run:
         found, problems = check_all(config.value, records.value)
         for problem in problems:
             print(problem)
-        print(f"{found} records are good, {len(problems)} problems")
+        print(f"good records: {found}, problems: {len(problems)}")
         sys.exit(bool(problems))
 
     return run
