@@ -110,6 +110,17 @@ def _completed(file: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{file}: transformers cannot read it: {reason}") from error
 
 
+def write_image_options(path: str | pathlib.Path, **options: Any) -> None:
+    """Sets options of a directory's image processor, in whichever files hold them: in
+    processor_config.json newer versions of transformers nest what preprocessor_config.json has."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = pathlib.Path(path) / name
+        content = json.loads(file.read_text()) if file.exists() else {}
+        if part := content.get("image_processor") if name.startswith("processor") else content:
+            part |= options
+            file.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def without_tie(content: str) -> str:
     """A config.json whose head is its own, and not the embedding."""
     raw = json.loads(content or "{}")

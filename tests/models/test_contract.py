@@ -299,6 +299,22 @@ def test_the_nested_layout_and_half_precision(family, dtype, tmp_path):
 
 
 @families
+def test_a_head_of_its_own_is_kept_though_config_json_ties_it(family, tmp_path):
+    models = pair(family)
+    file = json.loads((models.path / "config.json").read_text())
+    file["tie_word_embeddings"] = file["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(file))
+    tensors = load_file(models.path / "model.safetensors")
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert_same(from_pretrained(tmp_path, dtype="float32")[1], models.params)
+    # and one that is the embedding is not held twice
+    [head] = [name for name in tensors if name.endswith("lm_head.weight")]
+    [embedding] = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    save_file(tensors | {head: tensors[embedding]}, tmp_path / "model.safetensors")
+    assert "lm_head" not in from_pretrained(tmp_path, dtype="float32")[1]
+
+
+@families
 def test_videos_are_refused(family):
     models, inputs = pair(family), many(family)
     with pytest.raises(NotImplementedError, match="videos"):

@@ -7,6 +7,7 @@ wants torchvision for these families, whose processors read videos too.
 """
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models import from_config, read_processor
+from rdbcl_jax.models import from_config, read_processor, save_limits
 from rdbcl_jax.models.registry import family as family_of
 
 FAMILIES = {
@@ -29,6 +30,9 @@ SIZES = (
     *((64, 48), (48, 64), (97, 61), (400, 300), (33, 100), (1, 1), (3, 2), (1, 90), (200, 3)),
     *((16, 16), (32, 16), (16, 48), (15, 17), (31, 32), (47, 16), (16, 33), (333, 77), (50, 50)),
 )
+
+
+LARGEST = 2 * 16**2  # pixels: two tiles of each
 
 
 def picture(width, height):
@@ -63,10 +67,11 @@ def reference(family, path):
             """Without torchvision there is no class of video processors to check."""
 
     options = json.loads((path / "processor_config.json").read_text())
+    not_ours = ("processor_class", "image_processor")
     return WithoutVideos(
         image_processor=transformers.AutoImageProcessor.from_pretrained(path),
         tokenizer=transformers.AutoTokenizer.from_pretrained(path),
-        **{name: value for name, value in options.items() if name != "processor_class"},
+        **{name: value for name, value in options.items() if name not in not_ours},
     )
 
 
@@ -136,3 +141,23 @@ def test_images_beyond_the_sizes_name_their_record(family, path):
         encoder(path, images_per_prompt=(1,)).encode([record("sum", (16, 16), (16, 16))])
     with pytest.raises(ValueError, match=r"record 'r': 2 image placeholders .* its 1 images"):
         encoder(path).encode([record("sum <image> <image>", (16, 16))])
+
+
+@families
+@pytest.mark.parametrize("nested", [False, True])
+def test_limits_of_images_travel_into_the_files(family, nested, path, tmp_path):
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    if nested:  # as transformers 5 writes them
+        one, other = tmp_path / "processor_config.json", tmp_path / "preprocessor_config.json"
+        options = {"image_processor": json.loads(other.read_text())}
+        one.write_text(json.dumps(json.loads(one.read_text()) | options))
+        other.unlink()
+    limits = {"max_pixels": LARGEST}
+    expected = encoder(tmp_path, **limits).encode(RECORDS)
+    assert expected.tokens.shape[1] < encoder(tmp_path).encode(RECORDS).tokens.shape[1]
+    save_limits(tmp_path, min_pixels=None, **limits)
+    found = encoder(tmp_path).encode(RECORDS)
+    assert_same(found, expected)
+    theirs = processed(family, tmp_path, RECORDS)
+    np.testing.assert_array_equal(found.tokens, theirs["input_ids"])
+    assert_same(found, from_config(tmp_path).prepare(**theirs))

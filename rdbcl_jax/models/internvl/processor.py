@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rdbcl_jax.models import tiles
-from rdbcl_jax.models.internvl.config import InternVLConfig
+from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.internvl.config import InternVLConfig, read_config
 from rdbcl_jax.models.internvl.model import Inputs, lay_out
 from rdbcl_jax.models.siglip import cut
 
@@ -48,10 +49,19 @@ class InternVLProcessor:
         patch_slots: Sequence[int] = (),
         images_per_prompt: Sequence[int] = (),
     ) -> InternVLProcessor:
-        """Reads a checkpoint directory; arguments as in `image_processor` and of the class."""
+        """Reads a checkpoint directory; arguments as in `image_processor` and of the class.
+
+        Raises ValueError as `image_processor`, and for a tokenizer that does not name the tokens.
+        """
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(path)
+        names = ("start_image_token_id", "end_image_token_id")
+        if not all(isinstance(getattr(tokenizer, name, None), int) for name in names):
+            raise ValueError(
+                f"{path}: the tokenizer has no start_image_token and end_image_token; expected a "
+                "directory in transformers' own format, such as those whose names end in -hf"
+            )
         around = tokenizer.start_image_token_id, tokenizer.end_image_token_id
         processor = image_processor(path, config, min_pixels=min_pixels, max_pixels=max_pixels)
         return cls(config, processor, around, tuple(patch_slots), tuple(images_per_prompt))
@@ -143,3 +153,11 @@ def image_processor(
         )
     read.min_patches, read.max_patches = least, most
     return read
+
+
+def save_limits(
+    path: str | pathlib.Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> None:
+    """Writes limits of an image's area into the files that image processors read."""
+    made = image_processor(path, read_config(path), min_pixels=min_pixels, max_pixels=max_pixels)
+    write_image_options(path, min_patches=made.min_patches, max_patches=made.max_patches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rdbcl_jax.models import tiles
-from rdbcl_jax.models.llava_onevision.config import LlavaConfig
+from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.llava_onevision.config import LlavaConfig, read_config
 from rdbcl_jax.models.llava_onevision.inputs import Inputs, Picture, lay_out, layout
 from rdbcl_jax.models.siglip import cut
 
@@ -56,13 +58,7 @@ class LlavaProcessor:
             config.json.
         """
         processor = image_processor(path, config)
-        least, most = min_pixels or 0, max_pixels or float("inf")
-        grids = tuple(grid for grid in config.grids if least <= grid[0] * grid[1] <= most)
-        if not grids:
-            raise ValueError(
-                f"{path}: no grid of tiles has between min_pixels {min_pixels} and max_pixels "
-                f"{max_pixels}; the model has grids (height, width) {config.grids}"
-            )
+        grids = _grids_between(config, min_pixels, max_pixels)
         processor.image_grid_pinpoints = [list(grid) for grid in grids]
         config = dataclasses.replace(config, grids=grids)
         return cls(config, processor, tuple(patch_slots), tuple(images_per_prompt))
@@ -133,3 +129,28 @@ def image_processor(path: str | pathlib.Path, config: LlavaConfig) -> Any:
             f"{config.grids} in config.json; expected the same"
         )
     return read
+
+
+def _grids_between(
+    config: LlavaConfig, min_pixels: int | None, max_pixels: int | None
+) -> tuple[tuple[int, int], ...]:
+    least, most = min_pixels or 0, max_pixels or float("inf")
+    grids = tuple(grid for grid in config.grids if least <= grid[0] * grid[1] <= most)
+    if not grids:
+        raise ValueError(
+            f"no grid of tiles has between min_pixels {min_pixels} and max_pixels {max_pixels}; "
+            f"the model's grids (height, width) are {config.grids}"
+        )
+    return grids
+
+
+def save_limits(
+    path: str | pathlib.Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> None:
+    """Writes the grids that limits of an image's area leave into the files that image processors
+    and, for it arranges the tiles, the model read."""
+    grids = [list(grid) for grid in _grids_between(read_config(path), min_pixels, max_pixels)]
+    write_image_options(path, image_grid_pinpoints=grids)
+    file = pathlib.Path(path) / "config.json"
+    content = json.loads(file.read_text()) | {"image_grid_pinpoints": grids}
+    file.write_text(json.dumps(content, indent=2) + "\n")

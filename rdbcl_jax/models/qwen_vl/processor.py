@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rdbcl_jax.batches import fitting_size
+from rdbcl_jax.models.config_files import write_image_options
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 
@@ -128,14 +128,8 @@ def save_limits(
     of older and of newer ones."""
     size = dict(image_processor(path, min_pixels=min_pixels, max_pixels=max_pixels).size)
     size = {name: size[name] for name in ("shortest_edge", "longest_edge")}
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        file = pathlib.Path(path) / name
-        content = json.loads(file.read_text()) if file.exists() else {}
-        part = content.get("image_processor") if name.startswith("processor") else content
-        if part:
-            low, high = size.values()
-            part |= {"size": size, "min_pixels": low, "max_pixels": high}
-            file.write_text(json.dumps(content, indent=2) + "\n")
+    low, high = size.values()
+    write_image_options(path, size=size, min_pixels=low, max_pixels=high)
 
 
 def slot_sizes(config: VisionConfig, largest: int, *, growth: float = 1.5) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from rdbcl_jax.models import tiles
+from rdbcl_jax.models.config_files import write_image_options
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.smolvlm.config import SmolVLMConfig
 
@@ -168,3 +169,11 @@ def image_processor(
         raise ValueError(f"model.max_pixels is {max_pixels}, expected {tile**2}, one tile, or more")
     edge = min(processor.size["longest_edge"], math.isqrt(max_pixels) // tile * tile)
     return SmolVLMImageProcessorPil.from_pretrained(path, size={"longest_edge": edge})
+
+
+def save_limits(
+    path: str | pathlib.Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> None:
+    """Writes limits of an image's area into the files that image processors read."""
+    size = image_processor(path, min_pixels=min_pixels, max_pixels=max_pixels).size
+    write_image_options(path, size={"longest_edge": size["longest_edge"]})
