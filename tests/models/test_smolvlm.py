@@ -3,6 +3,7 @@ Hugging Face processors make them."""
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_stri
 
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models import from_pretrained, read_config, read_processor
+from rdbcl_jax.models import from_pretrained, read_config, read_processor, save_limits
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.smolvlm.tiny import TinySize, write_tiny
 
@@ -312,7 +313,7 @@ def test_batches_have_few_sizes(path):
         encoded(path, wide, wide, images_per_prompt=(1,))
 
 
-def test_max_pixels_is_the_square_that_images_are_resized_into(path, theirs):
+def test_max_pixels_is_the_square_that_images_are_resized_into(path, tmp_path):
     assert len(encoded(path, photo(60, 60)).tiles.mask[0]) == 10
     for limit, tiles in ((48 * 48, 5), (72 * 72 - 1, 5), (24 * 24, 1), (120 * 120, 10)):
         assert len(encoded(path, photo(60, 60), max_pixels=limit).tiles.mask[0]) == tiles
@@ -320,6 +321,9 @@ def test_max_pixels_is_the_square_that_images_are_resized_into(path, theirs):
         read_processor(path, max_pixels=575)
     with pytest.raises(ValueError, match="min_pixels does not apply"):
         read_processor(path, min_pixels=100)
+    copy = shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    save_limits(copy, max_pixels=72 * 72 - 1)
+    assert len(encoded(copy, photo(60, 60)).tiles.mask[0]) == 5
 
 
 def test_tiles_and_tokens_of_another_model_are_refused(tmp_path):
