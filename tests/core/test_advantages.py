@@ -8,6 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdbcl_jax import group_advantages, leave_one_out_advantages
+from rdbcl_jax.core.advantages import (
+    entropy_shaped,
+    memorise_or_explore,
+    retention_reward,
+    whiten,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -77,3 +83,66 @@ def test_gradients_are_finite_in_groups_without_information():
 def test_unknown_scale():
     with pytest.raises(ValueError, match="std"):
         group_advantages(np.zeros((1, 2)), scale="max")
+
+
+def test_whitening_by_hand():
+    # mean 2, variance 2/3
+    expected = np.array([-1.0, 0.0, 1.0]) / np.sqrt(2 / 3)
+    np.testing.assert_allclose(whiten(np.array([1.0, 2.0, 3.0])), expected, rtol=1e-6)
+    # a variance of 1e-8 is below the floor of 1e-6
+    np.testing.assert_allclose(whiten(np.array([-1e-4, 1e-4])), [-0.1, 0.1], rtol=1e-6)
+    np.testing.assert_array_equal(whiten(np.full((2, 2), 5.0)), 0)
+
+
+def test_entropy_shaping_by_hand():
+    logps = np.log([[0.5, 0.25, 0.25], [0.25, 0.5, 0.125]])
+    mask = np.array([[True, True, False], [True, True, True]])
+    sampled = -np.exp(logps) * logps  # of the sampled token: -p log p
+    actual = entropy_shaped(np.array([1.0, -0.5]), logps, mask)
+    expected = [
+        [1 + 0.4 * sampled[0, 0], 1 + 0.4 * sampled[0, 1], 0],
+        -0.5 + 0.4 * sampled[1],  # less than half of 0.5, the cap
+    ]
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    capped = entropy_shaped(np.array([1.0, -0.5]), logps, mask, scale=10.0, share=0.25)
+    np.testing.assert_allclose(capped, [[1.25, 1.25, 0], [-0.375] * 3], rtol=1e-6)
+    whole = np.array([[0.1, 0.2, np.nan], [0.3, 0.4, 0.0]])
+    given_ones = entropy_shaped(np.array([1.0, 2.0]), logps, mask, scale=0.5, entropies=whole)
+    np.testing.assert_allclose(given_ones, [[1.05, 1.1, 0], [2.15, 2.2, 2.0]], rtol=1e-6)
+
+
+def test_entropy_shaping_ignores_what_is_masked_and_has_no_gradient():
+    mask = np.array([[True, False]])
+    shaped = entropy_shaped(np.array([1.0]), np.array([[-1.0, np.nan]]), mask)
+    assert np.isfinite(shaped).all() and shaped[0, 1] == 0
+    gradients = jax.grad(lambda a, l: entropy_shaped(a, l, mask).sum(), argnums=(0, 1))(
+        jnp.array([1.0]), jnp.array([[-1.0, -2.0]])
+    )
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_memorise_or_explore_by_hand():
+    rewards = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 2.0], [1.0, 0.5, 0.0]])
+    accuracies = np.array([[0.0, 0.5, 0.0], [0.0, 1.0, 0.6], [1.0, 1.0, 0.75]])
+    given_ones = np.array([[False, False, True], [True, False, False], [True, False, False]])
+    actual = memorise_or_explore(rewards, accuracies, given_ones)
+    np.testing.assert_array_equal(actual[0], [0, 0, 1])  # none is right: 0.5 is not
+    np.testing.assert_allclose(actual[1], np.array([-1, 0, 1]) / (1 + 1e-4), rtol=1e-6)
+    np.testing.assert_array_equal(actual[2], 0)  # all are
+    wide = memorise_or_explore(rewards, accuracies, given_ones, eps=1.0)
+    np.testing.assert_allclose(wide[1], [-0.5, 0, 0.5], rtol=1e-6)
+
+
+def test_the_retention_reward_by_hand():
+    now = np.array([[-1.0, -2.0, np.nan], [-3.0, -1.0, -1.0], [-0.5, -0.5, -0.5]])
+    before = np.array([[-1.1, -2.3, np.nan], [-1.0, -1.0, -1.0], [-0.5, -0.5, -0.5]])
+    mask = np.array([[True, True, False], [True, True, True], [False, False, False]])
+    # mean drifts 0.2, -2/3 (nearer than before: none) and nothing
+    actual = retention_reward(now, before, mask)
+    np.testing.assert_allclose(actual, [0.5 * np.exp(-4.0), 0.5, 0.5], rtol=1e-5)
+    other = retention_reward(now, before, mask, weight=2.0, sharpness=5.0)
+    np.testing.assert_allclose(other, [2 * np.exp(-1.0), 2.0, 2.0], rtol=1e-5)
+    gradient = jax.grad(lambda x: retention_reward(x, before[:2], mask[:2]).sum())(
+        jnp.array(now[:2])
+    )
+    assert not np.nan_to_num(gradient, nan=1.0).any()

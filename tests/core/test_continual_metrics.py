@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax import continual_metrics
+from rdbcl_jax.core.continual_metrics import held_out_metrics
 
 NAMES = {
     "last",
@@ -95,3 +96,16 @@ def test_vmap_and_grad():
 def test_shape_errors(shape):
     with pytest.raises(ValueError, match="base model"):
         continual_metrics(np.zeros(shape))
+
+
+def test_held_out_metrics_by_hand():
+    """Row 0 is the base model, the last row what is left."""
+    metrics = held_out_metrics(np.array([[0.5, 0.9, 1.0], [0.0, 0.0, 0.0], [0.25, 0.6, 0.5]]))
+    assert metrics.keys() == {"held_out_last", "held_out_change"}
+    np.testing.assert_allclose(metrics["held_out_last"], 0.45, rtol=1e-6)
+    np.testing.assert_allclose(metrics["held_out_change"], -0.35, rtol=1e-6)
+    one = held_out_metrics(np.array([[0.5], [0.75]]))  # one task, learned once
+    np.testing.assert_allclose([one["held_out_last"], one["held_out_change"]], [0.75, 0.25])
+    for shape in ((2,), (1, 2), (2, 0)):
+        with pytest.raises(ValueError, match="held-out tasks"):
+            held_out_metrics(np.zeros(shape))

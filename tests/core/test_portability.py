@@ -211,3 +211,39 @@ def test_errors():
         kl_coefficients(np.ones(2), beta_min=0.2, beta_max=0.1)
     with pytest.raises(ValueError, match="temperature"):
         kl_coefficients(np.ones(2), **RANGE, temperature=0.0)
+
+
+def test_the_floor_of_the_z_score():
+    """RP that differ by less than 0.02 stay near the midpoint: z is in units of the floor."""
+    rp = np.array([0.499, 0.501])
+    z = np.array([-0.05, 0.05])  # 0.001 / 0.02
+    expected = 1 / (1 + np.exp(-z))
+    actual = kl_coefficients(rp, beta_min=0.0, beta_max=1.0, mapping="sigmoid")
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    hot = kl_coefficients(rp, beta_min=0.0, beta_max=1.0, mapping="sigmoid", temperature=0.1)
+    np.testing.assert_allclose(hot, 1 / (1 + np.exp(-10 * z)), rtol=1e-5)
+
+
+def test_the_floor_of_the_range():
+    actual = kl_coefficients(np.array([0.5, 0.50001]), beta_min=0.0, beta_max=1.0, mapping="minmax")
+    np.testing.assert_allclose(actual, [0.45, 0.55], atol=2e-3)  # 1e-5 of 1e-4
+
+
+@pytest.mark.parametrize("mapping", ["sigmoid", "minmax", "rank"])
+def test_a_single_valid_sample_is_at_the_midpoint(mapping):
+    valid = np.array([False, True, False])
+    actual = kl_coefficients(
+        np.array([0.1, 0.5, 0.9]), beta_min=0.2, beta_max=0.4, mapping=mapping, valid=valid
+    )
+    assert float(actual[1]) == pytest.approx(0.3)
+    none = kl_coefficients(
+        np.array([0.1, 0.5]), beta_min=0.2, beta_max=0.4, mapping=mapping, valid=np.zeros(2, bool)
+    )
+    np.testing.assert_allclose(none, 0.3, rtol=1e-6)
+
+
+def test_ranks_by_hand():
+    actual = kl_coefficients(
+        np.array([0.3, 0.1, 0.2, 0.2]), beta_min=0.0, beta_max=1.0, mapping="rank"
+    )
+    np.testing.assert_allclose(actual, [1.0, 0.0, 0.5, 0.5], atol=1e-6)
