@@ -265,7 +265,7 @@ _TABLE = re.compile(
 _SUFFIX = re.compile(
     r"(?P<value>.*\S)\s*"
     r"(?:\\(?:text\w*|mathrm|mbox)\s*\{(?P<styled>[^{}]*)\}(?P<power>\s*\^\s*\{?[23]\}?)?"
-    r"|\s(?P<plain>[A-Za-z][A-Za-z /²³^]+))",
+    r"|\s(?P<plain>[A-Za-z][A-Za-z /²³]+(?:\^\{?[23]\}?)?))",
     re.DOTALL,
 )
 
@@ -347,7 +347,8 @@ def _item(text: str) -> Reading:
 def _name(text: str) -> str | None:
     """What the left side of an equation names, if it is a name: `x`, `f(x)`, `AB`, `(p,q)`."""
     text = tidy(text).replace(" ", "")
-    if not _NAME.fullmatch(text) or text in ("π", "i", "∞"):
+    doubt = text.islower() and _DOUBT.search(text)  # `not = 3`; NO is a segment
+    if doubt or not _NAME.fullmatch(text) or text in ("π", "i", "∞"):
         return None
     if text.startswith("("):
         return text

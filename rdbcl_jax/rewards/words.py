@@ -75,6 +75,8 @@ def _yes_no(text: str) -> str | None:
         return None
     reason = match["reason"] or ""
     doubtful = _AGAINST[match["word"]].search(reason) or _UNSURE.search(reason)
+    if reason and not re.search("[a-z]{2}", reason):  # No. 5
+        return None
     return None if doubtful else match["word"]
 
 
