@@ -195,7 +195,7 @@ class PromptEncoder:
                 raise ValueError(
                     f"record {record.id!r}: the model's chat template refuses it: {error}"
                 ) from error
-            text, of_record = hidden.show(rendered)
+            text, of_record = hidden.show(self.processor.written(rendered))
             texts.append(text)
             spans.append(of_record)
         if prefixes is not None:

@@ -28,12 +28,14 @@ class Block(NamedTuple):
 
     `key` and `value` are [*lead, S, Hkv, Dh], `mask` (True = visible) is [*lead, S]. `lead` is the
     queries' leading shape, or a prefix of it: then the block is shared along the missing axes.
+    `pairs`, broadcast to [*lead of the queries, T, S], says further which query sees which key.
     """
 
     key: Float[Array, "*lead S Hkv Dh"]
     value: Float[Array, "*lead S Hkv Dh"]
     mask: Bool[Array, "*lead S"]
     causal: bool = False  # query t sees keys 0..t of this block (then S = T)
+    pairs: Bool[Array, "*lead T S"] | None = None  # None: any sees any; the kernels take no other
 
 
 def attend(
@@ -53,6 +55,8 @@ def attend(
       mesh: where the arrays lie; XLA needs none.
     """
     backend = resolve(backend, mesh)
+    if any(block.pairs is not None for block in blocks):
+        backend = "xla"
     if backend == "cudnn":
         from rdbcl_jax.models import attention_cudnn
 
@@ -65,7 +69,8 @@ def attend(
             interpret = backend == "splash_interpret"
             return attention_splash.attend(query, blocks, mesh=mesh, interpret=interpret)
     causal = tuple(block.causal for block in blocks)
-    return _attend(causal, query, *zip(*((b.key, b.value, b.mask) for b in blocks), strict=True))
+    arrays = zip(*((b.key, b.value, b.mask, b.pairs) for b in blocks), strict=True)
+    return _attend(causal, query, *arrays)
 
 
 def resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
@@ -82,15 +87,15 @@ def resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(causal, query, keys, values, masks):
-    return _forward(causal, query, keys, values, masks)[0]
+def _attend(causal, query, keys, values, masks, pairs):
+    return _forward(causal, query, keys, values, masks, pairs)[0]
 
 
-def _forward(causal, query, keys, values, masks):
+def _forward(causal, query, keys, values, masks, pairs):
     """The output, and what the backward pass needs: the output again and log Σ exp(scores)."""
     scores = [
-        jnp.where(_visible(query, k, m, c), _scores(_rows(query, k), k), _MASKED)
-        for c, k, m in zip(causal, keys, masks, strict=True)
+        jnp.where(_visible(query, k, m, c, p), _scores(_rows(query, k), k), _MASKED)
+        for c, k, m, p in zip(causal, keys, masks, pairs, strict=True)
     ]
     tops = [_unrows(s.max(-1, keepdims=True), query) for s in scores]
     top = jnp.stack(tops).max(0)
@@ -103,25 +108,25 @@ def _forward(causal, query, keys, values, masks):
             _dot("...ms,...sd->...md", weights.astype(value.dtype), _heads(value)), query
         )
     out = (out / total).astype(query.dtype)
-    return out, (query, keys, values, masks, out, top + jnp.log(total))
+    return out, (query, keys, values, masks, pairs, out, top + jnp.log(total))
 
 
 def _backward(causal, saved, dout):
-    query, keys, values, masks, out, log_z = saved
+    query, keys, values, masks, pairs, out, log_z = saved
     scale = query.shape[-1] ** -0.5
     mean = (dout.astype(jnp.float32) * out).sum(-1, keepdims=True)  # of dweights, by the weights
     dquery: Any = 0.0  # then an array
     dkeys, dvalues = [], []
-    for c, key, value, mask in zip(causal, keys, values, masks, strict=True):
+    for c, key, value, mask, p in zip(causal, keys, values, masks, pairs, strict=True):
         rows, drows = _rows(query, key), _rows(dout, key)
         weights = jnp.exp(_scores(rows, key) - _rows(log_z, key))
-        weights = jnp.where(_visible(query, key, mask, c), weights, 0)
+        weights = jnp.where(_visible(query, key, mask, c, p), weights, 0)
         dweights = _dot("...md,...sd->...ms", drows, _heads(value))
         dscores = (weights * (dweights - _rows(mean, key)) * scale).astype(key.dtype)
         dquery += _unrows(_dot("...ms,...sd->...md", dscores, _heads(key)), query)
         dkeys.append(_by_key(dscores, rows).astype(key.dtype))
         dvalues.append(_by_key(weights.astype(value.dtype), drows).astype(value.dtype))
-    return dquery.astype(query.dtype), tuple(dkeys), tuple(dvalues), None
+    return dquery.astype(query.dtype), tuple(dkeys), tuple(dvalues), None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -167,11 +172,17 @@ def _by_key(weights, rows):
     return jnp.moveaxis(summed, -1, -3)
 
 
-def _visible(query, key, mask, causal):
+def _visible(query, key, mask, causal, pairs):
     """[*block, 1, 1 or M, S]"""
     visible = mask[..., None, None, :]
+    steps, heads = query.shape[-3:-1]
+    group = heads // key.shape[-2]
     if causal:
-        steps, heads = query.shape[-3:-1]
         lower = jnp.tril(jnp.ones((steps, steps), bool))
-        visible &= jnp.repeat(lower, heads // key.shape[-2], axis=0)
+        visible &= jnp.repeat(lower, group, axis=0)
+    if pairs is not None:
+        *block, keys, _, _ = key.shape
+        pairs = jnp.broadcast_to(pairs, (*query.shape[:-3], steps, keys))
+        rows = jnp.repeat(pairs.reshape(*block, -1, keys), group, axis=-2)
+        visible &= rows[..., None, :, :]
     return visible

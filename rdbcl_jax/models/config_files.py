@@ -62,7 +62,8 @@ class ConfigFiles(NamedTuple):
             "heads": text["num_attention_heads"],
             "kv_heads": text["num_key_value_heads"],
             "head_dim": head_dim,
-            "rope": self.read_rope(self.rope, head_dim),
+            # of layers that see the whole text, where kinds of layers differ
+            "rope": self.read_rope(self.rope.get("full_attention") or self.rope, head_dim),
             "norm_eps": text["rms_norm_eps"],
             # either place switches it on; a head of its own in the weights switches it off again
             "tied": bool(self.raw.get("tie_word_embeddings") or text.get("tie_word_embeddings")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -25,7 +26,14 @@ from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.config_files import without_tie
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
-from rdbcl_jax.models.layers import PRODUCT, GatedMLP, Linear, rotary, rotate
+from rdbcl_jax.models.layers import (
+    PRODUCT,
+    CentredRMSNorm,
+    GatedMLP,
+    Linear,
+    rotary,
+    rotate,
+)
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.rope import Rope
 from rdbcl_jax.models.weights import WeightMap
@@ -56,6 +64,19 @@ class DecoderConfig:
     qk_norm: bool
     norm_eps: float
     tied: bool  # the head is the transposed embedding
+    _: dataclasses.KW_ONLY
+    activation: str = "silu"
+    centred_norms: bool = False  # norms scale by 1 + their weight
+    sandwich: bool = False  # attention and the MLP are normed at both ends
+    embedding_scale: float = 1.0
+    score_scale: float | None = None  # of q·k; None: 1/√head_dim
+    window: int | None = None  # sliding layers see so many tokens back, themselves included
+    sliding: tuple[bool, ...] = ()  # which layers do; (): none
+    sliding_rope: Rope | None = None  # of those
+
+    def norm(self, width: int, *, rngs: nnx.Rngs, **dtypes) -> nnx.Module:
+        kind = CentredRMSNorm if self.centred_norms else nnx.RMSNorm
+        return kind(width, epsilon=self.norm_eps, rngs=rngs, **dtypes)
 
 
 class Attention(nnx.Module):
@@ -70,11 +91,12 @@ class Attention(nnx.Module):
         self.o_proj = Linear(q_width, config.width, use_bias=False, rngs=rngs, **dtypes)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
-            norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
-            self.q_norm = nnx.RMSNorm(config.head_dim, **norm)
-            self.k_norm = nnx.RMSNorm(config.head_dim, **norm)
+            self.q_norm = config.norm(config.head_dim, rngs=rngs, **dtypes)
+            self.k_norm = config.norm(config.head_dim, rngs=rngs, **dtypes)
+        scale = config.score_scale
+        self.query_scale = 1.0 if scale is None else scale * math.sqrt(config.head_dim)
 
-    def __call__(self, x, rope, mask, context, place):
+    def __call__(self, x, rope, mask, context, place, pairs):
         def heads(projected):
             return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
 
@@ -83,8 +105,11 @@ class Attention(nnx.Module):
         if self.qk_norm:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, rope), rotate(key, rope)
+        if self.query_scale != 1:
+            query *= self.query_scale
         if place is None:
-            kept, own = (key, value), Block(key, value, mask, causal=True)
+            own = Block(key, value, mask, causal=pairs is None, pairs=pairs)
+            kept = key, value
         else:
             kept, own = place(key, value)
         out = self.attend(query, (*context, own))
@@ -93,11 +118,16 @@ class Attention(nnx.Module):
 
 class DecoderLayer(nnx.Module):
     def __init__(self, config: DecoderConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
-        norm = {"epsilon": config.norm_eps, "rngs": rngs, **dtypes}
-        self.input_layernorm = nnx.RMSNorm(config.width, **norm)
-        self.self_attn = Attention(config, attend=attend, rngs=rngs, **dtypes)
-        self.post_attention_layernorm = nnx.RMSNorm(config.width, **norm)
-        self.mlp = GatedMLP(config.width, config.mlp_width, bias=False, rngs=rngs, **dtypes)
+        self.sandwich = config.sandwich
+        options = {"rngs": rngs, **dtypes}
+        self.input_layernorm = config.norm(config.width, **options)
+        self.self_attn = Attention(config, attend=attend, **options)
+        self.post_attention_layernorm = config.norm(config.width, **options)
+        if config.sandwich:
+            self.pre_feedforward_layernorm = config.norm(config.width, **options)
+            self.post_feedforward_layernorm = config.norm(config.width, **options)
+        size = config.width, config.mlp_width, config.activation
+        self.mlp = GatedMLP(*size, bias=False, **options)
 
     def __call__(
         self,
@@ -106,16 +136,29 @@ class DecoderLayer(nnx.Module):
         mask: Bool[Array, "*lead T"],
         context: tuple[Block, ...] = (),
         place: Callable[[Array, Array], tuple[Any, Block]] | None = None,
+        pairs: Bool[Array, "*lead T T"] | None = None,
     ):
-        """Causal attention among the T tokens of `x`, after everything in `context`.
+        """Attention among the T tokens of `x`, causal or by `pairs`, after everything in `context`.
 
         Returns the new `x` and the (key, value) [*lead, T, Hkv, Dh] that later tokens will need.
         In decoding, `place` puts these into a cache: it returns the cache, which is returned then,
         and the block of it that `x` attends to.
         """
-        attended, kept = self.self_attn(self.input_layernorm(x), rope, mask, context, place)
+        attended, kept = self.self_attn(self.input_layernorm(x), rope, mask, context, place, pairs)
+        if self.sandwich:
+            x = x + self.post_attention_layernorm(attended)
+            return x + self.post_feedforward_layernorm(
+                self.mlp(self.pre_feedforward_layernorm(x))
+            ), kept
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), kept
+
+
+class Kinds(NamedTuple):
+    """What a layer that sees the whole text reads, and what a sliding one does; None: the same."""
+
+    whole: Any
+    sliding: Any
 
 
 class Module(NamedTuple):
@@ -174,6 +217,10 @@ class Decoder:
     def prompt_positions(self, prompts: PromptBatch) -> Int[Array, "P L axes"]:
         """Where a prompt's tokens stand; by default one after the other."""
         return jnp.maximum(jnp.cumsum(prompts.mask, -1) - 1, 0)[..., None]
+
+    def prompt_pairs(self, prompts: PromptBatch) -> Bool[Array, "P L L"] | None:
+        """Which of a prompt's tokens (first) see which; None: each those up to itself."""
+        return None
 
     def text_positions(self, position: Int[Array, "*lead"]) -> Int[Array, "*lead axes"]:
         """Where response tokens stand, given their numbers."""
@@ -252,10 +299,12 @@ class Decoder:
         """Hidden states of the prompts, and the keys and values that responses will read."""
         self._check_length(prompts.tokens.shape[1])
         x, deep = self.embed_prompts(params, prompts)
-        rope = self._rope(self.prompt_positions(prompts))
+        ropes = self._ropes(self.prompt_positions(prompts))
+        pairs = self._pairs(prompts.tokens.shape[1], self.prompt_pairs(prompts))
 
         def body(x, layer, index):
-            x, key_value = self._text_layer(layer, x, rope, prompts.mask)
+            rope, seen = self._of_layer(index, ropes), self._of_layer(index, pairs)
+            x, key_value = self._text_layer(layer, x, rope, prompts.mask, pairs=seen)
             return _add_level(x, deep, index), laid_out(*key_value)
 
         x, (key, value) = self._scan_text(body, x, params)
@@ -278,16 +327,21 @@ class Decoder:
         x_prompt, deep = self.embed_prompts(params, prompts)
         inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
         x = self.embed_tokens(params, inputs_)
-        prompt_rope = self._rope(self.prompt_positions(prompts))
-        steps = jnp.arange(inputs_.shape[-1])
-        rope = self._rope(self.text_positions(prompts.next_position[:, None, None] + steps))
-        rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
+        prompt_ropes = self._ropes(self.prompt_positions(prompts))
+        length, steps = prompts.tokens.shape[1], jnp.arange(inputs_.shape[-1])
+        ropes = self._ropes(self.text_positions(prompts.next_position[:, None, None] + steps), x)
+        prompt_pairs = self._pairs(length, self.prompt_pairs(prompts))
+        pairs, back = self._pairs(len(steps)), self._pairs_back(len(steps), length)
 
         def body(streams, layer, index):
             x_prompt, x = streams
-            x_prompt, (key, value) = self._text_layer(layer, x_prompt, prompt_rope, prompts.mask)
-            context = (Block(key, value, prompts.mask),)
-            x, _ = self._text_layer(layer, x, rope, inputs_mask, context)
+            rope, seen = self._of_layer(index, prompt_ropes), self._of_layer(index, prompt_pairs)
+            x_prompt, (key, value) = self._text_layer(
+                layer, x_prompt, rope, prompts.mask, pairs=seen
+            )
+            context = (Block(key, value, prompts.mask, pairs=self._of_layer(index, back)),)
+            rope, seen = self._of_layer(index, ropes), self._of_layer(index, pairs)
+            x, _ = self._text_layer(layer, x, rope, inputs_mask, context, pairs=seen)
             return (_add_level(x_prompt, deep, index), x), None
 
         (x_prompt, x), _ = self._scan_text(body, (x_prompt, x), params)
@@ -331,28 +385,33 @@ class Decoder:
         is read: the other way round the whole cache would be copied.)
         """
         x = self.embed_tokens(params, tokens[..., None])
-        rope = self._rope(self.text_positions(position[:, None, None]))
-        rope = jax.tree.map(lambda a: jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])), rope)
-        size = slots(cache)
-        self._check_length(prompt.mask.shape[-1] + size)
-        visible = jnp.broadcast_to(jnp.arange(size) <= at, (*tokens.shape, size))
+        ropes = self._ropes(self.text_positions(position[:, None, None]), x)
+        size, length = slots(cache), prompt.mask.shape[-1]
+        self._check_length(length + size)
+        before = jnp.broadcast_to(jnp.arange(size) <= at, (*tokens.shape, size))
+        near = self._near(length + at, jnp.arange(size) + length)
+        visible = Kinds(before, None if near is None else before & near)
+        near = self._near(length + at, jnp.arange(length))
+        shown = Kinds(prompt.mask, None if near is None else prompt.mask & near)
 
-        def run(x, layer, prompt_key_value, keep):
+        def run(x, layer, index, prompt_key_value, keep):
             """`keep` puts the token's keys and values in the cache: (new cache, this layer's)."""
 
             def place(key, value):
                 cache, (key, value) = keep(laid_out(key, value))
-                return cache, KeyValues(key, value, visible).layer(key, value)
+                own = self._of_layer(index, visible)
+                return cache, KeyValues(key, value, own).layer(key, value)
 
-            context = (prompt.layer(*prompt_key_value),)
-            return self._text_layer(layer, x, rope, None, context, place)
+            context = (prompt._replace(mask=self._of_layer(index, shown)).layer(*prompt_key_value),)
+            return self._text_layer(layer, x, self._of_layer(index, ropes), None, context, place)
 
         layers = params["language_model"]["layers"]
         if isinstance(layers, tuple):
             pairs = functools.partial(zip, strict=True)
             new_cache = []
-            for layer, ours, own in pairs(layers, pairs(prompt.key, prompt.value), pairs(*cache)):
-                x, own = run(x, layer, ours, lambda new, own=own: (write(own, new, at),) * 2)
+            parts = pairs(layers, pairs(prompt.key, prompt.value), pairs(*cache))
+            for index, (layer, ours, own) in enumerate(parts):
+                x, own = run(x, layer, index, ours, lambda new, own=own: (write(own, new, at),) * 2)
                 new_cache.append(own)
             return self._final_norm(params, x)[..., 0, :], tuple(pairs(*new_cache))
 
@@ -364,7 +423,7 @@ class Decoder:
                 updated = write(cache, jax.tree.map(lambda a: a[None], new), at, index)
                 return updated, jax.tree.map(lambda a: a[index], updated)
 
-            return run(x, layer, ours, keep), None
+            return run(x, layer, index, ours, keep), None
 
         indices = jnp.arange(self.config.text.depth)
         xs = (layers, (prompt.key, prompt.value), indices)
@@ -379,7 +438,9 @@ class Decoder:
 
     def embed_tokens(self, params, tokens):
         table = params["language_model"]["embed_tokens"]["embedding"]
-        return jnp.take(table, tokens, axis=0).astype(self.dtype)
+        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        scale = self.config.text.embedding_scale
+        return x if scale == 1 else x * jnp.asarray(scale, self.dtype)
 
     @property
     def dtypes(self) -> dict[str, Any]:
@@ -401,16 +462,56 @@ class Decoder:
         body = self.rematerialised(body)
         return jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, (layers, indices))
 
-    def _text_layer(self, layer, x, rope, mask, context=(), place=None):
-        return self.module("language_model/layers", layer)(x, rope, mask, context, place)
+    def _text_layer(self, layer, x, rope, mask, context=(), place=None, pairs=None):
+        run = self.module("language_model/layers", layer)
+        return run(x, rope, mask, context, place, pairs)
 
     def _final_norm(self, params, x):
         return self.module("language_model/norm", params["language_model"]["norm"])(x)
 
-    def _rope(self, positions):
-        rope = self.config.text.rope
-        cos, sin = rotary(positions, np.array(rope.frequencies, np.float32), self.rope_axes())
-        return (cos, sin) if rope.scale == 1 else (cos * rope.scale, sin * rope.scale)
+    def _of_layer(self, index, kinds: Kinds):
+        """What layer `index` reads; the number may be traced."""
+        sliding = self.config.text.sliding
+        if kinds.sliding is None or not any(sliding):
+            return kinds.whole
+        if isinstance(index, int):
+            return kinds.sliding if sliding[index] else kinds.whole
+        is_sliding = jnp.array(sliding)[index]
+        return jax.tree.map(lambda a, b: jnp.where(is_sliding, b, a), *kinds)
+
+    def _ropes(self, positions, like=None) -> Kinds:
+        """cos and sin of positions, for each token of `like` where that has more axes."""
+
+        def rope(kind):
+            cos, sin = rotary(positions, np.array(kind.frequencies, np.float32), self.rope_axes())
+            pair = (cos, sin) if kind.scale == 1 else (cos * kind.scale, sin * kind.scale)
+            if like is None:
+                return pair
+            return tuple(jnp.broadcast_to(a, (*like.shape[:-1], a.shape[-1])) for a in pair)
+
+        text = self.config.text
+        return Kinds(rope(text.rope), text.sliding_rope and rope(text.sliding_rope))
+
+    def _near(self, query, key):
+        """Which keys a query sees in sliding layers, by their places in the row; None: all."""
+        window = self.config.text.window
+        return None if window is None else key > query - window
+
+    def _pairs(self, length: int, seen=None) -> Kinds:
+        """Which of `length` tokens see which; None: each those up to itself."""
+        steps = np.arange(length)
+        near = self._near(steps[:, None], steps)
+        if near is None or near[-1, 0]:
+            return Kinds(seen, seen)
+        seen = np.tri(length, dtype=bool) if seen is None else seen
+        return Kinds(seen, seen & near)
+
+    def _pairs_back(self, steps: int, length: int) -> Kinds:
+        """Which of a prompt's `length` tokens those of a response see."""
+        near = self._near(length + np.arange(steps)[:, None], np.arange(length))
+        if near is None or near.all():
+            return Kinds(None, None)
+        return Kinds(np.ones_like(near), near)
 
     def _check_length(self, length: int) -> None:
         longest = self.config.text.rope.longest
@@ -437,9 +538,7 @@ def _modules(model: Decoder) -> dict[str, Module]:
         "language_model/layers": Module(
             lambda rngs: DecoderLayer(text, attend=attention, rngs=rngs, **dtypes), text.depth
         ),
-        "language_model/norm": Module(
-            lambda rngs: nnx.RMSNorm(text.width, epsilon=text.norm_eps, rngs=rngs, **dtypes)
-        ),
+        "language_model/norm": Module(lambda rngs: text.norm(text.width, rngs=rngs, **dtypes)),
         **model.modules(),
     }
     if not text.tied:

@@ -159,8 +159,8 @@ class VLM(Protocol):
 class Processor(Protocol):
     """A record's images and tokens as a model reads them: numpy, on the host, from any thread.
 
-    Of a batch the engine calls `pictures`, then `expand` of each row of token ids, pads the rows on
-    the left, and calls `model_inputs`. Records are named in errors.
+    Of a batch the engine calls `pictures`, `written` of each chat and `expand` of its token ids,
+    pads the rows on the left, and calls `model_inputs`. Records are named in errors.
     """
 
     @property
@@ -174,6 +174,11 @@ class Processor(Protocol):
     def pictures(self, images: Sequence[Sequence[Any]]) -> Sequence[Any]:
         """Per prompt, what its PIL images in RGB are to the model; `expand` and `model_inputs` get
         it back."""
+        ...
+
+    def written(self, chat: str) -> str:
+        """A chat as its template wrote it, with what the model wants around images' placeholders,
+        where that has to be there before the text becomes tokens."""
         ...
 
     def expand(self, row: list[int], pictures: Any, record: str) -> list[int]:

@@ -94,15 +94,38 @@ class Linear(nnx.Linear):
 
 
 class GatedMLP(nnx.Module):
-    """SwiGLU: down(silu(gate(x)) · up(x))."""
+    """down(activation(gate(x)) · up(x)): SwiGLU where that is SiLU."""
 
-    def __init__(self, width: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, **dtypes):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str = "silu",
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        **dtypes,
+    ):
+        self.activation = ACTIVATIONS[activation]
         self.gate_proj = Linear(width, hidden, use_bias=bias, rngs=rngs, **dtypes)
         self.up_proj = Linear(width, hidden, use_bias=bias, rngs=rngs, **dtypes)
         self.down_proj = Linear(hidden, width, use_bias=bias, rngs=rngs, **dtypes)
 
     def __call__(self, x):
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+
+
+class CentredRMSNorm(nnx.Module):
+    """x / rms(x) · (1 + scale), computed in float32: Gemma's, whose scales are near 0."""
+
+    def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs, dtype, param_dtype):
+        self.epsilon, self.dtype = epsilon, dtype
+        self.scale = nnx.Param(jnp.zeros((width,), param_dtype))
+
+    def __call__(self, x):
+        x = x.astype(jnp.float32)
+        x *= jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.epsilon)
+        return (x * (1 + self.scale[...].astype(jnp.float32))).astype(self.dtype)
 
 
 class MLP(nnx.Module):
@@ -118,6 +141,7 @@ class MLP(nnx.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),

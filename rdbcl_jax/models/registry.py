@@ -14,6 +14,7 @@ from rdbcl_jax.models.interface import VLM, Family, ModelConfig, Processor
 
 FAMILIES = {  # folder: model types
     "qwen_vl": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    "gemma3": ("gemma3", "gemma3_text"),
     "qwen_text": ("qwen2", "qwen3"),
     "internvl": ("internvl",),
     "smolvlm": ("smolvlm", "idefics3"),

@@ -43,6 +43,9 @@ class TextProcessor:
     def pictures(self, images: Sequence[Sequence[Any]]) -> list[None]:
         return [None] * len(images)
 
+    def written(self, chat: str) -> str:
+        return chat
+
     def expand(self, row: list[int], pictures: None, record: str) -> list[int]:
         return row
 

@@ -33,6 +33,7 @@ class Case:
       image: the number of an image's placeholders.
       pixels: given the images of each row, what the processor returns beside the tokens.
       vision: names of the parameters that see.
+      token_types: the processor says which tokens are an image's.
     """
 
     model_class: type
@@ -42,6 +43,7 @@ class Case:
     image: Callable[[Any, int], int]
     pixels: Callable[[list[list]], dict[str, np.ndarray]]
     vision: tuple[str, ...]
+    token_types: bool = False
 
 
 def case(family: str) -> Case:
@@ -89,7 +91,9 @@ def processed(
     for i, (tokens, (_, side)) in enumerate(zip(token_rows, rows, strict=True)):
         where = slice(len(tokens)) if side == "right" else slice(length - len(tokens), None)
         ids[i, where], mask[i, where] = tokens, 1
-    return {"input_ids": ids, "attention_mask": mask} | (own.pixels(images) if any(images) else {})
+    types = {"token_type_ids": (ids == IMAGE) * mask} if own.token_types else {}
+    pixels = own.pixels(images) if any(images) else {}
+    return {"input_ids": ids, "attention_mask": mask, **types, **pixels}
 
 
 def torch_logits(model, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:

@@ -121,9 +121,11 @@ def responses(seed=1):
 def with_response(prompts, g: int):
     """The processor's arrays of prompt + response g, one row a prompt."""
     tokens, mask = responses()
+    more = {"input_ids": tokens[:, g], "attention_mask": mask[:, g]}
+    if "token_type_ids" in prompts:
+        more["token_type_ids"] = np.zeros_like(tokens[:, g])
     return prompts | {
-        "input_ids": np.concatenate([prompts["input_ids"], tokens[:, g]], 1),
-        "attention_mask": np.concatenate([prompts["attention_mask"], mask[:, g]], 1),
+        name: np.concatenate([prompts[name], array], 1) for name, array in more.items()
     }
 
 
@@ -183,7 +185,7 @@ def test_adapters_everywhere_export_as_what_they_compute(family, tmp_path):
     everywhere = LoRA(rank=3, alpha=5.0, targets=r"proj|fc[12]$|linear_[12]$")
     model, params = lora.add(models.model, models.params, everywhere, jax.random.key(0))
     base = models.model.logits(models.params, **inputs)
-    np.testing.assert_array_equal(model.logits(params, **inputs), base)
+    assert worst(model.logits(params, **inputs), base) <= 2e-6  # rounding alone
     adapters, rest = partition.split(params, partition.ADAPTERS)
     assert jax.tree.leaves([adapters[place] for place in case(family).vision])
     rng = np.random.default_rng(0)
@@ -285,7 +287,9 @@ def test_the_nested_layout_and_half_precision(family, dtype, tmp_path):
     config = json.loads((models.path / "config.json").read_text())
     text = config["text_config"]
     rope = text.pop("rope_parameters")  # as transformers 4 wrote it
-    text["rope_theta"] = rope["rope_theta"]
+    text["rope_theta"] = rope.get("full_attention", rope)["rope_theta"]
+    if "sliding_attention" in rope:
+        text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = load_file(models.path / "model.safetensors")
     written = {nested(name): t.astype(jnp.dtype(dtype)) for name, t in tensors.items()}

@@ -77,6 +77,9 @@ class InternVLProcessor:
         bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
         return [made[a:b] for a, b in bounds]
 
+    def written(self, chat: str) -> str:
+        return chat
+
     def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
         """Repeats each image placeholder once per visual token of its tiles, between the tokens
         that begin and end an image."""

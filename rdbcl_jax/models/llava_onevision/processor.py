@@ -77,6 +77,9 @@ class LlavaProcessor:
         bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
         return [made[a:b] for a, b in bounds]
 
+    def written(self, chat: str) -> str:
+        return chat
+
     def expand(self, row: Sequence[int], pictures: list[Picture], record: str) -> list[int]:
         """Repeats each image placeholder as often as its image's visual tokens and newlines are."""
         pad_id = self.config.image_token_id

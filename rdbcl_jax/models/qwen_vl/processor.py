@@ -63,6 +63,9 @@ class QwenProcessor:
         bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
         return [made[a:b] for a, b in bounds]
 
+    def written(self, chat: str) -> str:
+        return chat
+
     def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
         """Repeats each image placeholder once per visual token of its image."""
         pad_id, merge = self.config.image_token_id, self.config.vision.merge_size

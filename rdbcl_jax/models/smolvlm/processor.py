@@ -90,6 +90,9 @@ class SmolVLMProcessor:
         grids = list(zip(out["rows"][0], out["cols"][0], strict=True))
         return Pictures(inputs.tiles_of(pixels, None, self.config), grids)
 
+    def written(self, chat: str) -> str:
+        return chat
+
     def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
         """Writes each image placeholder out: its tiles with their rows and columns, each as many
         placeholders as it makes visual tokens, and the whole image."""

@@ -1,0 +1,140 @@
+"""Pictures to patches and tokens, on the host: Hugging Face's own image processor, and few sizes,
+so that few programs serve."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rdbcl_jax.models import tiles
+from rdbcl_jax.models.gemma3.config import Gemma3Config
+from rdbcl_jax.models.gemma3.model import Inputs, lay_out
+from rdbcl_jax.models.siglip import cut
+
+Pictures = list[np.ndarray]  # of a prompt's images: patches [S, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma3Processor:
+    """The `Processor` of Gemma 3.
+
+    Attributes:
+      start: the token that begins an image, as text: what chat templates write for one.
+      patch_slots, images_per_prompt: the sizes that batches may have, of patches of an image (all
+        have as many) and of images; empty: what a batch needs. With `images_per_prompt=(1,)`
+        batches without images have the others' shapes.
+    """
+
+    config: Gemma3Config
+    image_processor: Any
+    start: str
+    patch_slots: tuple[int, ...] = ()
+    images_per_prompt: tuple[int, ...] = ()
+    reads_images: ClassVar[bool] = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | pathlib.Path,
+        config: Gemma3Config,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        patch_slots: Sequence[int] = (),
+        images_per_prompt: Sequence[int] = (),
+    ) -> Gemma3Processor:
+        """Reads a checkpoint directory.
+
+        Raises ValueError for limits of pixels, which do not apply, and for files that make other
+        pictures than the model reads.
+        """
+        from transformers import AutoTokenizer
+
+        side = config.vision.image_size
+        if min_pixels is not None or max_pixels is not None:
+            raise ValueError(
+                f"model.min_pixels and model.max_pixels do not apply: every image becomes {side} × "
+                f"{side} pixels; leave both at 0"
+            )
+        start = AutoTokenizer.from_pretrained(path).convert_ids_to_tokens(config.image_start_id)
+        if start is None:
+            raise ValueError(
+                f"{path}: the tokenizer has no token {config.image_start_id}, boi_token_index of "
+                "config.json"
+            )
+        processor = image_processor(path, config)
+        return cls(config, processor, start, tuple(patch_slots), tuple(images_per_prompt))
+
+    def pictures(self, images: Sequence[Sequence[Any]]) -> list[Pictures]:
+        """Each prompt's images, as patches."""
+        flat = [image for row in images for image in row]
+        if not flat:
+            return [[] for _ in images]
+        pixels = self.image_processor(flat, return_tensors="np")["pixel_values"]
+        made = cut(np.asarray(pixels, np.float32), self.config.vision.patch_size)
+        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
+        return [list(made[a:b]) for a, b in bounds]
+
+    def written(self, chat: str) -> str:
+        """Blank lines around each image: joined with the text's own they make other tokens."""
+        return chat.replace(self.start, f"\n\n{self.start}\n\n")
+
+    def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
+        """Puts an image's placeholders and its end after each start of one."""
+        config = self.config
+        if (found := row.count(config.image_start_id)) != len(pictures):
+            raise ValueError(
+                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
+                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
+            )
+        rest = [*[config.image_token_id] * config.image_tokens, config.image_end_id]
+        start = config.image_start_id
+        return [t for token in row for t in ([token, *rest] if token == start else [token])]
+
+    def model_inputs(
+        self,
+        tokens: np.ndarray,
+        mask: np.ndarray,
+        pictures: Sequence[Pictures],
+        records: Sequence[str],
+    ) -> tuple[Inputs, np.ndarray]:
+        """The images in their rows, and what stands where; the position after each row."""
+        room = tiles.room(
+            [[1] * len(row) for row in pictures],
+            self.config.vision.side**2,
+            records,
+            patch_slots=self.patch_slots,
+            images_per_prompt=self.images_per_prompt,
+        )
+        own = lay_out(tokens, mask, pictures, self.config, room=room)
+        return own, mask.sum(1, dtype=np.int32)
+
+
+def image_processor(path: str | pathlib.Path, config: Gemma3Config) -> Any:
+    """The image processor of a checkpoint directory.
+
+    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
+    and resized pixels would then differ between machines.
+
+    Raises ValueError for images of another size than the model's, and for pan-and-scan (crops of
+    long images), which transformers' own processor does only where a call asks for it.
+    """
+    from transformers import Gemma3ImageProcessorPil
+
+    read = Gemma3ImageProcessorPil.from_pretrained(path)
+    side = config.vision.image_size
+    if (read.size["height"], read.size["width"]) != (side, side):
+        raise ValueError(
+            f"{path}: preprocessor_config.json makes images of size {read.size}, where the model "
+            f"reads {side} × {side} pixels"
+        )
+    if read.do_pan_and_scan:
+        raise ValueError(
+            f"{path}: do_pan_and_scan of preprocessor_config.json is not supported; expected false"
+        )
+    return read
