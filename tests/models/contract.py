@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import torch
+import transformers
 from oracle import TEXT_IDS, Pair, checkpoint
 
-from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.models import from_config, from_pretrained
 
 # each: `case_FAMILY.py`, whose `CASE` is one
 FAMILIES = sorted(p.stem[len("case_") :] for p in pathlib.Path(__file__).parent.glob("case_*.py"))
@@ -94,6 +97,23 @@ def processed(
     types = {"token_type_ids": (ids == IMAGE) * mask} if own.token_types else {}
     pixels = own.pixels(images) if any(images) else {}
     return {"input_ids": ids, "attention_mask": mask, **types, **pixels}
+
+
+def check_shapes(path: pathlib.Path, model_class: type) -> int:
+    """That config.json describes the same tensors to torch and to us; returns their numbers' sum.
+    Nothing is allocated."""
+    config = transformers.AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        tensors = dict(model_class(config).named_parameters())
+    model = from_config(path)
+    expected = {model.weights.published_name(n): tuple(t.shape) for n, t in tensors.items()}
+    sources = jax.tree_util.tree_map_with_path(
+        lambda path, p: model.weights.source_of(tuple(k.key for k in path), p.shape),
+        model.abstract_params(),
+    )
+    found = {name: s.checkpoint_shape for s in jax.tree.leaves(sources) for name in s.names}
+    assert found == expected
+    return sum(map(math.prod, found.values()))
 
 
 def torch_logits(model, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:

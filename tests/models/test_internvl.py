@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from contract import pair, processed, torch_logits
+import transformers
+from contract import check_shapes, pair, processed, torch_logits
 from oracle import worst
 from PIL import Image
 
@@ -35,6 +36,53 @@ def test_variants(options):
         expected = torch_logits(models.torch_model, rows).numpy()
     found = models.model.logits(models.params, **rows)
     assert worst(found, expected, rows["attention_mask"]) <= 1e-4
+
+
+# as published: InternVL3-1B and -2B, whose decoders are Qwen2.5's
+TOWER = {
+    "model_type": "internvl_vision",
+    "architectures": ["InternVisionModel"],
+    "attention_bias": True,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+    "layer_scale_init_value": 0.1,
+    "norm_type": "layer_norm",
+    "use_mean_pooling": True,
+    "use_qk_norm": False,
+}
+DECODERS = {
+    "1B": ((896, 4864, 24, 14, 2), 938_193_024),
+    "2B": ((1536, 8960, 28, 12, 2), 2_088_957_440),
+}
+
+
+@pytest.mark.parametrize("size", DECODERS)
+def test_published_sizes(size, tmp_path):
+    (width, hidden, depth, heads, kv_heads), parameters = DECODERS[size]
+    text = {
+        "model_type": "qwen2",
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 32768,
+        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"},
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 151674,
+    }
+    config = {
+        "model_type": "internvl",
+        "image_token_id": 151667,
+        "tie_word_embeddings": False,
+        "text_config": text,
+        "vision_config": TOWER,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path).tile_tokens == 256
+    found = check_shapes(tmp_path, transformers.InternVLForConditionalGeneration)
+    assert found == parameters
 
 
 @pytest.fixture

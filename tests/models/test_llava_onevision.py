@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from case_llava_onevision import placeholders
-from contract import IMAGE, pair, processed, torch_logits
+from contract import IMAGE, check_shapes, pair, processed, torch_logits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import worst
 from PIL import Image
-from transformers import LlavaOnevisionConfig
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 
 from rdbcl_jax.models import read_config, read_processor
@@ -95,6 +95,44 @@ def test_several_images_that_the_processor_was_given_one_by_one():
     counts = [inputs.tile_count(size, True, models.model.config) for size in ((20, 11), (9, 9))]
     tiles = [image[:count] for image, count in zip(rows["pixel_values"], counts, strict=True)]
     check_logits(models, rows | {"pixel_values": np.concatenate(tiles)})
+
+
+def test_published_size(tmp_path):
+    """The 0.5B one: SigLIP-so400m without its last layer, and Qwen2-0.5B."""
+    config = {
+        "model_type": "llava_onevision",
+        "image_grid_pinpoints": PUBLISHED.image_grid_pinpoints,
+        "image_token_index": 151646,
+        "video_token_index": 151647,
+        "tie_word_embeddings": False,
+        "use_image_newline_parameter": True,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "text_config": {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+            "vocab_size": 152000,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "image_size": 384,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 26,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = check_shapes(tmp_path, LlavaOnevisionForConditionalGeneration)
+    assert found == 893_675_552
 
 
 @pytest.fixture
