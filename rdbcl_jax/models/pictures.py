@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -42,3 +43,12 @@ def put(
     """The embeddings `x`, with the visual tokens of each row at their `places`."""
     at = jnp.asarray(places)[..., None]
     return jnp.where(at >= 0, jnp.take_along_axis(visual, jnp.maximum(at, 0), axis=1), x)
+
+
+def merged(patches: Float[Array, "*batch S W"], side: int) -> Float[Array, "*batch N W2"]:
+    """Each side × side square of a square picture's patches as one vector, its patches row by row:
+    N = S / side², W2 = W · side². (Others call it pixel shuffle.)"""
+    *lead, count, width = patches.shape
+    squares = math.isqrt(count) // side
+    parts = patches.reshape(*lead, squares, side, squares, side, width)
+    return jnp.swapaxes(parts, -4, -3).reshape(*lead, squares**2, width * side**2)

@@ -101,11 +101,11 @@ class SiglipAttention(nnx.Module):
     def __init__(self, config: SiglipConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
         self.attend = attend
         self.heads = config.heads
-        size = {"in_features": config.width, "out_features": config.width, "rngs": rngs}
-        self.q_proj = Linear(**size, **dtypes)
-        self.k_proj = Linear(**size, **dtypes)
-        self.v_proj = Linear(**size, **dtypes)
-        self.out_proj = Linear(**size, **dtypes)
+        size = config.width, config.width
+        self.q_proj = Linear(*size, rngs=rngs, **dtypes)
+        self.k_proj = Linear(*size, rngs=rngs, **dtypes)
+        self.v_proj = Linear(*size, rngs=rngs, **dtypes)
+        self.out_proj = Linear(*size, rngs=rngs, **dtypes)
 
     def __call__(self, x, mask):
         def heads(projected):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from rdbcl_jax.models.attention import Block
 from rdbcl_jax.models.internvl.config import InternVLConfig, VisionConfig
 from rdbcl_jax.models.layers import ACTIVATIONS, MLP, Linear
+from rdbcl_jax.models.pictures import merged
 
 AXES = (  # beside the decoder's, which name q_proj, k_proj and v_proj too
     (r"projection_layer/kernel$", ("heads", "embed")),
@@ -105,7 +105,7 @@ class Projector(nnx.Module):
     """merge² neighbouring patches of a tile to one visual token."""
 
     def __init__(self, config: InternVLConfig, *, rngs: nnx.Rngs, **dtypes):
-        self.merge, self.side = config.merge_size, config.vision.side
+        self.merge = config.merge_size
         self.activation = ACTIVATIONS[config.projector_activation]
         options = {"rngs": rngs, **dtypes}
         width = config.vision.width * self.merge**2
@@ -114,17 +114,8 @@ class Projector(nnx.Module):
         self.linear_2 = Linear(config.text.width, config.text.width, **options)
 
     def __call__(self, x):
-        x = merged(x, self.side, self.merge)
-        return self.linear_2(self.activation(self.linear_1(self.layer_norm(x))))
-
-
-def merged(x: jax.Array, side: int, merge: int) -> jax.Array:
-    """Each merge × merge square of a tile's side² patches [*batch, side², W] as one vector, its
-    patches row by row: [*batch, (side / merge)², merge² · W]. (Others call it pixel shuffle.)"""
-    *lead, _, width = x.shape
-    squares = x.reshape(*lead, side // merge, merge, side // merge, merge, width)
-    squares = jnp.swapaxes(squares, -4, -3)
-    return squares.reshape(*lead, (side // merge) ** 2, merge**2 * width)
+        x = self.layer_norm(merged(x, self.merge))
+        return self.linear_2(self.activation(self.linear_1(x)))
 
 
 def last_norm(config: VisionConfig, *, rngs: nnx.Rngs, **dtypes) -> nnx.Module:

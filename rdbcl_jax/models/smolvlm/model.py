@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -13,7 +12,7 @@ from rdbcl_jax.models import decoder, siglip
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.layers import Linear
-from rdbcl_jax.models.pictures import put
+from rdbcl_jax.models.pictures import merged, put
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.weights import WeightMap
 from rdbcl_jax.sharding import ParamAxes
@@ -69,7 +68,8 @@ class SmolVLM(Decoder):
         if unused.get("pixel_values_videos") is not None:
             raise NotImplementedError("videos are not supported; pass images")
         text = super().prepare(input_ids, attention_mask)
-        pictures: list[inputs.Tiles | None] = [None] * len(text.tokens)
+        tokens, real_tokens = np.asarray(text.tokens), np.asarray(text.mask)
+        pictures: list[inputs.Tiles | None] = [None] * len(tokens)
         if pixel_values is not None:
             pixels = np.asarray(pixel_values, np.float32)
             for row, tiles in enumerate(pixels):
@@ -79,7 +79,7 @@ class SmolVLM(Decoder):
                     mask = np.asarray(pixel_attention_mask[row])[real].astype(bool)
                 if real.any():
                     pictures[row] = inputs.tiles_of(tiles[real], mask, self.config)
-        own = inputs.lay_out(text.tokens, text.mask, pictures, self.config)
+        own = inputs.lay_out(tokens, real_tokens, pictures, self.config)
         return dataclasses.replace(text, model_inputs=own)
 
     def embed_prompts(self, params, prompts: PromptBatch):
@@ -93,9 +93,6 @@ class SmolVLM(Decoder):
     def visual_tokens(self, params: Params, tiles: siglip.Patches) -> Float[Array, "P KN D"]:
         """Every visual token of a row, tile by tile: a square of scale × scale patches each."""
         x = siglip.encode(self, _TOWER, params, tiles)
-        *lead, patches, width = x.shape
-        scale, side = self.config.scale, int(patches**0.5)
-        x = x.reshape(*lead, side // scale, scale, side // scale, scale, width)
-        x = jnp.swapaxes(x, -4, -3)  # token row, token column, row, column, channel
-        x = x.reshape(lead[0], -1, width * scale**2)
+        x = merged(x, self.config.scale)
+        x = x.reshape(len(x), -1, x.shape[-1])
         return self.module(_PROJECTION, params["connector"]["modality_projection"]["proj"])(x)
