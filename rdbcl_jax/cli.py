@@ -120,6 +120,7 @@ def _export() -> Run:
 
 
 def _collect() -> Run:
+    config = config_file("Config file of the run; default: what its results.json says.")
     out = flags.DEFINE_string("out", None, "Where the files are written.", required=True)
     samples = flags.DEFINE_integer("samples", 4, "Responses to each record.", lower_bound=1)
     limit = flags.DEFINE_integer("limit", 0, "Most records of each task; 0: all.", lower_bound=0)
@@ -129,7 +130,7 @@ def _collect() -> Run:
 
         if len(args) != 1:
             sys.exit("rdbcl collect: give one workdir")
-        found = collect(args[0], out.value, samples=samples.value, limit=limit.value)
+        found = collect(args[0], out.value, config.value, samples=samples.value, limit=limit.value)
         for task, (kept, tried) in found.items():
             print(f"{pathlib.Path(out.value) / task}.parquet: {kept} of {tried} responses")
 
@@ -179,10 +180,11 @@ weights with adapters merged, config, tokenizer and processor files.""",
         Command(
             "collect",
             "Keeps a run's right responses, to learn from.",
-            "WORKDIR --out=DIR [--samples=4] [--limit=0]",
+            "WORKDIR --out=DIR [--config=FILE] [--samples=4] [--limit=0]",
             """\
 For each finished task, the right responses to its training records of the policy that had just
-learned it: TASK.parquet, from which config.method=rft_sft learns.""",
+learned it: TASK.parquet, from which config.method=rft_sft learns. A run with functions, verifiers
+or suites of its own needs its config file: nothing is imported because a workdir says so.""",
             _collect,
         ),
     )

@@ -41,6 +41,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one move: a reader sees the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)  # a link there would be written through
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +18,7 @@ from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import ModelConfig, RunConfig
 from rdbcl_jax.data.check import Check, check_records
 from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import from_pretrained, lora, partition, read_processor, read_tokenizer
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.partition import Frozen, Trained
@@ -139,8 +141,26 @@ def make_encoder(config: RunConfig, directory: pathlib.Path) -> PromptEncoder:
     )
 
 
-def record_check(config: RunConfig, directory: pathlib.Path) -> Check:
-    """Whether records can be encoded with the tokenizer and processor of a checkpoint directory."""
+def record_check(
+    config: RunConfig, directory: Callable[[], contextlib.AbstractContextManager[pathlib.Path]]
+) -> Check:
+    """Whether records can be encoded with the tokenizer and processor of a checkpoint directory,
+    which is asked for once records of a file are there: those of suites need no check."""
+
+    @functools.cache
+    def made() -> tuple[PromptEncoder, str]:
+        with directory() as path:
+            return make_encoder(config, path), _key(config, path)
+
+    def check(records: Sequence[Record]) -> list[Record | str]:
+        of_files = any(record.where for record in records)
+        return check_records(records, *made()) if of_files else [*records]
+
+    return check
+
+
+def _key(config: RunConfig, directory: pathlib.Path) -> str:
+    """Names all that decides whether a record can be encoded."""
     data, options = config.data, config.model
     sizes = (data.prompt_lengths, data.patch_slots, data.images_per_prompt, jax.process_count())
     texts = (data.template, data.system_prompt)
@@ -150,8 +170,7 @@ def record_check(config: RunConfig, directory: pathlib.Path) -> Check:
     for file in sorted(directory.iterdir()):
         if file.suffix in (".json", ".jinja", ".txt", ".model") and file.is_file():
             key.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    encoder = make_encoder(config, directory)
-    return functools.partial(check_records, encoder=encoder, key=key.hexdigest()[:32])
+    return key.hexdigest()[:32]
 
 
 def allowed_sizes(config: RunConfig, name: str) -> tuple[int, ...]:

@@ -8,12 +8,14 @@ learned.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rdbcl_jax.config import NOT_OF_A_RUN, RunConfig
+from rdbcl_jax.data.suites import SUITES
 from rdbcl_jax.json_files import flatten, plain
 from rdbcl_jax.results import FILE, read_results
+from rdbcl_jax.rewards.verifiers import VERIFIERS
 
 
 def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
@@ -88,6 +90,36 @@ def run_config(name: str | pathlib.Path) -> RunConfig:
     if saved is None:
         raise FileNotFoundError(f"{file} is not there; expected a run's workdir, or give --config")
     return RunConfig.of_saved(saved.config)
+
+
+def check_names_no_code(config: RunConfig, source: str | pathlib.Path) -> None:
+    """Raises ValueError where a config that a workdir holds names a module that is not ours: a
+    workdir is data, and only what a caller's own config names is imported."""
+    named = sorted(filter(_names_code, {*_texts(config.to_dict())}))
+    if named:
+        raise ValueError(
+            f"{source} names {', '.join(map(repr, named))}, and nothing is imported because a "
+            "workdir says so; give the run's own config, --config=FILE"
+        )
+
+
+def _names_code(text: str) -> bool:
+    """Whether it is `module:name`, of a module that is neither a suite of ours nor a verifier."""
+    module, colon, name = text.partition(":")
+    name = name.partition(":")[0]
+    dotted = all(part.isidentifier() for part in (*module.split("."), name))
+    return bool(colon) and dotted and module not in {*SUITES, *VERIFIERS}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested values, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts([*value, *value.values()])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 def _results(name: str | pathlib.Path) -> pathlib.Path:

@@ -348,4 +348,5 @@ def _check_place(path: Path, root: str | Path) -> None:
 
 
 def _describe(image: Picture) -> str:
-    return f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    text = f"{len(image)} bytes" if isinstance(image, bytes) else str(image)
+    return text if text.isprintable() else repr(text)

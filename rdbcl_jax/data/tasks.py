@@ -68,13 +68,26 @@ def load_held_out(
             f"names, none of them in config.sequence (there: {sorted(learned)}): its tasks are "
             "evaluated anyway"
         )
-    names = config.evaluation.tasks
-    return [_load_task(config, name, EVALUATED, check, left_out) for name in names]
+    return [
+        _load_task(config, name, EVALUATED, check, left_out) for name in config.evaluation.tasks
+    ]
 
 
 def _own_names(names: Sequence[str]) -> list[str]:
-    """What tasks are called in results: of `SUITE:TASK`, TASK, as its records have it."""
-    return [name.rpartition(":")[2] for name in names]
+    """What tasks are called in results: of `SUITE:TASK`, TASK, as its records have it.
+
+    Raises:
+      ValueError: a name that is not fit for a file's, which it will be part of.
+    """
+    own = [name.rpartition(":")[2] for name in names]
+    for name in own:
+        plain = name.isprintable() and not {*name} & {*"/\\"} and 0 < len(name.encode()) <= 100
+        if not plain or name.startswith("."):
+            raise ValueError(
+                f"a task is called {name!r}; expected at most 100 bytes that can be part of a "
+                "file's name: no slash, no control character, no dot at the beginning"
+            )
+    return own
 
 
 def _load_task(

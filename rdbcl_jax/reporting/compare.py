@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rdbcl_jax.json_files import write_text
 from rdbcl_jax.reporting import metric_table, plots
 from rdbcl_jax.reporting.groups import Group, group_runs, paired, show
 from rdbcl_jax.reporting.numbers import DASH, percent, spread
@@ -58,9 +59,9 @@ def compare_runs(
     parts = [caption, markdown_table(["method", "n", *metrics], rows)]
     if differences:
         parts += [PAIRED_NOTE, markdown_table(["difference", "n", *metrics], differences)]
-    (out / "compare.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_text(out / "compare.md", "\n\n".join(parts) + "\n")
     header = ["method", "$n$", *(rf"\texttt{{{latex_escape(m)}}}" for m in metrics)]
-    (out / "compare.tex").write_text(latex_table(header, rows, caption=caption), encoding="utf-8")
+    write_text(out / "compare.tex", latex_table(header, rows, caption=caption))
     text = render(
         "compare.html",
         title=f"{sum(len(g.runs) for g in groups)} runs, {len(groups)} configurations",
@@ -76,7 +77,7 @@ def compare_runs(
         runs=[_run_row(run, group, split) for group in groups for run in group.runs],
     )
     path = out / "compare.html"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from rdbcl_jax.data.pictures import decode
 from rdbcl_jax.reporting.metric_table import STEP
 from rdbcl_jax.reporting.numbers import fixed, significant
 
@@ -124,13 +124,12 @@ def read_picture(data: str) -> Picture | None:
     """A base64 picture, made smaller where it is large; None where it is not a picture."""
     try:
         raw = base64.b64decode(data.split(",")[-1])
-        image: Image.Image = Image.open(io.BytesIO(raw))
-        image.load()
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError):
+        image = decode(raw)
+    except (binascii.Error, ValueError):
         return None
     small, kind = max(image.size) < 150, "PNG"
     if len(raw) > MAX_BYTES:
-        image, kind = image.convert("RGB"), "JPEG"
+        kind = "JPEG"
         image.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = io.BytesIO()
     image.save(buffer, kind)

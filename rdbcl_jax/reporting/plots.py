@@ -145,8 +145,8 @@ def accuracy_matrix(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
         weight = "bold" if i == j + 1 else "normal"
         colour = "white" if value > 0.6 else INK
         ax.text(j, i, text, ha="center", va="center", color=colour, weight=weight, fontsize=9)
-    ax.set_xticks(range(T), tasks)
-    ax.set_yticks(range(T + 1), ["base", *(f"after {task}" for task in tasks)])
+    ax.set_xticks(range(T), map(plain, tasks))
+    ax.set_yticks(range(T + 1), ["base", *(f"after {plain(task)}" for task in tasks)])
     ax.tick_params(length=0, colors=INK, labelsize=9, top=True, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
     ax.axhline(0.5, color="white", lw=3)
@@ -213,7 +213,12 @@ def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _short(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return plain(name if len(name) <= most else name[: most - 1] + "…")
+
+
+def plain(name: str) -> str:
+    """A name that is drawn as it is: dollars set no formula."""
+    return name.replace("$", r"\$")
 
 
 def style(ax: Axes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdbcl_jax.json_files import plain
+from rdbcl_jax.json_files import plain, write_text
 from rdbcl_jax.reporting import examples, metric_table, plots
 from rdbcl_jax.reporting.heat_map import HeatMap, heat_map
 from rdbcl_jax.reporting.metric_table import STEP, Place
@@ -47,7 +47,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
         timing=_timing(run.results),
     )
     path = Path(workdir) / "report.html"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -1,7 +1,8 @@
-"""Tables as Markdown and LaTeX."""
+"""Tables as Markdown and LaTeX; what is text in them is shown as it is, whatever it holds."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 LATEX = {
@@ -14,15 +15,39 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "–": "--",
+    # behind the end of a row these would be its options
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
+    "\n": " ",
+    "\r": " ",
     **{c: "\\" + c for c in "&%$#_{}"},
 }
 
 
+# what sets markup, links or formulas; an underscore within a word does not
+_MARKUP = re.compile(r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+
+def markdown_escape(text: str) -> str:
+    """Text that Markdown shows as it is, in one line."""
+    if isinstance(text, Markdown):
+        return text
+    plain = "".join(_HTML.get(c, c) for c in " ".join(text.splitlines()))
+    return Markdown(_MARKUP.sub(r"\\\g<0>", plain))
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first column is a name and whose others are numbers."""
+    """A table whose first column is a name and whose others are numbers; cells are text, or
+    `Markdown`."""
 
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(markdown_escape, cells)) + " |"
 
     rule = "|---|" + "---:|" * (len(header) - 1)
     return "\n".join([line(header), rule, *map(line, rows)])

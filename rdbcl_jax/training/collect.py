@@ -6,32 +6,41 @@ checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Array
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import load_sequence
 from rdbcl_jax.models.partition import Trained
-from rdbcl_jax.policy import Policy
+from rdbcl_jax.policy import Policy, record_check
+from rdbcl_jax.results import FILE
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoredRollouts, ScoreFunction, generate_scored
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
 from rdbcl_jax.training import rng
-from rdbcl_jax.workdir import place, run_config
+from rdbcl_jax.workdir import check_names_no_code, directory_of, place, run_config
 
 _COLUMNS = ("record_id", "task", "prompt", "completion", "gold")
 
 
 def collect(
-    workdir: str, out: str | pathlib.Path, *, samples: int = 4, limit: int = 0
+    workdir: str,
+    out: str | pathlib.Path,
+    config: RunConfig | Mapping[str, Any] | None = None,
+    *,
+    samples: int = 4,
+    limit: int = 0,
 ) -> dict[str, tuple[int, int]]:
     """For each finished task of a run, right responses of the policy that had just learned it.
 
@@ -39,19 +48,32 @@ def collect(
     training records (the first `limit`, or all); see `write_right_responses` for its columns.
     `config.method = "rft_sft"` learns from such files.
 
+    Args:
+      config: the run's; default: what its results.json says, if that names no functions, verifiers
+        or suites of one's own.
     Returns:
       Per task, how many responses were kept, of how many.
     Raises:
       FileNotFoundError: no such workdir, or no task of it is finished.
+      ValueError: results.json names code to import; the config is of other tasks.
     """
-    config = run_config(workdir)
-    _, _, finished = place(config, workdir)
+    saved = run_config(workdir)
+    if config is None:
+        check_names_no_code(saved, pathlib.Path(workdir) / FILE)
+    config = saved if config is None else RunConfig.of(config)
+    if config.sequence != saved.sequence:
+        raise ValueError(
+            f"config.sequence is {config.sequence}, and {workdir} holds a run of {saved.sequence}"
+        )
+    start, _, finished = place(config, workdir)
     if not finished:
         raise FileNotFoundError(f"{workdir}: no task is finished, so nothing can be collected")
+    check = record_check(config, lambda: contextlib.nullcontext(directory_of(start)))
+    tasks = load_sequence(config, check)
     rewards, mesh = RewardConfig(**config.rewards.to_dict()), make_mesh(data=1, fsdp=-1)
     snapshots = load_snapshots(config, [f"{workdir}@{k + 1}" for k in range(finished)], mesh)
     found = {}
-    for k, (task, snapshot) in enumerate(zip(load_sequence(config), snapshots, strict=False)):
+    for k, (task, snapshot) in enumerate(zip(tasks, snapshots, strict=False)):
         found[task.name] = write_right_responses(
             pathlib.Path(out) / f"{task.name}.parquet",
             snapshot.policy,

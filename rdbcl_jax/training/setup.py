@@ -3,8 +3,8 @@ here, before anything is made or compiled."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import functools
 import glob
 import itertools
 import pathlib
@@ -88,17 +88,12 @@ def prepare(config: RunConfig) -> Setup:
 
 
 def record_check(config: RunConfig) -> Check:
-    """Whether the run's policy can read records; it is made once the first of them are there."""
-
-    @functools.cache
-    def made() -> Check:
-        if config.model.path:
-            return policy.record_check(config, directory_of(config.model.path))
-        with draft_directory(config) as draft:
-            return policy.record_check(config, draft)
-
-    # records that a suite has made need none, and most runs have no others
-    return lambda records: made()(records) if records[0].where else [*records]
+    """Whether the run's policy, or the base that is still to be made, can read records."""
+    path = config.model.path
+    return policy.record_check(
+        config,
+        lambda: contextlib.nullcontext(directory_of(path)) if path else draft_directory(config),
+    )
 
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:

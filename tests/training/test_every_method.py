@@ -221,7 +221,9 @@ def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, m
         kept = [(row["record_id"], row["completion"]) for row in rows]
         assert len(set(kept)) == len(kept)
     # the command, judged by the real verifiers: nothing to keep
-    found = collect(str(run_dir), out, samples=1, limit=16)
+    with pytest.raises(ValueError, match=r"names 'tests.engine:brief', .*--config"):
+        collect(str(run_dir), out)
+    found = collect(str(run_dir), out, config, samples=1, limit=16)
     assert found == {"sum": (0, 16), "jigsaw": (0, 16)}
     rft = tiny("rft_sft", **{"demonstrations.rollouts": str(out / "*.parquet")})
     with pytest.raises(ValueError, match="no training record has a demonstration"):

@@ -25,6 +25,7 @@ from rdbcl_jax.lab.dynamics.measure import (
 )
 from rdbcl_jax.lab.portability.report import read_sources
 from rdbcl_jax.reporting import plots
+from rdbcl_jax.reporting.text_tables import markdown_escape
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import Snapshot, load_snapshots
 
@@ -144,7 +145,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "|---|---:|---:|---|---:|",
     ]
     for row in result["train"]:
-        cells = (row["name"], row["texts"], f"{row['perplexity']:.2f}", f"`{row['example']}`")
+        first = markdown_escape(row["example"])
+        cells = (row["name"], row["texts"], f"{row['perplexity']:.2f}", first)
         lines.append(f"| {' | '.join(map(str, cells))} | {100 * row['step_deviation']:.2g} % |")
     for measure, meaning in MEASURES.items():
         lines += ["", f"{meaning}. Mean ± standard error over training texts.", ""]

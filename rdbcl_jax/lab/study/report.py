@@ -30,7 +30,7 @@ from rdbcl_jax.reporting.metric_table import STUDY, STUDY_COLUMNS
 from rdbcl_jax.reporting.numbers import DASH, percent, significant, spread
 from rdbcl_jax.reporting.plots import thin
 from rdbcl_jax.reporting.run_files import Run, read_run
-from rdbcl_jax.reporting.text_tables import markdown_table
+from rdbcl_jax.reporting.text_tables import Markdown, markdown_escape, markdown_table
 from rdbcl_jax.results import SplitResults
 
 
@@ -271,7 +271,7 @@ def to_markdown(numbers: StudyResults, pictures: Sequence[str] = ()) -> str:
     """study.md, from the content of study.json."""
     parts = [f"# {numbers.name}", _intro(numbers)]
     if numbers.stopped:
-        parts.append(f"**Stopped: {numbers.stopped}**")
+        parts.append(f"**Stopped: {markdown_escape(numbers.stopped)}**")
     if numbers.gates:
         parts += ["## Gate", _gates(numbers)]
     if numbers.failed:
@@ -324,7 +324,7 @@ def _intro(numbers: StudyResults) -> str:
 
 
 def _failed(numbers: StudyResults) -> str:
-    lines = (f"- `{name}`: {error}" for name, error in numbers.failed.items())
+    lines = (f"- `{name}`: {markdown_escape(error)}" for name, error in numbers.failed.items())
     return "These runs are in no number below.\n\n" + "\n".join(lines)
 
 
@@ -466,10 +466,11 @@ def _choices(numbers: StudyResults) -> str:
             mean = (
                 _spread(scores) if whole else f"out: {scores.count(None)} of {len(scores)} missing"
             )
-            bold = "**" if point == tuning.chosen else ""
-            edges = f"edge of {', '.join(tuning.edges)}" if bold and tuning.edges else ""
-            name = f"{bold}{short(point)}{bold}"
-            rows.append([tuning.arm, tuning.setting, name, f"{bold}{mean}{bold}", edges])
+            edges, cells = "", [short(point), mean]
+            if point == tuning.chosen:
+                cells = [Markdown(f"**{markdown_escape(cell)}**") for cell in cells]
+                edges = f"edge of {', '.join(tuning.edges)}" if tuning.edges else ""
+            rows.append([tuning.arm, tuning.setting, *cells, edges])
     return markdown_table(["arm", "setting", "point", f"{numbers.metric} (validation)", ""], rows)
 
 
