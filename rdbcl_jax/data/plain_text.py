@@ -44,28 +44,30 @@ class Hidden:
         return "".join([*parts, rendered[end:]]), spans
 
 
-class ControlTokens:
-    """The tokens that structure a chat, end it or stand for a picture: those of the chat template,
-    the tokenizer's own, and those of `ids`. Others, such as those of boxes, a text may hold."""
+def control_tokens(tokenizer: Any) -> set[str]:
+    """The tokens that structure a chat: those of the chat template and the tokenizer's own. Others,
+    such as those of boxes, a text may hold."""
+    template = str(tokenizer.chat_template)
+    named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    named.discard(getattr(model, "unk_token", None))  # what any unknown word becomes
+    return {
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.content in named or (token.special and token.content in template)
+    }
 
-    def __init__(self, tokenizer: Any, ids: Collection[int]):
-        template = str(tokenizer.chat_template)
-        named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
-        model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-        named.discard(getattr(model, "unk_token", None))  # what any unknown word becomes
-        self.texts = {
-            token.content
-            for number, token in tokenizer.added_tokens_decoder.items()
-            if number in ids
-            or token.content in named
-            or (token.special and token.content in template)
-        }
-        longest_first = sorted(self.texts, key=len, reverse=True)
+
+class PlainText:
+    """Cuts texts in parts that the tokenizer finds none of some tokens in."""
+
+    def __init__(self, tokens: Collection[str]):
+        longest_first = sorted(tokens, key=len, reverse=True)
         self._any = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def cut(self, text: str, spans: Sequence[Span]) -> list[str]:
-        """The text in parts, none of which holds a control token that reaches into a span: each
-        such is cut behind its first character. Encoded one by one, the parts are plain there."""
+        """The text in parts, none of which holds a token that reaches into a span: each such is cut
+        behind its first character. Encoded one by one, the parts are plain there."""
         cuts, at = [0], 0
         while found := self._any.search(text, at):
             if any(found.start() < end and start < found.end() for start, end in spans):

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from jinja2 import TemplateError
 
 from rdbcl_jax.batches import PromptBatch, fitting_size
-from rdbcl_jax.data.plain_text import ControlTokens, Hidden, Span
+from rdbcl_jax.data.plain_text import Hidden, PlainText, control_tokens
 from rdbcl_jax.data.records import IMAGE_MARK, Record, load_images
 from rdbcl_jax.models.interface import Processor
 from rdbcl_jax.rewards.response_format import TAGS
@@ -53,8 +53,12 @@ class PromptEncoder:
         self.tokenizer, self.processor = tokenizer, processor
         self.lengths, self.response_lengths = tuple(lengths), tuple(response_lengths)
         self.system_prompt, self.template = system_prompt, template
-        forbidden, ends = processor.config.forbidden_token_ids, processor.config.eos_token_ids
-        self.control = ControlTokens(tokenizer, {*forbidden, *ends})
+        config = processor.config
+        ids = {*config.forbidden_token_ids, *config.eos_token_ids, tokenizer.eos_token_id}
+        added = tokenizer.added_tokens_decoder.items()
+        never = {token.content for number, token in added if number in ids}
+        self._prompts = PlainText(never | control_tokens(tokenizer))
+        self._responses = PlainText(never)  # a policy may have said any other token
 
     @functools.cached_property
     def opened(self) -> str:
@@ -133,7 +137,8 @@ class PromptEncoder:
             tokenizer has no token for (published ones have one for every byte).
         """
         texts = [self._unopened(text) for text in texts]
-        rows = self._ids(texts, [[(0, len(text))] for text in texts])
+        parts = [self._responses.cut(text, [(0, len(text))]) for text in texts]
+        rows = self._ids(parts)
         unknown, unknown_id = self.tokenizer.unk_token, self.tokenizer.unk_token_id
         for record, text, row in zip(records, texts, rows, strict=True):
             # a policy may have said the token itself
@@ -201,7 +206,7 @@ class PromptEncoder:
         if prefixes is not None:
             pairs = zip(texts, prefixes, strict=True)
             texts = [text + self._unopened(prefix) for text, prefix in pairs]
-        return self._ids(texts, spans)
+        return self._ids([self._prompts.cut(*pair) for pair in zip(texts, spans, strict=True)])
 
     def _unopened(self, response: str) -> str:
         """What is left to say of a response, or of its beginning, after the prompt."""
@@ -209,9 +214,8 @@ class PromptEncoder:
         begins = bool(tag) and response.lstrip().startswith(tag)
         return response.lstrip().removeprefix(tag).lstrip() if begins else response
 
-    def _ids(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[int]]:
-        """Token ids of each text, whose spans are plain."""
-        parts = [self.control.cut(*pair) for pair in zip(texts, spans, strict=True)]
+    def _ids(self, parts: Sequence[Sequence[str]]) -> list[list[int]]:
+        """Token ids of texts that come in parts."""
         flat = self.tokenizer([*itertools.chain(*parts)], add_special_tokens=False)["input_ids"]
         ids = iter(flat)
         return [[*itertools.chain(*itertools.islice(ids, len(own)))] for own in parts]

@@ -214,18 +214,22 @@ def test_the_configs_own_texts_may_hold_control_tokens(kind):
     assert ids(own, record("red")).count(number) == 1 + ids(encoder, record("red")).count(number)
 
 
-def test_responses_end_once(kind):
+def test_responses_end_once_and_hold_no_pictures(kind):
     encoder, tokenizer, control = kind
-    text = f"4{tokenizer.eos_token}{''.join(control)} red"
-    tokens, mask = encoder.encode_responses([text, "red"], [record("a"), record("b")])
+    never = [
+        tokenizer.eos_token,
+        *tokenizer.convert_ids_to_tokens(encoder.processor.config.forbidden_token_ids),
+    ]
+    text = f"4{''.join(never)} red"
+    said = f"red{control[1]}red"  # by a policy, of itself
+    tokens, mask = encoder.encode_responses([text, "red", said], [record(c) for c in "abc"])
     numbers = tokenizer.convert_tokens_to_ids(control)
     row = tokens[0][mask[0]]
     assert np.isin(row, numbers).tolist() == [False] * (len(row) - 1) + [True]
     assert tokenizer.decode(row[:-1]) == text
-    assert tokens[1][mask[1]].tolist() == [
-        *tokenizer("red", add_special_tokens=False)["input_ids"],
-        tokenizer.eos_token_id,
-    ]
+    for row, real, whole in zip(tokens[1:], mask[1:], ("red", said), strict=True):
+        as_it_was = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert row[real].tolist() == [*as_it_was, tokenizer.eos_token_id]
 
 
 def test_pictures_have_the_only_placeholders(tmp_path):
