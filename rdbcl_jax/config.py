@@ -238,9 +238,10 @@ class OptimizerConfig(Section):
       learning_rate: its peak, at most 1: Adam and Muon move a parameter by about as much.
       adam_learning_rate: with Muon, for parameters that are not matrices; 0: the same.
       schedule: after the warm-up; "tail": constant, then linear decay over the last 40 %.
-      warmup_steps: updates of a linear warm-up.
+      warmup_steps: updates of a linear warm-up. Schedules count the updates of a task, of which
+        `training.updates_per_batch` are made on each batch.
       b1, b2: decay of the moments.
-      weight_decay: decoupled.
+      weight_decay: decoupled; of matrices and adapters, not of norms, biases and embeddings.
       clip_norm: global norm of the gradients; 0: off.
     """
 
@@ -268,6 +269,7 @@ class TrainingConfig(Section):
       collect: responses drawn to each record of a task after it; the right ones are kept in
         WORKDIR/rollouts/ for `rft_sft`.
       checkpoint_every: steps; also after every task. 0: only then.
+      max_skipped: updates in a row whose loss or gradient is not finite, after which the run stops.
     """
 
     steps: Count = 500
@@ -277,6 +279,7 @@ class TrainingConfig(Section):
     entropy: bool = True
     collect: Natural = 0
     checkpoint_every: Natural = 100
+    max_skipped: Count = 5
 
 
 @dataclasses.dataclass(frozen=True)

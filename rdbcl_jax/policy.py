@@ -19,6 +19,7 @@ from rdbcl_jax.config import ModelConfig, RunConfig
 from rdbcl_jax.data.check import Check, check_records
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.finite import check_finite
 from rdbcl_jax.models import from_pretrained, lora, partition, read_processor, read_tokenizer
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.partition import Frozen, Trained
@@ -204,6 +205,7 @@ def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params
         like = jax.tree.map(_abstract, trained)
         del trained  # before its successor is read
         trained = Checkpoints(workdir).restore_task(task, like)
+        check_finite(trained, f"{options.path} is not read")
     model, params = lora.merge(policy.model, policy.whole(trained))
     return model, jax.tree.map(
         jax.device_put, params, param_shardings(params, model.param_axes, mesh)

@@ -11,7 +11,7 @@ import rdbcl_jax
 
 ROOT = pathlib.Path(rdbcl_jax.__file__).parent
 FLOORS = (
-    ("core", "version", "batches", "spelling", "sections"),
+    ("core", "version", "batches", "spelling", "sections", "finite"),
     ("models", "sharding", "checkpoint", "config", "json_files", "results", "commands"),
     ("distributed", "rewards", "data", "workdir", "policy"),
     ("rollout", "methods"),

@@ -66,10 +66,18 @@ def leave_one_out_advantages(rewards: Float[Array, "*P G"]) -> Float[Array, "*P 
 
 
 def whiten(advantages: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """(A − mean) / √max(variance, 1e-6) over the whole array, the global batch (2512.18215)."""
+    """(A − mean) / √max(variance, 1e-6) over the whole array, the global batch (2512.18215).
+
+    Args:
+      advantages: NaN where one does not apply. Equal ones become exactly 0.
+    """
     advantages = to_float(advantages)
-    variance = jnp.maximum(advantages.var(), VARIANCE_FLOOR)
-    return (advantages - advantages.mean()) / jnp.sqrt(variance)
+    applies = ~jnp.isnan(advantages)
+    share = jnp.where(applies.any(), applies.mean(), 1.0)
+    kept = jnp.where(applies, advantages, select(advantages, applies).mean() / share)  # at the mean
+    variance = jnp.maximum(kept.var() / share, VARIANCE_FLOOR)
+    whitened = (kept - kept.mean()) / jnp.sqrt(variance)
+    return select(whitened, applies & (kept.max() > kept.min()))
 
 
 def entropy_shaped(

@@ -15,6 +15,7 @@ from rdbcl_jax.batches import pytree
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core import beta_tracker
 from rdbcl_jax.core.advantages import entropy_shaped, whiten
+from rdbcl_jax.core.masked import select
 from rdbcl_jax.methods.grpo import GRPO, constant, loss
 from rdbcl_jax.methods.method import Method, Targets, Tracker
 from rdbcl_jax.sections import (
@@ -86,6 +87,7 @@ def mssr(config: RunConfig) -> Method:
         advantages = batch.rewards - batch.prompt_values[:, None]
         if own.whitening:
             advantages = whiten(advantages)
+        advantages = select(advantages, ~jnp.isnan(batch.rewards))  # NaN: does not apply
         shaped = advantages
         if own.shaping != "none":
             shaped = entropy_shaped(
@@ -122,8 +124,9 @@ def tracker(own: MSSROptions) -> Tracker:
         known = kls[~np.isnan(kls)]
         moved = known.mean() if own.adaptive and len(known) else 0.0
         rho = beta_tracker.forgetting(moved, own.kl_target, own.rho_min, own.rho_max)
-        outcomes = (rewards > 0.5).astype(np.float32)
-        return MSSRState(beta_tracker.observe(state.beta, prompts, outcomes, rho), kls)
+        applies = ~np.isnan(rewards)
+        outcomes = (rewards[applies] > 0.5).astype(np.float32)
+        return MSSRState(beta_tracker.observe(state.beta, prompts[applies], outcomes, rho), kls)
 
     def baselines(state: MSSRState, prompts):
         return beta_tracker.baselines(state.beta, jnp.asarray(prompts))

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rdbcl_jax.finite import NotFinite, check_finite, first_not_finite
 from rdbcl_jax.models import lora
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.registry import from_config
@@ -57,6 +58,7 @@ def from_pretrained(
     Raises:
       ValueError: an unknown model_type, or one list of all missing, unexpected and mis-shaped
         tensors.
+      NotFinite: a tensor that holds NaN or an infinite number, in `param_dtype` at least.
     """
     path = pathlib.Path(path)
     model = from_config(
@@ -78,7 +80,9 @@ def from_pretrained(
     else:
         shardings = param_shardings(shapes, model.param_axes, mesh)
     load = functools.partial(_load, checkpoint)
-    return model, jax.tree.map(load, sources, shapes, shardings)
+    params = jax.tree.map(load, sources, shapes, shardings)
+    _check_finite(path, sources, params)
+    return model, params
 
 
 def save_pretrained(
@@ -100,9 +104,12 @@ def save_pretrained(
         are copied.
       shard_bytes: the largest size of a file; a full one is continued in the next. The host holds
         the tensors of one file at a time.
+    Raises:
+      NotFinite: a parameter that holds NaN or an infinite number; nothing is written then.
     """
     path = pathlib.Path(path)
     model, params = lora.merge(model, params)
+    check_finite(params, f"{path} is not written")
     writes = jax.process_index() == 0
     if writes:
         path.mkdir(parents=True, exist_ok=True)
@@ -258,6 +265,16 @@ def _load_tensor(checkpoint, source: Source, name: str, abstract, sharding) -> j
     if sharding is None:
         return jnp.asarray(read((slice(None),) * len(abstract.shape)))
     return jax.make_array_from_callback(abstract.shape, sharding, read)
+
+
+def _check_finite(path: pathlib.Path, sources: Any, params: Params) -> None:
+    if (found := first_not_finite(params)) is None:
+        return
+    place, layer = found
+    source = functools.reduce(lambda tree, key: tree[key.key], place, sources)
+    tensor = source.names[layer if source.stacked else 0]
+    dtype = functools.reduce(lambda tree, key: tree[key.key], place, params).dtype
+    raise NotFinite(f"{path}: tensor {tensor} holds NaN or an infinite number, read as {dtype}")
 
 
 @functools.lru_cache(maxsize=64)

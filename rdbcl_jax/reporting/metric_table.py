@@ -196,6 +196,18 @@ STEP = {  # of metrics.jsonl; panels come in this order
         note="share whose rewards are all equal: no gradient",
         places=Place.HEALTH,
     ),
+    "no_signal": Metric(
+        "no signal",
+        title="Batches without a signal",
+        note="1: all groups are silent, so no update was made",
+        places=Place.HEALTH,
+    ),
+    "skipped_updates": Metric(
+        "left out",
+        title="Updates left out",
+        note="in the task so far: loss or gradient not finite",
+        places=Place.HEALTH,
+    ),
     "parse_rate": Metric(
         "parse rate",
         title="Parse rate",

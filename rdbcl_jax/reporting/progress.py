@@ -103,6 +103,13 @@ class Progress:
         self._step_seconds.append(now - self._last)
         self._last = now
         self._done += 1
+        skipped, before = (m.get("skipped_updates", 0) for m in (metrics, self._metrics))
+        if skipped > before:
+            self._say(
+                f"step {self._done}: its update was left out, since its loss or gradient is not "
+                f"finite ({skipped:.0f} so far in this task)",
+                live=True,
+            )
         self._metrics = dict(metrics)
         if metrics.get("num_tokens") is not None:
             self._tokens.append((now, float(metrics["num_tokens"])))

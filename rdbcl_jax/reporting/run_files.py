@@ -80,6 +80,26 @@ class Run:
         return np.array([r["step"] for r in rows], int), np.array(values, float)
 
     @property
+    def warnings(self) -> list[str]:
+        """What kept the run from learning, a line for each task that it concerns."""
+        lines = []
+        for task in self.tasks:
+            rows = [row for row in self.steps if row.get("task") == task]
+            last = rows[-1] if rows else {}
+            silent = sum(bool(row.get("no_signal")) for row in rows)
+            if skipped := last.get("skipped_updates"):
+                lines.append(
+                    f"{task}: {skipped:.0f} updates were left out, since their loss or gradient "
+                    "was not finite"
+                )
+            if last.get("updates") == 0:
+                lines.append(
+                    f"{task}: nothing was learned, since no update was made; {silent} of "
+                    f"{len(rows)} batches had no signal (equal rewards in every group)"
+                )
+        return lines
+
+    @property
     def keys(self) -> list[str]:
         """Names of all scalar metrics, in order of appearance."""
         found: dict[str, None] = {}

@@ -78,9 +78,12 @@ class ScoredRollouts:
 
     @property
     def informative(self) -> Bool[np.ndarray, "P"]:
-        """Groups whose rewards differ: the others have no advantage."""
-        rewards = self.scores.total.reshape(self.shape)
-        return np.nanmax(rewards, 1) > np.nanmin(rewards, 1)
+        """Groups whose rewards differ, as far as they apply: the others have no advantage. In
+        float32, in which advantages are taken."""
+        rewards = self.scores.total.reshape(self.shape).astype(np.float32)
+        applies = ~np.isnan(rewards)
+        highest = np.where(applies, rewards, -np.inf).max(1)
+        return highest > np.where(applies, rewards, np.inf).min(1)
 
     def columns(self, policy: Policy) -> dict[str, np.ndarray]:
         """The train batch's arrays that come from the host, [P, G + g, …]."""

@@ -68,6 +68,7 @@ def make_base(
         chunk_size=config.training.chunk_size,
         seed=options.seed,
         threads=config.data.threads,
+        max_skipped=config.training.max_skipped,
         on_step=on_step,
     )
     save_pretrained(draft, policy.model, policy.whole(trained), like=draft)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
@@ -36,7 +35,6 @@ class Learner:
     Attributes:
       score: rewards of texts.
       sampling: options of a step's rollouts.
-      learning_rate: of the n-th update of a task, from 1.
       init: makes a fresh train state of parameters, which it takes over.
       update: one update, see `update.make_update`.
     """
@@ -46,7 +44,6 @@ class Learner:
     method: Method
     score: ScoreFunction
     sampling: Sampling
-    learning_rate: optax.Schedule
     init: Callable[[Trained], TrainState]
     update: Update
 
@@ -91,7 +88,8 @@ def make_learner(
 ) -> Learner:
     """`params`: those that learn, of which only shapes and shardings are read."""
     training, rollout = config.training, config.rollout
-    optimizer = make_optimizer(config.optimizer, training.steps)
+    updates = training.steps * training.updates_per_batch
+    optimizer = make_optimizer(config.optimizer, updates)
     init, shardings = make_init(params, optimizer, policy.mesh)
     update = make_update(
         policy.model,
@@ -101,6 +99,7 @@ def make_learner(
             rollout.temperature, training.chunk_size, training.microbatches, training.entropy
         ),
         shardings,
+        learning_rate(config.optimizer, updates),
     )
     return Learner(
         config=config,
@@ -108,7 +107,6 @@ def make_learner(
         method=method,
         score=functools.partial(score_texts, config=rewards),
         sampling=sampling_of(policy, rollout),
-        learning_rate=learning_rate(config.optimizer, training.steps),
         init=init,
         update=update,
     )

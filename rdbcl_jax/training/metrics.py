@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from rdbcl_jax.rollout.scored import ScoredRollouts
 from rdbcl_jax.sharding import RowShard, all_hosts_sum
-
-SAME = 1e-6  # a group whose standard deviation is below has equal rewards
 
 
 def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) -> dict[str, float]:
@@ -28,7 +26,6 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
     prompt_tokens = int(scored.responses.host_prompts.mask.sum())
     tokens = np.array([prompt_tokens * rewards.shape[1] + lengths.sum()])
     means = {
-        **_reward_means(rewards),
         "accuracy": np.mean(scored.scores.accuracy),
         "parse_rate": np.mean(scored.scores.parsed),
         "completions/mean_length": lengths.mean(),
@@ -38,6 +35,7 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
         means["memorised_groups"] = scored.memorised.any(1).mean()
     values = all_hosts_sum(np.array(list(means.values())), shard) / shard.groups
     return {
+        **reward_means(rewards, scored.informative, shard),
         **dict(zip(means, values.tolist(), strict=True)),
         **component_means(scored.scores.components, shard),
         "completions/min_length": int(lengths.min()),
@@ -46,13 +44,25 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
     }
 
 
-def _reward_means(rewards: Float[np.ndarray, "P G"]) -> dict[str, float]:
-    spread = rewards.std(axis=1, ddof=1) if rewards.shape[1] > 1 else np.zeros(len(rewards))
-    return {
-        "reward": rewards.mean(),
-        "reward_std": spread.mean(),
-        "frac_reward_zero_std": (spread < SAME).mean(),
+def reward_means(
+    rewards: Float[np.ndarray, "P G"], informative: Bool[np.ndarray, "P"], shard: RowShard
+) -> dict[str, float]:
+    """Of all processes: the mean reward, over the responses to which one applies (not NaN); the
+    mean of the groups' standard deviations, over groups with such a response; and the share of all
+    groups that say nothing. A mean of nothing is left out."""
+    applies = ~np.isnan(rewards)
+    count = applies.sum(1)
+    mean = np.where(applies, rewards, 0).sum(1) / np.maximum(count, 1)
+    squares = np.where(applies, rewards - mean[:, None], 0.0) ** 2
+    spread = np.sqrt(squares.sum(1) / np.maximum(count - 1, 1))  # of the sample; 0 of one response
+    pairs = {
+        "reward": (rewards[applies].sum(), applies.sum()),
+        "reward_std": (spread.sum(), (count > 0).sum()),
+        "frac_reward_zero_std": ((~informative).sum(), len(rewards)),
     }
+    sums = all_hosts_sum(np.array(list(pairs.values()), float), shard)
+    found = zip(pairs, sums, strict=True)
+    return {name: float(total / number) for name, (total, number) in found if number}
 
 
 def component_means(components: dict[str, np.ndarray], shard: RowShard) -> dict[str, float]:

@@ -6,22 +6,21 @@ import jax
 import optax
 
 from rdbcl_jax.config import OptimizerConfig
-
-_SKIP_LIMIT = 1_000_000  # consecutive non-finite steps that are skipped: as good as always
+from rdbcl_jax.models import partition
 
 
 def learning_rate(
-    options: OptimizerConfig, steps: int, peak: float | None = None
+    options: OptimizerConfig, updates: int, peak: float | None = None
 ) -> optax.Schedule:
-    """Linear warm-up to `peak` (default: `options.learning_rate`), then one of
+    """Of the n-th update, from 1: linear warm-up to `peak` (default: `options.learning_rate`), then
 
-    `constant`; `cosine` or `linear`: decay to 0 over all `steps`; `tail`: constant, then linear
-    decay to 0 over the last 40 %.
+    `constant`; `cosine` or `linear`: decay to 0 over all `updates`; `tail`: constant, then linear
+    decay to 0 over the last 40 %. An update that is left out does not count.
     """
     peak = options.learning_rate if peak is None else peak
     warmup = options.warmup_steps
-    rest = max(steps - warmup, 1)
-    tail = int(0.4 * steps)
+    rest = max(updates - warmup, 1)
+    tail = int(0.4 * updates)
     after = {
         "constant": lambda: optax.constant_schedule(peak),
         "cosine": lambda: optax.cosine_decay_schedule(peak, rest),
@@ -32,20 +31,25 @@ def learning_rate(
     return optax.join_schedules([warm, after[options.schedule]()], [warmup])
 
 
-def make_optimizer(options: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """`adamw` or `muon`, with clipping by global norm; a non-finite step changes nothing.
+def make_optimizer(options: OptimizerConfig, updates: int) -> optax.GradientTransformation:
+    """`adamw` or `muon`, with clipping by global norm, for so many updates.
 
     `muon` (with AdamW at `adam_learning_rate` for what is not a matrix) is for models trained from
-    scratch; `adamw` for fine-tuning.
+    scratch; `adamw` for fine-tuning. With either no norm, bias or embedding decays: Muon itself
+    decays nothing but the kernels, which are its share.
     """
 
     def rate(peak):  # counted from 1: the first step of a warm-up already moves
-        schedule = learning_rate(options, steps, peak)
+        schedule = learning_rate(options, updates, peak)
         return lambda count: schedule(count + 1)
 
     if options.name == "adamw":
         inner = optax.adamw(
-            rate(options.learning_rate), options.b1, options.b2, weight_decay=options.weight_decay
+            rate(options.learning_rate),
+            options.b1,
+            options.b2,
+            weight_decay=options.weight_decay,
+            mask=decaying,
         )
     else:
         inner = optax.contrib.muon(
@@ -57,7 +61,13 @@ def make_optimizer(options: OptimizerConfig, steps: int) -> optax.GradientTransf
             muon_weight_dimension_numbers=_matrices,
         )
     clip = optax.clip_by_global_norm(options.clip_norm) if options.clip_norm else optax.identity()
-    return optax.apply_if_finite(optax.chain(clip, inner), _SKIP_LIMIT)
+    return optax.chain(clip, inner)
+
+
+def decaying(params):
+    """True for every parameter whose weights decay: kernels and adapters. Norms, biases and
+    embeddings, of tokens or of positions, are left alone."""
+    return partition.select(params, r"(^|/)(kernel|lora_[ab])$")
 
 
 def _matrices(params):

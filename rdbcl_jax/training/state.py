@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import pytree
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.sharding import shardings_like
+
+
+class OptimizerState(NamedTuple):
+    """The optimizer's own state, and the updates that were left out since a loss or gradient was
+    not finite. The fields are `optax.ApplyIfFiniteState`'s, as earlier checkpoints have them."""
+
+    notfinite_count: Int[Array, ""]  # in a row, up to the last
+    last_finite: Bool[Array, ""]
+    total_notfinite: Int[Array, ""]  # since the start of the task
+    inner_state: Any
 
 
 @pytree
@@ -21,12 +31,16 @@ class TrainState:
     """All that an update changes, on the device."""
 
     params: Any
-    opt_state: Any
-    step: Int[Array, ""]  # updates since the start of the task
+    opt_state: OptimizerState
+    step: Int[Array, ""]  # updates made since the start of the task, without those left out
 
     @classmethod
     def create(cls, params, optimizer: optax.GradientTransformation) -> TrainState:
-        return cls(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+        def none():  # each an array of its own: they are donated
+            return jnp.zeros((), jnp.int32)
+
+        inner = optimizer.init(params)
+        return cls(params, OptimizerState(none(), jnp.array(True), none(), inner), none())
 
 
 @pytree

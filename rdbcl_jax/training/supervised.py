@@ -10,6 +10,7 @@ from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.data.pipeline import batches, indices
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.finite import NotFinite
 from rdbcl_jax.methods.sft import supervised
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
@@ -30,11 +31,15 @@ def fine_tune(
     chunk_size: int,
     seed: int,
     threads: int = 2,
+    max_skipped: int = 5,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Trained:
     """`steps` updates on batches of (record, response); returns the new parameters.
 
     `on_step` gets the loss of the step before, so that the device is never waited for.
+
+    Raises:
+      NotFinite: the loss or gradient of `max_skipped` steps in a row was not finite.
     """
     transformation = make_optimizer(optimizer, steps)
     config = UpdateConfig(chunk_size=chunk_size, entropy=False)
@@ -52,9 +57,21 @@ def fine_tune(
     for step in range(steps):
         state, metrics, _ = update(state, policy.frozen, put_batch(next(feed), policy.mesh))
         if before is not None:
-            on_step(step, float(before))
-        before = metrics["loss"]
+            _check(before, max_skipped)
+            on_step(step, float(before["loss"]))
+        before = metrics
+    _check(before, max_skipped)
     return state.params
+
+
+def _check(metrics: dict, max_skipped: int) -> None:
+    """Raises NotFinite where too many updates in a row were left out."""
+    if (skipped := int(metrics["skipped_in_a_row"])) >= max_skipped:
+        raise NotFinite(
+            f"supervised fine-tuning: {skipped} updates in a row were left out, since their loss "
+            f"({metrics['loss']:g}) or gradient (of norm {metrics['grad_norm']:g}) was not finite; "
+            "lower the learning rate"
+        )
 
 
 def supervised_batch(policy: Policy, items: Sequence[tuple[Record, str]]) -> TrainBatch:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.data.pipeline import batches, indices, rehearsed
+from rdbcl_jax.finite import NotFinite, check_finite
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
@@ -21,7 +22,9 @@ from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_ba
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.experience import demonstrated, memorised, replenished
 from rdbcl_jax.training.learner import Learner
+from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.metrics import rollout_metrics, sample_columns
+from rdbcl_jax.training.not_finite import first_not_finite
 from rdbcl_jax.training.pretask_stats import pretask_stats
 from rdbcl_jax.training.references import after_first_update, frozen_logprobs
 from rdbcl_jax.training.stage import Stage
@@ -36,6 +39,7 @@ class Step:
     scored: ScoredRollouts
     batch: TrainBatch
     batches: int  # drawn so far
+    tracker: Any  # the method's memory before it saw this step's rewards
     device: tuple[dict, dict]  # metrics and per-sample values of the update
     probed: dict[str, float] = dataclasses.field(default_factory=dict)  # of the policy after it
 
@@ -67,6 +71,10 @@ def learn_task(
         `evaluation.every` steps but the last.
     Returns:
       The state, and the last step (None if nothing was left to do).
+    Raises:
+      NotFinite: the updates of `training.max_skipped` steps in a row were left out, since their
+        loss or gradient was not finite; or a parameter that would be saved is not.
+      OutOfMemory: on the device.
     """
     training, method = learner.config.training, learner.method
     clock = _StepClock()
@@ -74,18 +82,48 @@ def learn_task(
     def due(every: int, done: int) -> bool:  # the end of a task has a place of its own
         return every > 0 and done % every == 0 and done < training.steps
 
+    def keep(state: TaskState, done: int) -> None:
+        check_finite(state.train.params, f"the state after {done} steps of the task is not saved")
+        save(done, state)
+
     def reported(state: TaskState, step: Step) -> TaskState:
-        update, samples = jax.device_get(step.device[0]), jax.tree.map(local_rows, step.device[1])
+        update, samples = _results(learner, step)
+        skipped = int(update.pop("skipped_in_a_row"))
         row = {
             **rollout_metrics(step.scored, learner.policy.rows, memorise=method.memorise),
             "batches": step.batches,
-            "learning_rate": float(learner.learning_rate(step.index + 1)),
             "step_time": clock.lap(),
             **{name: float(value) for name, value in update.items()},
             **step.probed,
         }
         report(step.index, row, sample_columns(step.scored, samples, memorise=method.memorise))
-        return dataclasses.replace(state, last_kl=np.asarray(update.get("kl", np.nan), np.float32))
+        if not skipped:
+            bad.clear()
+            kl = np.asarray(update.get("kl", np.nan), np.float32)
+            return dataclasses.replace(state, last_kl=kl)
+        if not bad:
+            bad.append(step)
+        if skipped >= training.updates_per_batch:  # all of the step's: it leaves nothing behind
+            state = dataclasses.replace(state, tracker=step.tracker)
+        if skipped >= training.max_skipped:
+            stop(state, step, skipped)
+        return state
+
+    def stop(state: TaskState, step: Step, skipped: int) -> None:
+        """Ends the run; the state is as before the first of these updates."""
+        if step.index + 1 < training.steps:  # else the state would pass for the next task's
+            state = dataclasses.replace(state, batches=np.asarray(step.batches))
+            keep(state, step.index + 1)
+        first, here = bad[0], first_step + step.index
+        what = first_not_finite(
+            learner, state.train.params, first.scored, first.batch, first.device
+        )
+        raise NotFinite(
+            f"step {here}: the loss or gradient of {skipped} updates in a row was not finite, as "
+            f"training.max_skipped allows; first, in step {first_step + first.index}, {what}. The "
+            "parameters are still those of the last good update; lower the learning rate, or look "
+            "at that record"
+        )
 
     # ---------------------------------------------------------------- before the first step
     values, state = _prompt_values(learner, stage, state, first_step, start)
@@ -93,6 +131,7 @@ def learn_task(
 
     # ---------------------------------------------------------------- step by step
     step = unreported = None
+    bad: list[Step] = []  # the first of those in a row that were left out
     for index in range(start, training.steps):
         run_step = first_step + index
         responses, state = _draw(learner, stage, feed, state, run_step)
@@ -104,9 +143,10 @@ def learn_task(
         scored, state = _score(learner, stage, feed, state, responses, run_step)
         if references is None:
             references = _references(learner, stage, scored.responses, index)
+        before = state.tracker
         batch, state = _train_batch(learner, stage, state, scored, references, values, run_step)
         state, batch, device = _update(learner, stage, state, batch)
-        step = Step(index, scored, batch, int(state.batches), device)
+        step = Step(index, scored, batch, int(state.batches), before, device)
         done = index + 1
         if due(learner.config.evaluation.every, done):
             jax.block_until_ready(state.train.params)  # that is the step's time
@@ -115,9 +155,10 @@ def learn_task(
         unreported = step
         if due(training.checkpoint_every, done):
             state, unreported = reported(state, step), None
-            save(done, state)
+            keep(state, done)
     if unreported:
         state = reported(state, unreported)
+    check_finite(state.train.params, "the policy after the task is not saved")
     return state, step
 
 
@@ -195,6 +236,7 @@ def _make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> I
 # ------------------------------------------------------------------ the responses of a step
 
 
+@phase("sampling")
 def _draw(
     learner: Learner,
     stage: Stage,
@@ -219,6 +261,7 @@ def _draw(
     return Responses(batch, prompts, rollouts, others), state
 
 
+@phase("sampling")
 def _score(
     learner: Learner,
     stage: Stage,
@@ -242,6 +285,7 @@ def _score(
     return scored, state
 
 
+@phase("reference")
 def _references(learner: Learner, stage: Stage, responses: Responses, index: int) -> dict[str, Any]:
     return frozen_logprobs(
         learner.logprobs,
@@ -254,6 +298,12 @@ def _references(learner: Learner, stage: Stage, responses: Responses, index: int
 
 
 # ------------------------------------------------------------------ the batch and its updates
+
+
+@phase("update")
+def _results(learner: Learner, step: Step) -> tuple[dict, dict]:
+    """Metrics and per-sample values on the host; waits for the device."""
+    return jax.device_get(step.device[0]), jax.tree.map(local_rows, step.device[1])
 
 
 def _train_batch(
@@ -294,6 +344,7 @@ def _train_batch(
     return batch, state
 
 
+@phase("update")
 def _update(
     learner: Learner, stage: Stage, state: TaskState, batch: TrainBatch
 ) -> tuple[TaskState, TrainBatch, tuple[dict, dict]]:

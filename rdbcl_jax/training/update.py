@@ -1,4 +1,15 @@
-"""The jitted update: log-probs, targets, loss, gradients and the optimizer, in one program."""
+"""The jitted update: log-probs, targets, loss, gradients and the optimizer, in one program.
+
+An update is made only of a batch that says something, and only where it is finite:
+
+- a loss or a gradient norm that is NaN or infinite: the update is left out and counted;
+- no advantage but 0, as where all rewards of each group are equal: no signal, no step. The KL term
+  anchors what is learned and is nothing to learn from: alone it is often rounding (1e-9), of which
+  Adam, blind to scale, would make steps of full size. A demonstration has an advantage (1), and
+  EWC's penalty is a loss of its own: with either the update is made.
+
+What is left out changes no bit of parameters, moments and schedule.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +33,7 @@ from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.sharding import replicated, split_rows
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.references import with_policy
-from rdbcl_jax.training.state import TrainState
+from rdbcl_jax.training.state import OptimizerState, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,7 @@ def make_update(
     method: Method,
     config: UpdateConfig,
     state_shardings: Any = None,
+    learning_rate: optax.Schedule | None = None,
 ) -> Update:
     """The jitted update: (state, frozen, batch) → (state, metrics, per-sample values [P, G]).
 
@@ -67,7 +79,8 @@ def make_update(
     `advantage` (mean over tokens), with a KL term `kl` and `kl_coef`, and what the method adds
     (`rp`). `state_shardings` keeps the new state where the old one was, so that the second call
     finds the first one's program, and each process's samples with it. With a `Consolidation` as
-    fourth argument, EWC's penalty is part of the loss.
+    fourth argument, EWC's penalty is part of the loss. Where `learning_rate` is given, of the n-th
+    update of a task from 1, it is among the metrics.
     """
     gradients = functools.partial(_gradients, model, method, config)
     whole = rows = None
@@ -87,15 +100,44 @@ def make_update(
             penalty, pull = _consolidate(state.params, consolidation, method.consolidation)
             grads = jax.tree.map(jnp.add, grads, pull)
             metrics["consolidation"] = penalty
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {
-            "grad_norm": optax.tree.norm(grads),
-            "skipped_updates": opt_state.total_notfinite,
-        }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1), metrics, samples
+        norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        signal = (samples["advantage"] != 0).any() | (consolidation is not None)
+        state, counts = _step(optimizer, state, grads, finite, signal)
+        metrics |= {"grad_norm": norm, "no_signal": ~signal, **counts}
+        if learning_rate is not None:
+            metrics["learning_rate"] = learning_rate(counts["updates"] + ~(finite & signal))
+        return state, metrics, samples
 
     return update
+
+
+def _step(optimizer, state: TrainState, grads, finite, signal) -> tuple[TrainState, dict]:
+    """The state after an update, or as it was where one is left out; and counts of both."""
+    made, opt = finite & signal, state.opt_state
+    updates, inner = jax.lax.cond(
+        made,
+        lambda: optimizer.update(grads, opt.inner_state, state.params),
+        lambda: (optax.tree.zeros_like(state.params), opt.inner_state),
+    )
+    params = jax.tree.map(
+        lambda old, new: jnp.where(made, new, old),  # not old + 0, which makes 0 of -0
+        state.params,
+        optax.apply_updates(state.params, updates),
+    )
+    counted = OptimizerState(
+        notfinite_count=jnp.where(finite, 0, opt.notfinite_count + 1),
+        last_finite=finite,
+        total_notfinite=opt.total_notfinite + ~finite,
+        inner_state=inner,
+    )
+    step = state.step + made
+    counts = {
+        "updates": step,
+        "skipped_updates": counted.total_notfinite,
+        "skipped_in_a_row": counted.notfinite_count,
+    }
+    return TrainState(params, counted, step), counts
 
 
 def _consolidate(params, consolidation: Consolidation, strength: float):

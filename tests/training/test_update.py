@@ -15,7 +15,7 @@ from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.state import TrainState, make_init
-from rdbcl_jax.training.update import UpdateConfig, make_update
+from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update
 from tests import engine
 
 
@@ -53,6 +53,10 @@ def scored(policy, params, prompts, rollouts):
     )
 
 
+# rewards that are all but equal: one group has a signal too faint to move anything
+WHISPER = jnp.zeros((8, 4)).at[0, 0].set(1e-7)
+
+
 def moved(params, scale=0.02):
     keys = iter(jax.random.split(jax.random.key(5), 100))
     return jax.tree.map(lambda a: a + scale * jax.random.normal(next(keys), a.shape), params)
@@ -60,7 +64,7 @@ def moved(params, scale=0.02):
 
 def run(policy, params, batch, chosen=None, optimizer=None, **options):
     """One update on a copy of `params`; returns state, metrics, per-sample values."""
-    optimizer = optimizer or optax.apply_if_finite(optax.sgd(1.0), 10)
+    optimizer = optimizer or optax.sgd(1.0)
     config = UpdateConfig(chunk_size=64, **options)
     update = make_update(policy.model, optimizer, chosen or method(), config)
     state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
@@ -150,7 +154,7 @@ def test_update_raises_rewarded_and_lowers_punished_responses(loaded, sampled):
         params,
         batch,
         method("grpo", **{"kl.beta": 0.0}),
-        optax.apply_if_finite(optax.sgd(1e-2), 10),
+        optax.sgd(1e-2),
     )
     before, after = (scored(policy, p, prompts, rollouts) for p in (params, state.params))
     change = jnp.where(rollouts.mask, after - before, 0).sum(-1)
@@ -163,33 +167,100 @@ def test_kl_term_pulls_back_to_the_reference(loaded, sampled):
     prompts, rollouts = sampled
     away = moved(params)
     reference = scored(policy, params, prompts, rollouts)
-    batch = engine.train_batch(
-        prompts, rollouts, reference_logps=reference, rewards=jnp.zeros((8, 4))
-    )
-    state, metrics, _ = run(
-        policy,
-        away,
-        batch,
-        method("grpo", **{"kl.beta": 1.0}),
-        optax.apply_if_finite(optax.sgd(1e-2), 10),
-    )
+    batch = engine.train_batch(prompts, rollouts, reference_logps=reference, rewards=WHISPER)
+    options = {"kl.beta": 1.0, "loss.advantage_scale": "none"}
+    state, metrics, _ = run(policy, away, batch, method("grpo", **options), optax.sgd(1e-2))
     batch = dataclasses.replace(batch, old_logps=None)
-    _, later, _ = run(policy, state.params, batch, method("grpo", **{"kl.beta": 1.0}))
+    _, later, _ = run(policy, state.params, batch, method("grpo", **options))
     assert 0 < later["kl"] < metrics["kl"]
 
 
-def test_a_non_finite_step_changes_nothing(loaded, sampled):
-    policy, params = loaded
-    broken = engine.train_batch(*sampled, reference_logps=jnp.full(sampled[1].mask.shape, jnp.nan))
-    optimizer = make_optimizer(engine.small_config().optimizer, 10)
-    state, metrics, _ = run(policy, params, broken, method("grpo"), optimizer)
-    assert metrics["skipped_updates"] == 1
-    jax.tree.map(np.testing.assert_array_equal, state.params, params)
-    state, metrics, _ = run(policy, params, engine.train_batch(*sampled), method("grpo"), optimizer)
-    assert metrics["skipped_updates"] == 0
-    assert any(
-        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params, params)), strict=True)
+def bits(tree):
+    """Every array as bytes: 0 and −0 differ."""
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def broken_batches(sampled):
+    """Batches of which loss or gradient is not finite, by what is wrong with one record's."""
+    shape, rewards = sampled[1].mask.shape, np.zeros((8, 4), np.float32)
+    rewards[:, 0] = 1
+    logps = np.asarray(sampled[1].logps)
+    for name, value in {"NaN": np.nan, "infinite": -np.inf, "an overflow": 200.0}.items():
+        wrong = logps.copy()
+        wrong[3] += value
+        yield name, engine.train_batch(*sampled, rewards=rewards, reference_logps=wrong)
+    unlimited = rewards.copy()
+    unlimited[3, 1] = np.inf
+    yield (
+        "a reward",
+        engine.train_batch(
+            *sampled, rewards=unlimited, reference_logps=np.zeros(shape, np.float32)
+        ),
     )
+
+
+def test_a_step_that_is_not_finite_changes_no_bit(loaded, sampled):
+    policy, params = loaded
+    params = jax.tree.map(lambda a: a.at[..., 0].set(-0.0), params)
+    optimizer = make_optimizer(engine.small_config().optimizer, 10)
+    update = make_update(policy.model, optimizer, method("grpo"), UpdateConfig(chunk_size=64))
+    state = TrainState.create(params, optimizer)
+    good = engine.train_batch(*sampled, reference_logps=sampled[1].logps)
+    state, metrics, _ = update(state, policy.frozen, good)
+    assert metrics["updates"] == 1 and metrics["skipped_updates"] == 0
+    before = bits((state.params, state.opt_state.inner_state, state.step))
+    for n, (name, batch) in enumerate(broken_batches(sampled), 1):
+        state, metrics, _ = update(state, policy.frozen, batch)
+        now = bits((state.params, state.opt_state.inner_state, state.step))
+        assert now == before, name
+        assert metrics["skipped_in_a_row"] == metrics["skipped_updates"] == n, name
+        assert metrics["updates"] == 1 and not metrics["no_signal"], name
+    state, metrics, _ = update(state, policy.frozen, good)
+    assert metrics["updates"] == 2 and metrics["skipped_updates"] == n
+    assert metrics["skipped_in_a_row"] == 0
+    assert bits(state.params) != before[: len(jax.tree.leaves(params))]
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_no_signal_is_no_step(loaded, sampled, microbatches):
+    """Equal rewards, and a KL whose gradient is rounding: without the rule Adam moves every
+    parameter by its whole rate."""
+    policy, params = loaded
+    optimizer = make_optimizer(engine.small_config().optimizer, 10)
+    options = UpdateConfig(chunk_size=64, microbatches=microbatches)
+    update = make_update(policy.model, optimizer, method("grpo"), options)
+    noise = sampled[1].logps + 1e-7
+    equal = engine.train_batch(*sampled, rewards=jnp.ones((8, 4)), reference_logps=noise)
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    before = bits((state.params, state.opt_state))
+    state, metrics, samples = update(state, policy.frozen, equal)
+    assert bits((state.params, state.opt_state)) == before and state.step == 0
+    assert metrics["no_signal"] and metrics["updates"] == 0 and metrics["skipped_updates"] == 0
+    assert not samples["advantage"].any() and 0 < metrics["grad_norm"] < 1e-4
+    one = engine.train_batch(*sampled, rewards=WHISPER, reference_logps=noise)
+    state, metrics, _ = update(state, policy.frozen, one)
+    assert not metrics["no_signal"] and state.step == 1 and bits(state.params) != before
+
+
+@pytest.mark.parametrize("name", ["ewc", "lwf", "sft", "dyme", "mssr"])
+def test_methods_with_a_loss_of_their_own_learn_from_equal_rewards(loaded, sampled, name):
+    policy, params = loaded
+    prompts, rollouts = sampled
+    demonstrated = jnp.zeros((8, 4), bool)
+    if name in ("lwf", "dyme", "sft"):
+        demonstrated = demonstrated.at[:, 0].set(True)
+    batch = engine.train_batch(
+        prompts, rollouts, rewards=jnp.zeros((8, 4)), demonstrated=demonstrated
+    )
+    batch = dataclasses.replace(batch, prompt_values=jnp.linspace(0.1, 0.9, 8))  # MSSR's
+    chosen = method(name, **({"rollout.samples": 1} if name == "mssr" else {}))
+    optimizer = optax.sgd(1e-2)
+    update = make_update(policy.model, optimizer, chosen, UpdateConfig(chunk_size=64))
+    ones = jax.tree.map(jnp.ones_like, params)
+    pull = Consolidation(moved(params), ones) if name == "ewc" else None
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    state, metrics, _ = update(state, policy.frozen, batch, pull)
+    assert not metrics["no_signal"] and state.step == 1
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
@@ -201,7 +272,7 @@ def test_sharded_update_equals_one_device(directory, loaded, sampled, shape):
     expected, metrics, _ = run(policy, params, batch)
     mesh = make_mesh(*shape)
     sharded, sharded_params = engine.load(directory, mesh)
-    optimizer = optax.apply_if_finite(optax.sgd(1.0), 10)
+    optimizer = optax.sgd(1.0)
     init, shardings = make_init(sharded_params, optimizer, mesh)
     state = init(sharded_params)
     config = UpdateConfig(chunk_size=64)
@@ -231,6 +302,7 @@ def test_the_update_takes_the_state_over(loaded, sampled):
     "schedule,last", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0), ("tail", 0.0)]
 )
 def test_schedules(schedule, last):
+    """Of all updates, whatever the number of batches that they are made on."""
     config = engine.small_config().optimizer
     config.learning_rate, config.warmup_steps, config.schedule = 1.0, 4, schedule
     rate = learning_rate(config, 20)

@@ -1,0 +1,51 @@
+"""Whether parameters are finite, and which one is not: asked where they are read and saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class NotFinite(ValueError):
+    """A number that had to be finite is NaN or infinite: one line says which."""
+
+
+def check_finite(tree: Any, what: str) -> None:
+    """One pass over the arrays where they lie; nothing is copied.
+
+    Raises:
+      NotFinite: `what`, the name of the first leaf that holds NaN or an infinity, and the layer
+        where it is a stack of them.
+    """
+    if (place := first_not_finite(tree)) is None:
+        return
+    path, layer = place
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    raise NotFinite(f"{what}: {name}, index {layer}, holds NaN or an infinite number")
+
+
+def first_not_finite(tree: Any) -> tuple[Any, int] | None:
+    """(path of the first leaf that is not finite, index on its first axis); None: all are."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        return None
+    finite = np.asarray(_finite([leaf for _, leaf in leaves]))
+    if finite.all():
+        return None
+    path, leaf = leaves[int(finite.argmin())]
+    rows = np.asarray(_finite_rows(leaf))
+    return path, int(rows.argmin())
+
+
+@jax.jit
+def _finite(leaves):
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+
+
+@jax.jit
+def _finite_rows(leaf):
+    leaf = jnp.atleast_1d(leaf)
+    return jnp.isfinite(leaf).reshape(len(leaf), -1).all(1)

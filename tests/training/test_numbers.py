@@ -1,0 +1,219 @@
+"""Numbers that are not finite, batches without a signal, rates, and memory: what a run does."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import OptimizerConfig
+from rdbcl_jax.finite import NotFinite
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.sharding import RowShard
+from rdbcl_jax.training import task as one_task
+from rdbcl_jax.training.memory import PHASES, OutOfMemory, within_memory
+from rdbcl_jax.training.metrics import reward_means
+from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
+from rdbcl_jax.training.run import train
+from tests import engine
+from tests.tiny_runs import tiny_config
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return engine.write_random_model(tmp_path_factory.mktemp("model") / "base")
+
+
+def config(base, **changes):
+    small = {
+        "sequence": ("sum",),
+        "evaluation.every": 0,
+        "data.validation_count": 4,
+        "data.test_count": 4,
+        "kl.beta": 0.04,
+    }
+    return tiny_config(base, "grpo", **{**small, **changes})
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def poisoned(from_step, row):
+    """`frozen_logprobs` whose reference log-probs of one prompt are NaN, from a step on."""
+    found = one_task.frozen_logprobs
+
+    def broken(*args, index, **kwargs):
+        fields = found(*args, index=index, **kwargs)
+        if index >= from_step:
+            fields["reference_logps"] = fields["reference_logps"].at[row].set(jnp.nan)
+        return fields
+
+    return broken
+
+
+def test_a_run_stops_after_bad_steps_in_a_row_and_loses_nothing(base, tmp_path, monkeypatch):
+    """And a later call goes on from the state of the last good update."""
+    asked = config(base, **{"training.steps": 7, "training.max_skipped": 3})
+    with monkeypatch.context() as fault:
+        fault.setattr(one_task, "frozen_logprobs", poisoned(2, row=5))
+        with pytest.raises(NotFinite) as error:
+            train(asked, tmp_path)
+    before = rows(tmp_path)
+    assert [row["skipped_updates"] for row in before] == [0, 0, 1, 2, 3]
+    assert [row["updates"] for row in before] == [1, 2, 2, 2, 2]
+    record = samples_of(tmp_path, step=2)["record_id"][5 * 4]
+    assert "step 4: the loss or gradient of 3 updates in a row was not finite" in str(error.value)
+    assert f"in step 2, the reference policy's log-probs of record {record!r} (NaN)" in str(
+        error.value
+    )
+    assert Checkpoints(tmp_path).latest_step() == 5
+    train(asked, tmp_path)
+    assert "sum: 3 updates were left out" in (tmp_path / "report.html").read_text()
+    after = rows(tmp_path)
+    assert [row["updates"] for row in after] == [1, 2, 2, 2, 2, 3, 4]
+    np.testing.assert_allclose([row["learning_rate"] for row in after], 1e-3, rtol=1e-6)
+
+
+def samples_of(workdir, step):
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetDataset(sorted((workdir / "samples").glob("*.parquet"))).read().to_pydict()
+    chosen = [i for i, at in enumerate(table["step"]) if at == step]
+    return {name: [values[i] for i in chosen] for name, values in table.items()}
+
+
+def same(prompts, completions, **columns):
+    """A reward that says nothing."""
+    return [0.5] * len(completions)
+
+
+def test_equal_rewards_leave_every_bit_as_it_was(base, tmp_path):
+    """A KL term alone makes no step, though rounding gives it a gradient."""
+    asked = config(base, **{"training.steps": 3, "optimizer.weight_decay": 0.1})
+    asked.rewards.functions = {"same": f"{__name__}:same"}
+    asked.rewards.weights = {"same": 1.0}
+    train(asked, tmp_path / "a")
+    found = rows(tmp_path / "a")
+    assert [row["no_signal"] for row in found] == [1, 1, 1] and found[-1]["updates"] == 0
+    assert all(row["frac_reward_zero_std"] == 1 and row["reward_std"] == 0 for row in found)
+    assert same_as_base(tmp_path / "a", base)
+    (warning,) = read_run(tmp_path / "a").warnings
+    assert "sum: nothing was learned" in warning and "3 of 3 batches had no signal" in warning
+    assert warning in (tmp_path / "a/report.html").read_text()
+
+
+def same_as_base(workdir, base):
+    """Whether the policy after the first task is the base, bit by bit."""
+    _, params = engine.load(base)
+    found = Checkpoints(workdir).restore_task(1, jax.tree.map(abstract, params))
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+def abstract(array):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def test_a_schedule_ends_with_the_task_and_the_rate_logged_is_the_one_used(base, tmp_path):
+    changes = {"training.steps": 3, "training.updates_per_batch": 2}
+    asked = config(base, **changes, **{"optimizer.schedule": "linear"})
+    train(asked, tmp_path)
+    rates = [row["learning_rate"] for row in rows(tmp_path)]
+    # six updates, of which the first warms up; the second, fourth and sixth are logged
+    np.testing.assert_allclose(rates, [1e-3 * 0.8, 1e-3 * 0.4, 0.0], rtol=1e-5, atol=1e-12)
+
+
+def test_the_rate_that_an_optimizer_uses():
+    """Measured by what it does to a parameter whose gradient is constant."""
+    options = OptimizerConfig(learning_rate=1e-2, schedule="cosine", warmup_steps=2)
+    optimizer, rate = make_optimizer(options, 6), learning_rate(options, 6)
+    params = {"norm": {"scale": jnp.ones(4)}}
+    state = optimizer.init(params)
+    for n in range(1, 7):
+        updates, state = optimizer.update({"norm": {"scale": jnp.ones(4)}}, state, params)
+        np.testing.assert_allclose(-updates["norm"]["scale"][0], rate(n), rtol=1e-3, atol=1e-9)
+
+
+def test_reward_means_are_over_the_rewards_that_apply():
+    nan = np.nan
+    rewards = np.array([[1, nan, 3, nan], [2, nan, nan, nan], [nan] * 4, [1, 1, 1, 1]])
+    informative = np.array([True, False, False, False])
+    found = reward_means(rewards, informative, RowShard(0, 1, True))
+    assert found == {
+        "reward": pytest.approx(10 / 7),
+        "reward_std": pytest.approx(2**0.5 / 3),  # of three groups to which a reward applies
+        "frac_reward_zero_std": 0.75,
+    }
+    nothing = reward_means(rewards[2:3], informative[2:3], RowShard(0, 1, True))
+    assert nothing == {"frac_reward_zero_std": 1.0}
+
+
+# ------------------------------------------------------------------ parameters
+
+
+def test_a_weight_that_is_not_finite_is_refused_with_its_name(base, tmp_path):
+    """When a base is read, before anything is made of it."""
+    shutil.copytree(base, tmp_path / "base")
+    file = tmp_path / "base/model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "layers.1.mlp.up_proj" in name)
+    tensors[name][3, 4] = np.inf
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(NotFinite) as error:
+        train(config(tmp_path / "base"), tmp_path / "run")
+    assert str(error.value) == (
+        f"{tmp_path}/base: tensor {name} holds NaN or an infinite number, read as float32"
+    )
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_no_parameter_is_saved_that_is_not_finite(base, tmp_path):
+    from rdbcl_jax.models import save_pretrained
+
+    policy, params = engine.load(base)
+    params = jax.tree.map(jnp.copy, params)
+    params["visual"]["merger"]["ln_q"]["scale"] = (
+        params["visual"]["merger"]["ln_q"]["scale"] * jnp.nan
+    )
+    with pytest.raises(NotFinite, match="out is not written: visual/merger/ln_q/scale, index 0"):
+        save_pretrained(tmp_path / "out", policy.model, params, like=base)
+    assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("phase", ["sampling", "reference", "update"])
+def test_out_of_memory_is_one_line_with_its_phase(base, tmp_path, monkeypatch, phase):
+    """XLA's own error, of an array of 32 TiB, where a step's phase asks for its arrays."""
+    place = {"sampling": "put_batch", "reference": "frozen_logprobs", "update": "local_rows"}[phase]
+    real = getattr(one_task, place)
+
+    def hungry(*args, **kwargs):
+        jnp.zeros(2**45, jnp.uint8).block_until_ready()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(one_task, place, hungry)
+    with pytest.raises(OutOfMemory) as error:
+        train(config(base), tmp_path)
+    line = str(error.value)
+    assert line.startswith(
+        f"out of memory on the device while {PHASES[phase].doing}: Out of memory"
+    )
+    assert "rollout.samples=4" in line and PHASES[phase].help in line and "\n" not in line
+
+
+def test_every_phase_names_options_that_there_are(base):
+    from rdbcl_jax.config import RunConfig
+
+    run = RunConfig.of(config(base))
+    for phase in PHASES:
+        with pytest.raises(OutOfMemory, match=PHASES[phase].doing), within_memory(run, phase):
+            jnp.zeros(2**45, jnp.uint8).block_until_ready()
+    with pytest.raises(jax.errors.JaxRuntimeError), within_memory(run, "update"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
