@@ -67,7 +67,7 @@ def make_optimizer(options: OptimizerConfig, updates: int) -> optax.GradientTran
 def decaying(params):
     """True for every parameter whose weights decay: kernels and adapters. Norms, biases and
     embeddings, of tokens or of positions, are left alone."""
-    return partition.select(params, r"(^|/)(kernel|lora_[ab])$")
+    return partition.select(params, r"(^|/)(kernel|\w*_projection_weight|lora_[ab])$")
 
 
 def _matrices(params):
