@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.finite import check_finite
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
@@ -50,7 +51,9 @@ def estimate_fisher(
         )
         total = squares if total is None else jax.tree.map(jnp.add, total, squares)
         count += batch_size
-    return jax.tree.map(lambda a: a / count, total)
+    found = jax.tree.map(lambda a: a / count, total)
+    check_finite(found, "the Fisher information of the task is not used")
+    return found
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk_size"))

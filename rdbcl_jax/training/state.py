@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import pytree
 from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.finite import check_finite
 from rdbcl_jax.sharding import shardings_like
 
 
@@ -76,7 +77,17 @@ def make_init(
 
 def restore_state(checkpoints: Checkpoints, step: int, like: TaskState) -> TaskState:
     """The state that was saved after `step` steps, in the present layout or the first, a pair of
-    train state and progress without `last_kl`."""
+    train state and progress without `last_kl`.
+
+    Raises:
+      NotFinite: a parameter in it that is not.
+    """
+    state = _restored(checkpoints, step, like)
+    check_finite(state.train.params, f"the state after step {step} is not used")
+    return state
+
+
+def _restored(checkpoints: Checkpoints, step: int, like: TaskState) -> TaskState:
     if any(name.startswith("0/") for name in checkpoints.names_of_step(step)):
         train, progress = checkpoints.restore_step(
             step, (like.train, _Progress(like.batches, like.tracker))

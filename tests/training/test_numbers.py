@@ -19,6 +19,7 @@ from rdbcl_jax.training.memory import PHASES, OutOfMemory, within_memory
 from rdbcl_jax.training.metrics import reward_means
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.run import train
+from rdbcl_jax.training.supervised import fine_tune
 from tests import engine
 from tests.tiny_runs import tiny_config
 
@@ -183,6 +184,21 @@ def test_no_parameter_is_saved_that_is_not_finite(base, tmp_path):
     with pytest.raises(NotFinite, match="out is not written: visual/merger/ln_q/scale, index 0"):
         save_pretrained(tmp_path / "out", policy.model, params, like=base)
     assert not (tmp_path / "out").exists()
+
+
+def test_fine_tuning_that_is_not_finite_stops(base):
+    policy, params = engine.load(base)
+    lost = jax.tree.map(lambda a: a * jnp.nan, params)
+    pairs = [(record, "<think> 3 </think> <answer> 3 </answer>") for record in engine.records(4)]
+    options = {"steps": 9, "batch_size": 4, "chunk_size": 64, "seed": 0, "max_skipped": 2}
+    seen = []
+    with pytest.raises(
+        NotFinite, match=r"2 updates in a row were left out, since their loss \(nan"
+    ):
+        fine_tune(
+            policy, lost, pairs, OptimizerConfig(), **options, on_step=lambda *at: seen.append(at)
+        )
+    assert [step for step, _ in seen] == [1]
 
 
 # ------------------------------------------------------------------ memory
