@@ -106,10 +106,10 @@ def learn_task(
         if skipped >= training.updates_per_batch:  # all of the step's: it leaves nothing behind
             state = dataclasses.replace(state, tracker=step.tracker)
         if skipped >= training.max_skipped:
-            stop(state, step, skipped)
+            give_up(state, step, skipped)
         return state
 
-    def stop(state: TaskState, step: Step, skipped: int) -> None:
+    def give_up(state: TaskState, step: Step, skipped: int) -> None:
         """Ends the run; the state is as before the first of these updates."""
         if step.index + 1 < training.steps:  # else the state would pass for the next task's
             state = dataclasses.replace(state, batches=np.asarray(step.batches))
