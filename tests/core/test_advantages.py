@@ -129,6 +129,11 @@ def test_memorise_or_explore_by_hand():
     np.testing.assert_array_equal(actual[0], [0, 0, 1])  # none is right: 0.5 is not
     np.testing.assert_allclose(actual[1], np.array([-1, 0, 1]) / (1 + 1e-4), rtol=1e-6)
     np.testing.assert_array_equal(actual[2], 0)  # all are
+    # groups of another number than responses in each, and leading axes
+    pair = memorise_or_explore(rewards[None, 1:], accuracies[None, 1:], given_ones[None, 1:])
+    np.testing.assert_array_equal(pair, actual[None, 1:])
+    half = memorise_or_explore(jnp.asarray(rewards, jnp.bfloat16), accuracies, given_ones)
+    assert half.dtype == jnp.float32
     wide = memorise_or_explore(rewards, accuracies, given_ones, eps=1.0)
     np.testing.assert_allclose(wide[1], [-0.5, 0, 0.5], rtol=1e-6)
 
@@ -140,6 +145,8 @@ def test_the_retention_reward_by_hand():
     # mean drifts 0.2, -2/3 (nearer than before: none) and nothing
     actual = retention_reward(now, before, mask)
     np.testing.assert_allclose(actual, [0.5 * np.exp(-4.0), 0.5, 0.5], rtol=1e-5)
+    nested = retention_reward(now[:, None], before[:, None], mask[:, None])
+    np.testing.assert_array_equal(nested, actual[:, None])
     other = retention_reward(now, before, mask, weight=2.0, sharpness=5.0)
     np.testing.assert_allclose(other, [2 * np.exp(-1.0), 2.0, 2.0], rtol=1e-5)
     gradient = jax.grad(lambda x: retention_reward(x, before[:2], mask[:2]).sum())(

@@ -28,6 +28,8 @@ def test_forgetting_follows_the_codes_rule():
     np.testing.assert_allclose(forgetting(0.005), (RHO_MIN + RHO_MAX) / 2, rtol=1e-6)
     np.testing.assert_allclose(forgetting(0.01), RHO_MAX, rtol=1e-6)
     np.testing.assert_allclose(forgetting(0.0101), RHO_MIN)
+    assert forgetting(jnp.bfloat16(0.005)).dtype == jnp.float32
+    np.testing.assert_allclose(forgetting(0.5, 1.0, 0.2, 0.4), 0.3, rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdbcl_jax import kl_bounded_fraction, kl_estimate
-from rdbcl_jax.core.kl import K3_CUTOFF
+from rdbcl_jax.core.kl import K3_CUTOFF, is_bounded
 
 KINDS = ["k1", "k2", "k3", "k3_bounded"]
 nats = st.floats(-60, 60, allow_nan=False, width=32)
@@ -101,6 +101,14 @@ def test_bounded_k3_is_smooth_at_the_cut_off():
 def test_extreme_drift_has_a_finite_bounded_gradient():
     slope = jax.grad(lambda x: kl_estimate(x, 0.0, "k3_bounded"))(-1e4)
     np.testing.assert_allclose(slope, -9, rtol=1e-5)
+
+
+def test_what_is_bounded_by_hand():
+    """Where the reference is more than 10 times as sure, not where it is exactly that."""
+    cut = np.float32(K3_CUTOFF)
+    logps = np.array([-3.0, -1.0, -cut, -0.5], np.float32)
+    reference = np.array([-0.5, -3.5, 0.0, -2.0], np.float32)
+    np.testing.assert_array_equal(is_bounded(logps, reference), [1, 0, 0, 0])
 
 
 def test_fraction_bounded():

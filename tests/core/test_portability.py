@@ -179,6 +179,8 @@ def test_controls():
     assert np.ptp(equal) == 0
     still = matched_constant_kl_coefficients(beta, valid, kl=np.zeros(50))
     np.testing.assert_array_equal(still, constant)  # nothing has moved yet
+    out_of_range = accuracy_kl_coefficients(np.array([-1.0, 1.5]), **RANGE)
+    np.testing.assert_allclose(out_of_range, [0.1, 0.1], rtol=1e-5)
     accuracy = accuracy_kl_coefficients(np.array([0, 0.25, 0.5, 1.0]), **RANGE)
     np.testing.assert_allclose(accuracy, [0.1, 0.0325, 0.01, 0.1], rtol=1e-5)
 
@@ -188,6 +190,13 @@ def test_only_what_is_right_is_anchored():
         np.array([0.1, 0.05, 0.1]), np.array([1, 0, 0.5]), beta_min=0.01
     )
     np.testing.assert_allclose(found, [0.1, 0.01, 0.055], rtol=1e-6)
+    # verdicts out of range count as the nearest that there is
+    found = verified_kl_coefficients(np.array([0.1, 0.1]), np.array([1.5, -0.5]), beta_min=0.01)
+    np.testing.assert_allclose(found, [0.1, 0.01], rtol=1e-6)
+    gradient = jax.grad(lambda a: verified_kl_coefficients(a, a, beta_min=0.0).sum())(
+        jnp.array([0.5])
+    )
+    np.testing.assert_allclose(gradient, 0.5)  # none through the verdict
 
 
 def test_shuffle_deals_the_valid_ones_among_themselves():
