@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-from rdbcl_jax.rewards.expressions import Unreadable
 from rdbcl_jax.rewards.numerals import quantity, unit_of
+from rdbcl_jax.rewards.points import Unreadable
 from rdbcl_jax.rewards.text import closing_brace, seen, unwrapped
 
 _SPAN = re.compile(

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rdbcl_jax.rewards import expressions
-from rdbcl_jax.rewards.expressions import Expression, Unreadable, tidy
+from rdbcl_jax.rewards.expression_parser import tidy
+from rdbcl_jax.rewards.expressions import Expression
 from rdbcl_jax.rewards.formulas import DOUBT, MARKS, formula, letters
 from rdbcl_jax.rewards.numerals import Quantity, quantity, unit_of
+from rdbcl_jax.rewards.points import Unreadable
 from rdbcl_jax.rewards.text import closing_brace
 
 LONGEST = 512  # characters that are read as mathematics; longer texts are words
