@@ -123,7 +123,7 @@ class DataConfig(Section):
       train_count, validation_count, test_count: records of a built-in task.
       seed: of the built-in tasks' records, which are the same whatever the run's seed.
       prompt_lengths: tokens of a prompt; empty: what each batch needs.
-      patch_slots: patches of a prompt's images, window padding included; empty: likewise.
+      patch_slots: patches of an image, all that its windows or tiles hold; empty: likewise.
       images_per_prompt: most images of a prompt; empty: likewise.
       template: the prompt's text; `{prompt}` stands for the record's.
       system_prompt: for records without a system message of their own; empty: none.

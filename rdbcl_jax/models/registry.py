@@ -21,7 +21,10 @@ FAMILIES = {  # folder: model types
     "llava_onevision": ("llava_onevision",),
 }
 MODEL_TYPES = tuple(name for names in FAMILIES.values() for name in names)
+_FOREIGN = "the tensors of its own code (transformers' format is in directories named -hf)"
 _OTHERS = {  # near relatives, and what they have that no family here has
+    "internvl_chat": _FOREIGN,
+    "llava_qwen": _FOREIGN,
     "qwen3_moe": "a mixture of experts",
     "qwen3_vl_moe": "a mixture of experts",
     "qwen3_5": "layers of linear attention (gated delta rule)",

@@ -219,6 +219,8 @@ def test_options_that_no_family_has_are_refused(change, message, tmp_path):
         ("llava", ""),
         (None, ""),
         ("qwen3_vl_moe", ", which has a mixture of experts"),
+        ("internvl_chat", ", which has the tensors of its own code .*named -hf."),
+        ("llava_qwen", ", which has the tensors of its own code .*named -hf."),
         ("qwen3_5", ", which has layers of linear attention .gated delta rule."),
         ("qwen3_5_moe", ", which has layers of linear attention .* and a mixture of experts"),
     ],

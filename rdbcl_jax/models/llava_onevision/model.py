@@ -112,13 +112,13 @@ class LlavaOnevision(Decoder):
         newline = params["image_newline"]["embedding"].astype(x.dtype)
         newline = jnp.broadcast_to(newline, (len(visual), 1, len(newline)))
         visual = jnp.concatenate([visual, newline], axis=1)
-        sources, weights = jnp.asarray(own.sources), jnp.asarray(own.weights, x.dtype)
+        sources, weights = jnp.asarray(own.sources), jnp.asarray(own.weights)  # sums in float32
         picture = sum(
             jnp.take_along_axis(visual, jnp.maximum(sources[..., k, None], 0), axis=1)
             * weights[..., k, None]
             for k in range(sources.shape[-1])
         )
-        return jnp.where(sources[..., :1] >= 0, picture, x), None
+        return jnp.where(sources[..., :1] >= 0, picture.astype(x.dtype), x), None
 
     def visual_tokens(
         self, params: Params, tiles: Float[ArrayLike, "P T S C"]
