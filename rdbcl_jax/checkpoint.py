@@ -3,71 +3,221 @@
     WORKDIR/checkpoints/task_02/       parameters after the second task: a KL reference
     WORKDIR/checkpoints/fisher_02/     what EWC keeps after the second task
     WORKDIR/checkpoints/step_00000120/ the train state after 120 steps, with what the host carries
-                                       through a task; only the latest is kept
+                                       through a task; only the latest few are kept
+    WORKDIR/checkpoints/manifests/     sizes and hashes of the files of each of them
 
-Batches and random keys are pure functions of a number, so the numbers stand for both.
+Batches and random keys are pure functions of a number, so the numbers stand for both. A manifest is
+written last: a directory without one was never finished. Whatever is read is first compared with
+it. Workdirs from before there were manifests have no `manifests/`; theirs are read as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import pathlib
+import re
 import shutil
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from rdbcl_jax.integrity import damage, manifest
+from rdbcl_jax.json_files import read_json, write_json
+
+MANIFESTS = "manifests"
+_NAME = re.compile(r"(?:task|fisher)_\d\d+|step_\d{8}")
+
+
+class Damaged(ValueError):
+    """A saved state that is not what was saved; the message names it and the file."""
+
+
+def task_name(task: int) -> str:
+    """`task` counts from 1: the number of tasks learned."""
+    return f"task_{task:02}"
+
+
+def fisher_name(task: int) -> str:
+    return f"fisher_{task:02}"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08}"
+
 
 class Checkpoints:
-    def __init__(self, workdir: str | pathlib.Path):
+    """The saved states of a workdir, each by its name.
+
+    Args:
+      keep: how many train states are kept.
+      verify: hashes are compared, and not sizes alone: a state is read twice then.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, verify: bool = True):
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.keep, self.verify = keep, verify
+        self.trusted: set[str] = set()  # compared with their manifests already
+
+    # ------------------------------------------------------------------ saving and restoring
 
     def save_task(self, task: int, params: Any) -> None:
-        """`task` counts from 1: the number of tasks learned."""
-        self._save(self.directory / f"task_{task:02}", params)
+        self._save(task_name(task), params)
 
     def restore_task(self, task: int, like: Any) -> Any:
-        return self._restore(self.directory / f"task_{task:02}", like)
+        return self._restore(task_name(task), like)
 
     def save_fisher(self, task: int, fisher: Any) -> None:
-        self._save(self.directory / f"fisher_{task:02}", fisher)
+        self._save(fisher_name(task), fisher)
 
     def restore_fisher(self, task: int, like: Any) -> Any:
-        return self._restore(self.directory / f"fisher_{task:02}", like)
+        return self._restore(fisher_name(task), like)
 
     def save_step(self, step: int, state: Any) -> None:
-        """Saves the state after `step` steps, then drops the one before."""
-        old = self._steps()
-        self._save(self.directory / f"step_{step:08}", state)
-        if jax.process_index() == 0:
-            for other in old:
-                if other != step:
-                    shutil.rmtree(self.directory / f"step_{other:08}", ignore_errors=True)
-
-    def latest_step(self) -> int | None:
-        """Steps behind the latest saved state; None without one."""
-        return max(self._steps(), default=None)
+        """Saves the state after `step` steps, then drops those before the last few."""
+        self._save(step_name(step), state)
+        self.drop(map(step_name, self.steps()[: -self.keep]))
 
     def restore_step(self, step: int, like: Any) -> Any:
-        return self._restore(self.directory / f"step_{step:08}", like)
+        return self._restore(step_name(step), like)
 
     def names_of_step(self, step: int) -> set[str]:
         """Names of the arrays of a saved state, such as `train/params/lm_head/kernel`."""
-        return set(_shapes(ocp.metadata(self.directory / f"step_{step:08}").metadata))
+        self.check(step_name(step))
+        return set(_shapes(self._metadata(step_name(step))))
 
-    def _steps(self) -> list[int]:
-        # orbax renames a directory to its final name when all of it is written
-        return [int(p.name[5:]) for p in self.directory.glob("step_*") if p.name[5:].isdigit()]
+    # ------------------------------------------------------------------ what is there
 
-    def _save(self, path: pathlib.Path, tree: Any) -> None:
-        ocp.save(path, tree, overwrite=True)
+    def steps(self) -> list[int]:
+        """Steps behind each saved train state, ascending, whatever condition it is in."""
+        return self._numbers("step")
 
-    def _restore(self, path: pathlib.Path, like: Any) -> Any:
+    def tasks(self) -> list[int]:
+        """Tasks behind each saved policy, likewise."""
+        return self._numbers("task")
+
+    def strays(self) -> list[str]:
+        """Names of what lies there and was not saved here, such as a save that was cut short."""
+        names = (p.name for p in self.directory.glob("*"))
+        return sorted(n for n in names if n != MANIFESTS and not _NAME.fullmatch(n))
+
+    @property
+    def unverified(self) -> bool:
+        """Whether the states are from before there were manifests."""
+        return not (self.directory / MANIFESTS).is_dir() and any(self.directory.glob("*"))
+
+    def problem(self, name: str) -> str:
+        """What is wrong with a saved state, in words that follow its name; empty: nothing."""
+        if name in self.trusted:
+            return ""
+        path, file = self.directory / name, self._manifest(name)
+        if self.unverified:
+            return "" if path.is_dir() and any(path.iterdir()) else "is not there, or is empty"
+        if not file.exists():
+            found = "has no manifest, so it was never finished, or somebody removed that"
+            return found if path.exists() else "is not there"
+        try:
+            saved = read_json(file, {})["files"]
+        except (ValueError, KeyError):
+            return f"has a damaged manifest, {MANIFESTS}/{file.name}"
+        found = damage(path, saved, hashed=self.verify)
+        if not found:
+            self.trusted.add(name)
+        return found
+
+    def check(self, name: str) -> None:
+        """Raises Damaged where something is wrong with a saved state."""
+        if problem := self.problem(name):
+            raise Damaged(f"{self.directory / name} {problem}")
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Removes saved states, and what is left of such."""
+        if jax.process_index() == 0:
+            for name in names:
+                self._manifest(name).unlink(missing_ok=True)
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def adopt(self) -> None:
+        """Gives states from before there were manifests one, as they are now."""
+        if jax.process_index() == 0 and self.unverified:
+            names = [p.name for p in self.directory.glob("*") if _NAME.fullmatch(p.name)]
+            for name in names:
+                self._write_manifest(name)
+
+    # ------------------------------------------------------------------ within
+
+    def _numbers(self, kind: str) -> list[int]:
+        found = {p.name for p in self.directory.glob(f"{kind}_*")}
+        found |= {p.stem for p in (self.directory / MANIFESTS).glob(f"{kind}_*.json")}
+        return sorted(int(name[len(kind) + 1 :]) for name in found if _NAME.fullmatch(name))
+
+    def _manifest(self, name: str) -> pathlib.Path:
+        return self.directory / MANIFESTS / f"{name}.json"
+
+    def _write_manifest(self, name: str) -> None:
+        self._manifest(name).parent.mkdir(exist_ok=True)
+        files = manifest(self.directory / name, hashed=self.verify)
+        write_json(self._manifest(name), {"files": files}, indent=1)
+
+    def _save(self, name: str, tree: Any) -> None:
+        path = self.directory / name
+        main = jax.process_index() == 0
+        with _storage(path):
+            (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
+            if main:
+                self._manifest(name).unlink(missing_ok=True)
+            self.trusted.discard(name)
+            ocp.save(path, tree, overwrite=True)
+            if main:
+                self._write_manifest(name)
+
+    def _restore(self, name: str, like: Any) -> Any:
         """`like`: arrays or ShapeDtypeStructs with shardings, the exact structure saved."""
-        saved = ocp.metadata(path).metadata
-        _check_structure(path, saved, like)
-        return ocp.load(path, like)
+        path = self.directory / name
+        if not path.is_dir() and self.unverified:
+            raise FileNotFoundError(f"{path} is not there")
+        self.check(name)
+        _check_structure(path, self._metadata(name), like)
+        with self._readable(name):
+            return ocp.load(path, like)
+
+    def _metadata(self, name: str) -> Any:
+        with self._readable(name):
+            return ocp.metadata(self.directory / name).metadata
+
+    @contextlib.contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Where there is no manifest, or no hash in it, damage shows only here."""
+        try:
+            yield
+        except Exception as error:
+            first = str(error).strip().split("\n")[0][:300]
+            raise Damaged(f"{self.directory / name} cannot be read: {first}") from error
+
+
+@contextlib.contextmanager
+def _storage(path: pathlib.Path) -> Iterator[None]:
+    """A write that fails is an OSError with its path, and leaves no half-written files behind: they
+    would take the room that the next attempt needs."""
+    hook, threading.excepthook = threading.excepthook, lambda _: None  # it is raised here as well
+    try:
+        yield
+    except Exception as error:
+        for rest in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(rest, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}, while saving", str(path)) from error
+        full = re.search(r"No space left|quota|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE)
+        if not full:
+            raise
+        code = errno.EDQUOT if "quota" in full[0].lower() else errno.ENOSPC
+        raise OSError(code, f"{os.strerror(code)}, while saving", str(path)) from error
+    finally:
+        threading.excepthook = hook
 
 
 def _check_structure(path, saved, like) -> None:

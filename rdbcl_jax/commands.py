@@ -145,7 +145,12 @@ def _unknown_field(argv: Sequence[str], message: str) -> str:
 def _errors_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except KeyboardInterrupt as error:
+        if not hasattr(error, "code"):  # that of a run which has saved its state
+            raise
+        print(f"rdbcl {command}: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except (ValueError, OSError) as error:
         if os.environ.get("RDBCL_TRACEBACK"):
             raise
         sys.exit(f"rdbcl {command}: {error}\n(RDBCL_TRACEBACK=1 shows where this was raised)")

@@ -283,6 +283,20 @@ class TrainingConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Section):
+    """What is kept of a run's states, see rdbcl_jax.checkpoint.
+
+    Attributes:
+      keep: train states within a task; should the newest be damaged, the one before is used.
+      verify: compare the hashes of files before they are read, and hash those that are saved; off:
+        sizes alone, for models of which reading the files twice takes too long.
+    """
+
+    keep: Count = 2
+    verify: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig(Section):
     """Greedy accuracy on every task.
 
@@ -328,6 +342,7 @@ class RunConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     dry_run: bool = False
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,29 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_WHILE = ", while writing"
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError within says what was being written: libraries, and buffers that are emptied late,
+    leave it out."""
+    try:
+        yield
+    except OSError as error:
+        if error.strerror and error.strerror.endswith(_WHILE):
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno, reason + _WHILE, str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one move: a reader sees the old content or the new."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)  # a link there would be written through
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        temporary.unlink(missing_ok=True)  # a link there would be written through
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -52,5 +70,12 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The file's content; `default` where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    """The file's content; `default` where there is no file.
+
+    Raises:
+      ValueError: it is not JSON, as after a write that was cut short.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None

@@ -1,9 +1,12 @@
+import re
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.checkpoint import Checkpoints, Damaged
 from rdbcl_jax.sharding import ParamAxes, make_mesh, param_shardings
 from rdbcl_jax.training.optimizer import make_optimizer
 from rdbcl_jax.training.state import TrainState
@@ -20,14 +23,15 @@ def make_state(name="adamw"):
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_round_trip_is_exact_and_only_the_latest_step_stays(tmp_path, name):
+def test_round_trip_is_exact_and_only_the_latest_steps_stay(tmp_path, name):
     state = make_state(name)
-    checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest_step() is None
-    checkpoints.save_step(3, jax.tree.map(jnp.zeros_like, state))
-    checkpoints.save_step(12, state)
-    assert checkpoints.latest_step() == 12
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000012"]
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.steps() == []
+    for step in (3, 7, 12):
+        checkpoints.save_step(step, jax.tree.map(jnp.zeros_like, state) if step < 12 else state)
+    assert checkpoints.steps() == [7, 12] and not checkpoints.strays()
+    kept = {p.stem for p in (tmp_path / "checkpoints/manifests").iterdir()}
+    assert kept == {"step_00000007", "step_00000012"}
     restored = Checkpoints(tmp_path).restore_step(12, jax.tree.map(jnp.zeros_like, state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -53,6 +57,99 @@ def test_restores_onto_another_mesh(tmp_path):
     assert (
         restored["layers"]["q_proj"]["kernel"].sharding == shardings["layers"]["q_proj"]["kernel"]
     )
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "a flipped bit": flip,
+    "truncated": lambda file: file.write_bytes(file.read_bytes()[:-1]),
+    "emptied": lambda file: file.write_bytes(b""),
+    "deleted": lambda file: file.unlink(),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    Checkpoints(folder).save_step(1, make_state())
+    return folder
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_whatever_file_is_damaged_is_named(saved, tmp_path, how):
+    """Every file that holds something, of arrays and of metadata."""
+    files = [p for p in saved.rglob("step_*/**/*") if p.is_file() and p.stat().st_size]
+    assert len(files) > 5
+    for i, file in enumerate(files):
+        workdir = tmp_path / str(i)
+        shutil.copytree(saved, workdir)
+        DAMAGE[how](workdir / file.relative_to(saved))
+        with pytest.raises(Damaged, match=re.escape(file.name)) as error:
+            Checkpoints(workdir).restore_step(1, make_state())
+        assert "\n" not in str(error.value) and "step_00000001" in str(error.value)
+
+
+def test_a_state_without_a_manifest_was_never_finished(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    checkpoints = Checkpoints(tmp_path)
+    (checkpoints.directory / "step_00000099").mkdir()
+    assert checkpoints.steps() == [1, 99]
+    assert "has no manifest" in checkpoints.problem("step_00000099")
+    flip(checkpoints.directory / "manifests/step_00000001.json")
+    assert checkpoints.problem("step_00000001")
+    shutil.rmtree(checkpoints.directory / "step_00000001")
+    assert checkpoints.steps() == [1, 99]  # its manifest tells that it was there
+    assert Checkpoints(tmp_path).problem("step_00000001")
+
+
+def test_states_from_before_there_were_manifests_are_read_as_they_are(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    checkpoints = Checkpoints(tmp_path)
+    shutil.rmtree(checkpoints.directory / "manifests")
+    assert checkpoints.unverified and not checkpoints.problem("step_00000001")
+    checkpoints.restore_step(1, make_state())
+    checkpoints.adopt()
+    assert not checkpoints.unverified and not Checkpoints(tmp_path).problem("step_00000001")
+    shutil.rmtree(checkpoints.directory / "manifests")
+    for file in checkpoints.directory.rglob("_*METADATA"):
+        file.unlink()
+    with pytest.raises(Damaged, match="cannot be read") as error:  # and not a trace of orbax
+        checkpoints.restore_step(1, make_state())
+    assert "\n" not in str(error.value)
+
+
+def test_without_hashes_sizes_are_compared(tmp_path):
+    checkpoints = Checkpoints(tmp_path, verify=False)
+    checkpoints.save_task(1, make_state().params)
+    (file,) = (p for p in checkpoints.directory.glob("task_01/state/d/*"))
+    flip(file)
+    assert not Checkpoints(tmp_path, verify=False).problem("task_01")
+    DAMAGE["truncated"](file)
+    assert file.name in Checkpoints(tmp_path, verify=False).problem("task_01")
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_saved(tmp_path, monkeypatch):
+    """The error that orbax raises there, at its call; `tests.reliability` fills a real one."""
+    checkpoints, state = Checkpoints(tmp_path), make_state()
+    checkpoints.save_step(1, state)
+
+    def full(path, *args, **kwargs):
+        (path.parent / f"{path.name}.orbax-checkpoint-tmp").mkdir()
+        raise ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rdbcl_jax.checkpoint.ocp.save", full)
+        with pytest.raises(OSError, match="No space left on device, while saving") as error:
+            checkpoints.save_step(2, state)
+    assert "step_00000002" in str(error.value)
+    assert checkpoints.steps() == [1] and not checkpoints.strays()
+    checkpoints.save_step(2, state)
+    assert not checkpoints.problem("step_00000002")
 
 
 def test_another_structure_is_one_clear_error(tmp_path):

@@ -12,11 +12,29 @@ import rdbcl_jax
 ROOT = pathlib.Path(rdbcl_jax.__file__).parent
 FLOORS = (
     ("core", "version", "batches", "spelling", "sections", "finite"),
-    ("models", "sharding", "checkpoint", "config", "json_files", "results", "commands"),
-    ("distributed", "rewards", "data", "workdir", "policy"),
+    (
+        "models",
+        "sharding",
+        "checkpoint",
+        "config",
+        "json_files",
+        "integrity",
+        "lock",
+        "distributed",
+        "results",
+        "commands",
+    ),
+    ("rewards", "data", "workdir", "policy"),
     ("rollout", "methods"),
     ("training", "evaluation", "snapshots", "export", "reporting", "toy"),
-    ("training.run", "training.journal", "training.setup", "training.check"),  # the outer loop
+    (  # the outer loop
+        "training.run",
+        "training.journal",
+        "training.setup",
+        "training.check",
+        "training.identity",
+        "training.resume",
+    ),
     ("lab",),
     ("cli",),
 )

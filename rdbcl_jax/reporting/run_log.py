@@ -15,42 +15,44 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
-from rdbcl_jax.json_files import plain, read_json, write_json, write_text
+from rdbcl_jax.json_files import plain, read_json, write_json, write_text, writing
+from rdbcl_jax.reporting.board import Board
 from rdbcl_jax.reporting.run_files import INDEX_KEYS, read_steps
-from rdbcl_jax.reporting.samples import merge_parts, truncate_samples, write_part
+from rdbcl_jax.reporting.samples import logged_steps, merge_parts, truncate_samples, write_part
 from rdbcl_jax.results import RunResults, write_results
 
 
 class RunLog:
-    """Writes a run's files. Use one per run, on one process."""
+    """Writes a run's files. Use one per run, on one process.
+
+    Attributes:
+      lost: what was logged before `resume_step` and is not there any more, a line for each file.
+    """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0):
         self.workdir = Path(workdir)
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        self._truncate(resume_step)
-        self._metrics = open(self.workdir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(
-            str(self.workdir / "tb"),
-            purge_step=resume_step or None,  # TensorBoard then hides the steps that are run again
-            filename_suffix=f".{resume_step:08d}",  # two files of one second must not collide
-        )
         self._samples = self.workdir / "samples"
         self._task: str | None = None
+        path = self.workdir / "metrics.jsonl"
+        with writing(path):
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self.lost = self._truncate(resume_step)
+            self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = Board(self.workdir / "tb", resume_step)
 
     def write_step(self, row: Mapping[str, Any]) -> None:
         """Logs one step's metrics: needs "step"; scalars also go to TensorBoard."""
         row = plain(row)
-        self._metrics.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._metrics.flush()
-        for key, value in row.items():
-            if key not in INDEX_KEYS and isinstance(value, int | float):
-                self._board.add_scalar(key, value, row["step"])
+        with writing(self.workdir / "metrics.jsonl"):
+            self._metrics.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._metrics.flush()
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        shown = {key: value for key, value in numbers.items() if key not in INDEX_KEYS}
+        self._board.add_scalars(shown, row["step"])
 
     def write_samples(self, rows: Mapping[str, Any]) -> None:
         """Logs one step's samples: columns of equal length, or one value for all of its rows."""
@@ -67,9 +69,12 @@ class RunLog:
 
     def close(self) -> None:
         """Gathers the last task's samples and closes the files."""
-        merge_parts(self._samples)
-        self._metrics.close()
-        self._board.close()
+        try:
+            merge_parts(self._samples)
+            with writing(self.workdir / "metrics.jsonl"):
+                self._metrics.close()
+        finally:
+            self._board.close()
 
     def __enter__(self) -> RunLog:
         return self
@@ -77,14 +82,38 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _truncate(self, step: int) -> None:
-        """Drops everything that was logged at `step` or later."""
+    def _truncate(self, step: int) -> list[str]:
+        """Drops everything that was logged at `step` or later; returns what of the rest is lost."""
         metrics, examples = self.workdir / "metrics.jsonl", self.workdir / "examples.json"
+        rows = [row for row in read_steps(self.workdir) if row["step"] < step]
         if metrics.exists():
-            rows = [row for row in read_steps(self.workdir) if row["step"] < step]
             write_text(metrics, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        lost = []
         if examples.exists():
-            write_json(examples, [e for e in read_json(examples, []) if e["step"] < step])
-        truncate_samples(self.workdir / "samples", step)
+            try:
+                kept = [e for e in read_json(examples, []) if e["step"] < step]
+            except ValueError as error:
+                kept, lost = [], [str(error)]
+            write_json(examples, kept)
+        damaged = truncate_samples(self._samples, step)
+        lost += [f"samples/{name} cannot be read: set aside as {name}.damaged" for name in damaged]
         if step == 0:
             shutil.rmtree(self.workdir / "tb", ignore_errors=True)
+        for name, found in (
+            ("metrics.jsonl", {row["step"] for row in rows}),
+            ("samples/", logged_steps(self._samples) if step else set()),
+        ):
+            if missing := sorted(set(range(step)) - found):
+                lost.append(f"{name} lacks the rows of steps {_ranges(missing)}")
+        return lost
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as "0–3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("–".join(map(str, run)) for run in runs)

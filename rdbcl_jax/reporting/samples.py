@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rdbcl_jax.json_files import plain
+from rdbcl_jax.json_files import plain, writing
 
 TEXT_COLUMNS = ("task", "record_id", "prompt", "completion", "gold")  # always stored as strings
 
@@ -41,18 +41,32 @@ def write_part(folder: Path, rows: Mapping[str, Any], *, after: str | None = Non
 
 
 def merge_parts(folder: Path) -> None:
-    """Gathers the parts of a finished task in one file, `<first step>-<task>.parquet`."""
-    _, parts = _sample_files(folder)
+    """Gathers the parts of a task in one file, `<first step>-<task>.parquet`, with what that file
+    holds already of a run that was cut short within the task."""
+    merged, parts = _sample_files(folder)
     if parts:
-        table = _concat([pq.read_table(path) for path in parts])
-        task = re.sub(r"[^\w.-]+", "_", str(table["task"][0]))
-        _write_table(table, folder / f"{parts[0].stem[5:]}-{task}.parquet")
+        tables = [pq.read_table(path) for path in parts]
+        task = str(tables[0]["task"][0])
+        name = re.sub(r"[^\w.-]+", "_", task)
+        path = folder / f"{parts[0].stem[5:]}-{name}.parquet"
+        for earlier in merged:
+            if _task_of(earlier) == task:
+                path = earlier
+                tables.insert(0, pq.read_table(earlier))
+                break
+        _write_table(_concat(tables), path)
     for path in folder.glob("part-*.parquet"):
         path.unlink()
 
 
-def truncate_samples(folder: Path, step: int) -> None:
-    """Keeps only rows of steps before `step`."""
+def truncate_samples(folder: Path, step: int) -> list[str]:
+    """Keeps only rows of steps before `step`; returns the names of files that cannot be read, which
+    are set aside as `NAME.damaged`."""
+    for path in folder.glob("*.tmp"):  # of a write that was cut short
+        path.unlink()
+    damaged = [path for path in sorted(folder.glob("*.parquet")) if not _readable(path)]
+    for path in damaged:
+        path.rename(path.with_name(path.name + ".damaged"))
     merged, parts = _sample_files(folder)
     for path in folder.glob("part-*.parquet"):
         if path not in parts or int(path.stem[5:]) >= step:
@@ -63,6 +77,13 @@ def truncate_samples(folder: Path, step: int) -> None:
             path.unlink()
         elif np.any(steps >= step):
             _write_table(pq.read_table(path).filter(steps < step), path)
+    return [path.name for path in damaged]
+
+
+def logged_steps(folder: Path) -> set[int]:
+    """Steps of which there are rows."""
+    merged, parts = _sample_files(folder)
+    return {step for path in merged + parts for step in _steps_of(path)}
 
 
 def read_samples(workdir: str | os.PathLike, *, numeric: bool = False) -> pa.Table | None:
@@ -100,8 +121,9 @@ def _column(name: str, values: Any) -> pa.Array:
 
 def _write_table(table: pa.Table, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary)
-    os.replace(temporary, path)
+    with writing(path):
+        pq.write_table(table, temporary)
+        os.replace(temporary, path)
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table:
@@ -113,6 +135,18 @@ def _sample_files(folder: Path) -> tuple[list[Path], list[Path]]:
     merged = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("part-"))
     last = max((max(_steps_of(path)) for path in merged), default=-1)
     return merged, [p for p in sorted(folder.glob("part-*.parquet")) if int(p.stem[5:]) > last]
+
+
+def _readable(path: Path) -> bool:
+    try:
+        pq.read_table(path)
+    except (OSError, ValueError):  # Arrow's errors are of both kinds
+        return False
+    return True
+
+
+def _task_of(path: Path) -> str:
+    return str(pq.read_table(path, columns=["task"])["task"][0])
 
 
 def _steps_of(path: Path) -> list[int]:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from jax.experimental import multihost_utils
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
+from rdbcl_jax.integrity import damage, manifest
+from rdbcl_jax.json_files import flatten, plain, read_json, write_json
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.policy import load_policy
@@ -30,6 +33,9 @@ from rdbcl_jax.toy.tiny import tiny_of, write_tiny_model
 from rdbcl_jax.training.supervised import fine_tune
 
 WEIGHTS = "model.safetensors"
+# from which settings it was made, and sizes and hashes of its files; in a folder of its own, since
+# the files of the model's own are copied where policies are exported
+MADE = "made/manifest.json"
 
 
 def make_base(
@@ -41,12 +47,17 @@ def make_base(
     """Writes the base model to `directory`, unless it is there already; returns the directory.
 
     It depends on `config.base` and the shapes in `config.data` alone, not on the run's seed.
+
+    Raises:
+      ValueError: what is there was made from other settings, or is damaged.
     """
-    if (directory / WEIGHTS).exists():
+    if directory.exists():
+        _check_made(directory, config)
         return directory
     options, suite, size = _checked(config)
     draft = directory.with_name(directory.name + ".draft")
     if jax.process_index() == 0:
+        shutil.rmtree(draft, ignore_errors=True)  # of one that was killed
         write_tiny_model(draft, size, suite.words(), options.model_type)
         model = from_config(draft, dtype="float32", param_dtype="float32")
         params = jax.device_get(model.init(jax.random.key(options.seed)))
@@ -73,9 +84,38 @@ def make_base(
     )
     save_pretrained(draft, policy.model, policy.whole(trained), like=draft)
     if jax.process_index() == 0:
+        content = {"settings": _settings(config), "files": manifest(draft)}
+        (draft / MADE).parent.mkdir()
+        write_json(draft / MADE, content, indent=1)
         draft.rename(directory)  # in one move: what is there is complete
     multihost_utils.sync_global_devices("base model")
     return directory
+
+
+def _check_made(directory: pathlib.Path, config: RunConfig) -> None:
+    """A base of before there was a list of its files is taken as it is."""
+    advice = "use a new workdir, or remove that folder and it is made again"
+    made = read_json(directory / MADE, None)
+    if made is None and (directory / WEIGHTS).exists():
+        return
+    problem = f"has no {WEIGHTS}" if made is None else ""
+    if made is not None:
+        now = flatten(_settings(config))
+        problem = damage(directory, made["files"], hashed=config.checkpoint.verify) or ", ".join(
+            f"was made with {name} = {value!r}, not {now[name]!r}"
+            for name, value in flatten(made["settings"]).items()
+            if name in now and now[name] != value
+        )
+    if problem:
+        raise ValueError(f"the base model {directory} {problem}; {advice}")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What a base is made from."""
+    how = ("train_count", "validation_count", "test_count", "seed", "threads")
+    data = {name: value for name, value in config.data.to_dict().items() if name not in how}
+    model = {name: getattr(config.model, name) for name in ("dtype", "param_dtype")}
+    return plain({"base": config.section(BaseOptions).to_dict(), "data": data, "model": model})
 
 
 def check_base(config: RunConfig) -> None:

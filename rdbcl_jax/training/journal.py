@@ -21,6 +21,7 @@ from rdbcl_jax.reporting.run_files import read_steps
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import RunResults, SplitResults, read_results
 from rdbcl_jax.sharding import row_shard
+from rdbcl_jax.training.resume import Start
 from rdbcl_jax.training.setup import Setup
 
 
@@ -28,15 +29,18 @@ class Journal:
     """Each process logs its own rows; the main one's log is the run's, and it alone displays. The
     samples of rows that several processes hold are logged by the one that leads.
 
-    A run that resumes with `done` steps behind it goes on from what the workdir holds.
+    A run that resumes goes on from what the workdir holds of the steps behind it.
     """
 
-    def __init__(self, workdir: pathlib.Path, setup: Setup, done: int):
+    def __init__(self, workdir: pathlib.Path, setup: Setup, start: Start):
         self.workdir, self.setup = workdir, setup
         self.is_main = jax.process_index() == 0
         self.leads = row_shard(setup.mesh).leads
-        saved = read_results(workdir) if done else None
-        self.rows = {name: _rows(split) for name, split in (saved.splits if saved else {}).items()}
+        done, known = start.done, start.done // setup.config.training.steps + 1
+        saved = start.results and read_results(workdir)
+        self.rows = {
+            name: _rows(split)[:known] for name, split in (saved.splits if saved else {}).items()
+        }
         self.tokens = _tokens_of(workdir, done) if done else 0
         self.timing: dict[str, float] = {}
         self.started = time.perf_counter()
@@ -45,14 +49,18 @@ class Journal:
         self.progress = Progress(names, steps, held_out=held_out, enabled=self.is_main)
         folder = workdir if self.is_main else workdir / f"processes/{jax.process_index()}"
         self.log = RunLog(folder, resume_step=done)
+        for note in (*start.notes, *self.log.lost):
+            self.progress.message(f"note: {note}")
 
     def __enter__(self) -> Journal:
         self.progress.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.log.close()
-        self.progress.__exit__(*error)
+        try:
+            self.log.close()
+        finally:
+            self.progress.__exit__(*error)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:

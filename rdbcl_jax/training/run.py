@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
+from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Evaluation, evaluate
+from rdbcl_jax.lock import WorkdirLock
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, load_policy
@@ -26,11 +29,14 @@ from rdbcl_jax.training import rng
 from rdbcl_jax.training.collect import write_right_responses
 from rdbcl_jax.training.examples import make_examples
 from rdbcl_jax.training.fisher import estimate_fisher
+from rdbcl_jax.training.identity import keep_base
 from rdbcl_jax.training.journal import Journal
 from rdbcl_jax.training.learner import Learner, make_learner
-from rdbcl_jax.training.setup import Setup, check_resume, prepare
+from rdbcl_jax.training.resume import Start, find_start, forget_beyond
+from rdbcl_jax.training.setup import Setup, prepare
 from rdbcl_jax.training.stage import Anchors, make_stage
 from rdbcl_jax.training.state import TaskState, restore_state
+from rdbcl_jax.training.stop import Stop
 from rdbcl_jax.training.task import learn_task
 
 
@@ -38,73 +44,95 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
     # ---------------------------------------------------------------- all checked, nothing made
     setup, workdir = prepare(RunConfig.of(config)), pathlib.Path(workdir)
+    with one_run(workdir), Stop() as stop:
+        checkpoints = Checkpoints(workdir, **setup.config.checkpoint.to_dict())
+        start = find_start(workdir, setup, checkpoints)
+        with Journal(workdir, setup, start) as journal:
+            return _train(setup, workdir, checkpoints, start, journal, stop)
+
+
+def _train(
+    setup: Setup,
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+    begin: Start,
+    journal: Journal,
+    stop: Stop,
+) -> RunResults:
     method, tasks, steps = setup.method, setup.tasks, setup.config.training.steps
-    checkpoints = Checkpoints(workdir)
-    done = checkpoints.latest_step() or 0
-    check_resume(workdir, setup.config, done)
+    done = begin.done
 
-    with Journal(workdir, setup, done) as journal:
-        if setup.left_out:
-            journal.left_out(setup.left_out)
-        # ------------------------------------------------------------ the base policy
+    if setup.left_out:
+        journal.left_out(setup.left_out)
+    # ---------------------------------------------------------------- the base policy
+    with stop.at_once("before the base was there"):
         policy, base = _load_base(setup, workdir, journal)
-        learner = make_learner(setup.config, policy, base, method, setup.rewards)
-        if done:
-            journal.progress.message(f"resuming after step {done} of {steps * len(tasks)}")
+    learner = make_learner(setup.config, policy, base, method, setup.rewards)
+    if done:
+        journal.progress.message(f"resuming after step {done} of {steps * len(tasks)}")
 
-        # ------------------------------------------------------------ where an earlier call stopped
-        first = done // steps  # the task to go on with
-        anchors = _restore_anchors(setup, checkpoints, base, first)
-        _evaluate(setup, policy, anchors.previous, journal, row=first)
-        if method.responses == "none":
-            journal.repeat_first_row()
-            return journal.finish()
-        next_stage = functools.partial(make_stage, setup.config, method, tasks)
-        stage = next_stage(min(first, len(tasks) - 1), anchors)
-        state = learner.start(stage, base)
-        if done:
-            state = restore_state(checkpoints, done, state)
-
-        # ------------------------------------------------------------ task by task
-        for k in range(first, len(tasks)):
-            start = done - k * steps if k == first else 0
-            journal.progress.start_task(k, step=start)
-            with journal.timed("learning"):
-                state, last = learn_task(
-                    learner,
-                    stage,
-                    state,
-                    start=start,
-                    first_step=k * steps,
-                    report=functools.partial(journal.step, k),
-                    save=functools.partial(_save, checkpoints, k * steps),
-                    probe=functools.partial(_probe, setup, policy),
-                )
-            # the state's own parameters are donated to the next update
-            learned = jax.tree.map(jnp.copy, state.train.params)
-
-            # -------------------------------------------------------- what the task leaves
-            if last:
-                examples = make_examples(learner, last, learned, anchors.previous)
-                journal.examples(k, last.index, examples)
-            if method.consolidation:
-                anchors = _consolidate(learner, setup, k, learned, anchors, journal)
-                checkpoints.save_fisher(k + 1, anchors.fisher)
-            if setup.config.training.collect:
-                _collect(learner, setup, k, learned, workdir, journal)
-
-            # -------------------------------------------------------- on to the next one
-            anchors = anchors.after(learned, ema_decay=_ema_decay(setup))
-            stage = next_stage(min(k + 1, len(tasks) - 1), anchors)
-            state = learner.start(stage, learned)
-            with journal.timed("checkpoints"):
-                checkpoints.save_task(k + 1, learned)
-                checkpoints.save_step((k + 1) * steps, state)
-            _evaluate(setup, policy, learned, journal, row=k + 1)
+    # ---------------------------------------------------------------- where an earlier call stopped
+    first = done // steps  # the task to go on with
+    anchors = _restore_anchors(setup, checkpoints, base, first)
+    for row in range(journal.matrix_rows, first):  # those of an earlier call are lost
+        params = checkpoints.restore_task(row, base) if row else base
+        _evaluate(setup, policy, params, journal, stop, row=row)
+    _evaluate(setup, policy, anchors.previous, journal, stop, row=first)
+    if method.responses == "none":
+        journal.repeat_first_row()
         return journal.finish()
+
+    # ---------------------------------------------------------------- task by task
+    for k in range(first, len(tasks)):
+        stage = make_stage(setup.config, method, tasks, k, anchors)
+        state, own = learner.start(stage, anchors.previous), 0
+        if k == first:
+            own = done - k * steps
+            state = restore_state(checkpoints, done, state) if own else state
+            forget_beyond(checkpoints, begin, steps)
+        journal.progress.start_task(k, step=own)
+        with journal.timed("learning"):
+            state, last = learn_task(
+                learner,
+                stage,
+                state,
+                start=own,
+                first_step=k * steps,
+                report=functools.partial(journal.step, k),
+                save=functools.partial(_save, checkpoints, k * steps),
+                probe=functools.partial(_probe, setup, policy),
+                asked=stop.asked,
+            )
+        learned = state.train.params
+        del state  # the optimizer's moments are not needed any more
+
+        # ------------------------------------------------------------ what the task leaves
+        if last:
+            examples = make_examples(learner, last, learned, anchors.previous)
+            journal.examples(k, last.index, examples)
+        if method.consolidation:
+            anchors = _consolidate(learner, setup, k, learned, anchors, journal)
+            checkpoints.save_fisher(k + 1, anchors.fisher)
+        if setup.config.training.collect:
+            _collect(learner, setup, k, learned, workdir, journal)
+        anchors = anchors.after(learned, ema_decay=_ema_decay(setup))
+        with journal.timed("checkpoints"):
+            checkpoints.save_task(k + 1, learned)
+        stop.check(f"after task {k + 1}, which is saved")
+        _evaluate(setup, policy, learned, journal, stop, row=k + 1)
+    return journal.finish()
 
 
 # ------------------------------------------------------------------------------ its phases
+
+
+@contextlib.contextmanager
+def one_run(workdir: pathlib.Path) -> Iterator[None]:
+    """The workdir is this run's alone; of several processes the main one holds it for all."""
+    lock = WorkdirLock(workdir)
+    with contextlib.ExitStack() as stack:
+        on_main(lambda: stack.enter_context(lock).path.name)
+        yield
 
 
 def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[Policy, Trained]:
@@ -120,6 +148,7 @@ def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[P
         with journal.timed("base"):
             journal.progress.phase("making the base model")
             path = make_base(config, workdir / "base", setup.mesh, on_step)
+        on_main(lambda: keep_base(workdir, path, config.checkpoint.verify))
         # the run's own config keeps its empty path: where the workdir lies is not a setting
         config = config.changed({"model.path": str(path)})
     policy, base = load_policy(config, setup.mesh)
@@ -152,14 +181,16 @@ def _restore_anchors(
     return anchors
 
 
-def _evaluate(setup: Setup, policy: Policy, params: Trained, journal: Journal, *, row: int) -> None:
+def _evaluate(
+    setup: Setup, policy: Policy, params: Trained, journal: Journal, stop: Stop, *, row: int
+) -> None:
     """A row of every split's accuracy matrix, unless it is there from before a resume."""
     if journal.matrix_rows > row:
         return
     tasks = setup.evaluated
     journal.progress.phase(f"evaluating all {len(tasks)} tasks")
     records = [getattr(task, split) for split in EVALUATED for task in tasks]
-    with journal.timed("evaluation"):
+    with journal.timed("evaluation"), stop.at_once("while it evaluated"):
         found = evaluate(policy, params, records, setup.rewards, setup.config)
     count = len(tasks)
     parts = [found.part(i * count, (i + 1) * count) for i in range(len(EVALUATED))]

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import glob
 import itertools
-import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -27,14 +26,13 @@ from rdbcl_jax.data.tasks import (
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, from_config, lora, read_processor, read_tokenizer
-from rdbcl_jax.results import read_results
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.sharding import agree, make_mesh, row_shard
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
-from rdbcl_jax.workdir import changes, directory_of, is_there
+from rdbcl_jax.workdir import directory_of, is_there
 
 TRIED = 8  # records of each task on which the rewards are tried before anything is made
 
@@ -196,29 +194,6 @@ def _check_agreement(
             "processes that hold the same rows of a batch, since mesh.tensor spans them, have read "
             "different records or demonstrations; expected the same files on all hosts, and a "
             "demonstrations.refiner that returns the same wherever it is asked"
-        )
-
-
-# ------------------------------------------------------------------ a run that goes on
-
-# fields that a resumed run may change: they leave the results as they are
-FREE_ON_RESUME = ("training.checkpoint_every", "data.threads", "mesh.", "model.path", "dry_run")
-
-
-def check_resume(workdir: pathlib.Path, config: RunConfig, done: int) -> None:
-    """Raises ValueError where a started workdir belongs to a run of another config."""
-    saved = read_results(workdir) if done else None
-    if saved is None:
-        return
-    differing = [
-        f"{name}: {there} in the workdir, {now} now"
-        for name, (there, now) in changes(saved.config, config).items()
-        if not name.startswith(FREE_ON_RESUME)
-    ]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds {done} steps of another config; use a new workdir, or that "
-            "config:\n  " + "\n  ".join(differing)
         )
 
 

@@ -29,6 +29,7 @@ from rdbcl_jax.training.pretask_stats import pretask_stats
 from rdbcl_jax.training.references import after_first_update, frozen_logprobs
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState
+from rdbcl_jax.training.stop import Stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Step:
 Report = Callable[[int, dict[str, float], dict[str, Any]], None]  # step, metrics, sample columns
 Save = Callable[[int, TaskState], None]
 Probe = Callable[[Trained], dict[str, float]]
+Asked = Callable[[], int]  # the signal by which the run was asked to stop; 0: it was not
 
 
 def learn_task(
@@ -59,6 +61,7 @@ def learn_task(
     report: Report,
     save: Save,
     probe: Probe,
+    asked: Asked = lambda: 0,
 ) -> tuple[TaskState, Step | None]:
     """Steps `start` … `training.steps` of a task.
 
@@ -69,12 +72,14 @@ def learn_task(
         done; all of them have been reported by then.
       probe: metrics of a policy, which join those of the step that made it; called every
         `evaluation.every` steps but the last.
+      asked: called after every step; a stop is saved and raised, but for one after the last.
     Returns:
       The state, and the last step (None if nothing was left to do).
     Raises:
       NotFinite: the updates of `training.max_skipped` steps in a row were left out, since their
         loss or gradient was not finite; or a parameter that would be saved is not.
       OutOfMemory: on the device.
+      Stopped: as it was asked.
     """
     training, method = learner.config.training, learner.method
     clock = _StepClock()
@@ -153,9 +158,12 @@ def learn_task(
             with clock.stopped():
                 step = dataclasses.replace(step, probed=probe(state.train.params))
         unreported = step
-        if due(training.checkpoint_every, done):
+        stop = asked() if done < training.steps else 0
+        if stop or due(training.checkpoint_every, done):
             state, unreported = reported(state, step), None
             keep(state, done)
+        if stop:
+            raise Stopped(stop, f"after step {first_step + done}, which is saved")
     if unreported:
         state = reported(state, unreported)
     check_finite(state.train.params, "the policy after the task is not saved")

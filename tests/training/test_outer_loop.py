@@ -117,15 +117,15 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     config = engine.small_config()
     config.training.checkpoint_every = 1
     (tmp_path / "base").symlink_to(workdir / "base")  # made once, by the fixture
-    save_step = run_module.Checkpoints.save_step
+    save = run_module.Checkpoints._save
 
-    def save_and_die(self, step, state):
-        save_step(self, step, state)
-        if step == kill_at:
+    def save_and_die(self, name, state):
+        save(self, name, state)
+        if name == ("task_01" if kill_at == 4 else f"step_{kill_at:08}"):
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module.Checkpoints, "save_step", save_and_die)
+        patch.setattr(run_module.Checkpoints, "_save", save_and_die)
         train(config, tmp_path)
     results = train(config, tmp_path)
     assert results.splits == expected.splits
@@ -205,10 +205,10 @@ def test_only_what_learns_is_changed_and_saved(watched, tmp_path, kind):
 
 def test_another_config_in_a_started_workdir_is_refused(watched):
     config = engine.small_config()
-    config.training.steps, config.seed = 5, 3
+    config.training.steps, config.seed = 3, 3
     with pytest.raises(ValueError, match="steps of another config") as error:
         train(config, watched[0])
-    assert "training.steps: 4 in the workdir, 5 now" in str(error.value)
+    assert "training.steps: 4 in the workdir, 3 now" in str(error.value)
     assert "seed: 0 in the workdir, 3 now" in str(error.value)
 
 

@@ -1,0 +1,57 @@
+"""Whether files are what they were: their sizes and SHA-256, and what differs from those."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+Manifest = Mapping[str, Sequence]  # file, relative: (bytes, SHA-256 or None where it was left out)
+
+_THREADS = 4  # hashing releases the interpreter
+
+
+def manifest(
+    directory: pathlib.Path, patterns: Sequence[str] = ("**/*",), *, hashed: bool = True
+) -> dict[str, tuple[int, str | None]]:
+    """Of the files below a directory that fit one of the patterns. `hashed=False`: sizes alone."""
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    files = sorted(found)
+    names = [str(p.relative_to(directory)) for p in files]
+    digests = _hashes(files) if hashed else [None] * len(files)
+    return {
+        name: (path.stat().st_size, digest)
+        for name, path, digest in zip(names, files, digests, strict=True)
+    }
+
+
+def damage(directory: pathlib.Path, saved: Manifest, *, hashed: bool = True) -> str:
+    """The first file that is not as its manifest says, and what is wrong with it; empty: none.
+    Sizes are compared first: they cost nothing. Files that the manifest does not name may be there.
+    """
+    if not directory.is_dir():
+        return "is not there"
+    for name, (size, _) in saved.items():
+        if not (directory / name).is_file():
+            return f"{name} is not there"
+        if (found := (directory / name).stat().st_size) != size:
+            return f"{name} has {found:,} bytes, expected {size:,}"
+    known = {name: digest for name, (_, digest) in saved.items() if digest and hashed}
+    now = _hashes([directory / name for name in known])
+    for (name, digest), found in zip(known.items(), now, strict=True):
+        if found != digest:
+            return f"{name} is damaged: its SHA-256 is {found[:12]}…, expected {digest[:12]}…"
+    return ""
+
+
+def _hashes(files: Sequence[pathlib.Path]) -> list[str]:
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(file_hash, files))
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

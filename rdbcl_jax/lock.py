@@ -1,0 +1,102 @@
+"""One workdir, one run: a lock that a killed owner does not leave behind.
+
+The kernel holds it, and gives it back when the owner ends, however that was; on network file
+systems it does so between hosts. Where one does not, the file's time tells: the owner touches it
+every few seconds, and an owner on another host is taken for dead once it no longer does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from typing import Any, TextIO
+
+FILE = "run.lock"
+_BEAT, _DEAD = 10.0, 60.0  # seconds between touches, and without one
+
+
+class Held(ValueError):
+    """Another process has the workdir; the message says which."""
+
+
+class WorkdirLock:
+    """Held within a `with` block.
+
+    Raises:
+      Held: by another process.
+      OSError: the workdir cannot be made, or written to.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self.workdir, self.path = workdir, workdir / FILE
+        self._file: TextIO | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> WorkdirLock:
+        if self.workdir.exists() and not self.workdir.is_dir():
+            raise NotADirectoryError(
+                errno.ENOTDIR, "is a file, expected a directory", str(self.workdir)
+            )
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        file = open(self.path, "a+", encoding="utf-8")
+        try:
+            self._take(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._file:
+            self._file.truncate(0)  # not removed: somebody may be waiting for this very file
+            self._file.close()
+
+    def _take(self, file: TextIO) -> None:
+        held = False
+        try:
+            # POSIX: of the process, so that its children do not keep it alive
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            held = error.errno in (errno.EACCES, errno.EAGAIN)
+        owner = _owner(file)
+        elsewhere = bool(owner) and owner.get("host") != socket.gethostname()
+        seen = time.time() - os.fstat(file.fileno()).st_mtime
+        if held or (elsewhere and seen < _DEAD):
+            advice = "wait for it, stop it, or use another workdir"
+            if not held:
+                advice += f" (its last sign of life was {seen:.0f} s ago; from {_DEAD:.0f} s on it "
+                advice += "is taken for dead)"
+            raise Held(
+                f"{self.workdir} belongs to another run: process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}, since {owner.get('since', '?')}; {advice}"
+            )
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
+        file.flush()
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT):
+            try:
+                os.utime(self.path)
+            except OSError:
+                return  # removed by hand: nothing to keep alive
+
+
+def _owner(file: TextIO) -> dict[str, Any]:
+    file.seek(0)
+    try:
+        return json.loads(file.read() or "{}")
+    except ValueError:  # of a write that was cut short
+        return {}

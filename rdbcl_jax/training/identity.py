@@ -1,0 +1,204 @@
+"""What a run is: its config, data, base and code. Kept in run.json from its start on, and compared
+when it goes on, since under another it would be another run with this one's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+import rdbcl_jax
+from rdbcl_jax.checkpoint import task_name
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import SPLITS
+from rdbcl_jax.integrity import Manifest, file_hash, manifest
+from rdbcl_jax.json_files import plain, read_json, write_json
+from rdbcl_jax.results import read_results
+from rdbcl_jax.training.setup import Setup
+from rdbcl_jax.version import __version__
+from rdbcl_jax.workdir import changes, directory_of, is_directory, place, run_config
+
+FILE = "run.json"
+OF_A_MODEL = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # files of a checkpoint
+# fields that a resumed run may change: they leave the results as they are
+FREE = (
+    "training.checkpoint_every",
+    "training.max_skipped",
+    "checkpoint.",
+    "data.threads",
+    "mesh.",
+    "model.path",
+    "dry_run",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run is, as far as it is known: what is empty is not compared.
+
+    Attributes:
+      config: nested settings.
+      data: "task/split" to its records' number and hash.
+      base: manifest of the model that it starts from; empty until that is made.
+      code: "version" of this package, and a hash of its "sources".
+    """
+
+    config: Mapping[str, Any]
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    base: Manifest = dataclasses.field(default_factory=dict)
+    code: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def identity_of(setup: Setup) -> Identity:
+    """Of a run that is about to start; without its base where that is still to be made."""
+    config = setup.config
+    base = base_files(config.model.path, config.checkpoint.verify) if config.model.path else {}
+    data = {
+        f"{task.name}/{split}": _records_hash(records)
+        for task in setup.evaluated
+        for split in SPLITS
+        if (records := getattr(task, split))
+    }
+    sources = hashlib.sha256()
+    root = pathlib.Path(rdbcl_jax.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        sources.update(f"{path.relative_to(root)} {file_hash(path)}".encode())
+    return Identity(
+        plain(config), data, base, {"version": __version__, "sources": sources.hexdigest()}
+    )
+
+
+def read_identity(workdir: pathlib.Path) -> Identity | None:
+    """Of the run that a workdir holds; of one from before run.json was written, the config that its
+    results have. None: of none.
+
+    Raises:
+      ValueError: run.json cannot be read.
+    """
+    saved = read_json(workdir / FILE, None)
+    if saved is not None:
+        names = [field.name for field in dataclasses.fields(Identity)]
+        return Identity(**{name: saved[name] for name in names if name in saved})
+    results = read_results(workdir)
+    return Identity(results.config) if results and results.config else None
+
+
+def write_identity(workdir: pathlib.Path, identity: Identity) -> None:
+    write_json(workdir / FILE, dataclasses.asdict(identity), indent=1)
+
+
+def differences(saved: Identity, setup: Setup, now: Identity) -> list[str]:
+    """In what a run is another than the saved one; what may change, and what comes at the end of
+    the sequence or after the last step, is left out."""
+    grown = new_tasks(saved, setup)
+    own = tuple(f"{part}.{name}." for part in ("tasks", "rewards.task_weights") for name in grown)
+    found = [
+        f"{name}: {there} in the workdir, {here} now"
+        for name, (there, here) in changes(saved.config, setup.config).items()
+        if not name.startswith((*FREE, *own))
+        and not (name == "sequence" and grown)
+        and not (name == "training.steps" and more_steps(saved, setup))
+    ]
+    found += [
+        f"records of {name}: {there} in the workdir, {now.data.get(name, 'none')} now"
+        for name, there in saved.data.items()
+        if now.data.get(name) != there
+    ]
+    found += base_differences(saved.base, now.base)
+    if saved.code and saved.code["version"] != now.code["version"]:
+        found.append(
+            f"rdbcl_jax: {saved.code['version']} in the workdir, {now.code['version']} now (to go "
+            f'on with it all the same, remove "code" from {FILE})'
+        )
+    return found
+
+
+def base_differences(saved: Manifest, now: Manifest) -> list[str]:
+    """Files in which two base models differ; an empty one is not known."""
+    if not saved or not now:
+        return []
+    return [
+        f"base model: {name} is another file"
+        for name in sorted({*saved} | {*now})
+        if not _same_file(saved.get(name), now.get(name))
+    ]
+
+
+def _same_file(there: Sequence | None, here: Sequence | None) -> bool:
+    if there is None or here is None or there[0] != here[0]:
+        return False
+    return there[1] is None or here[1] is None or there[1] == here[1]
+
+
+def new_tasks(saved: Identity, setup: Setup) -> tuple[str, ...]:
+    """Tasks that have been added to the end of the sequence. None may be where a method learns from
+    all tasks at once."""
+    before, now = tuple(saved.config.get("sequence", ())), setup.config.sequence
+    longer = len(now) > len(before) > 0 and now[: len(before)] == before
+    return now[len(before) :] if longer and setup.method.data != "joint" else ()
+
+
+def more_steps(saved: Identity, setup: Setup) -> int:
+    """The old number of steps of a task where it has grown, and a longer run would have gone
+    through the same states: the learning rate must not depend on the number. 0: not so."""
+    before, now = _steps(saved), setup.config.training.steps
+    return before if 0 < before < now and setup.config.optimizer.schedule == "constant" else 0
+
+
+def _steps(saved: Identity) -> int:
+    return saved.config.get("training", {}).get("steps", 0)
+
+
+def base_files(path: str | pathlib.Path, hashed: bool = True) -> Manifest:
+    """Manifest of what a policy is made of, `DIR` or `WORKDIR@K`, wherever that lies."""
+    files: dict[str, Sequence] = {}
+    while not is_directory(path):
+        start, workdir, task = place(run_config(path), path)
+        if workdir and task:
+            policy = manifest(workdir / "checkpoints" / task_name(task), hashed=hashed)
+            files |= {f"policy {len(files)}: {name}": of for name, of in policy.items()}
+        path = start
+    return files | manifest(directory_of(path), OF_A_MODEL, hashed=hashed)
+
+
+def keep_base(workdir: pathlib.Path, base: pathlib.Path, hashed: bool = True) -> None:
+    """Adds the base that a run has made for itself to what the run is.
+
+    Raises:
+      ValueError: the run began with another.
+    """
+    saved, files = read_identity(workdir), base_files(base, hashed)
+    if saved is None:
+        return  # of a caller who keeps none
+    if differing := base_differences(saved.base, files):
+        raise ValueError(
+            f"{workdir} was begun with another base than {base}; use a new workdir, or bring that "
+            "one back:\n  " + "\n  ".join(differing)
+        )
+    write_identity(workdir, dataclasses.replace(saved, base=files))
+
+
+def _records_hash(records: Sequence[Record]) -> str:
+    digest = hashlib.sha256()
+    for record in records:
+        parts = (record.id, record.prompt, record.answer, record.verifier, record.system)
+        digest.update(repr((parts, record.columns, [*_images(record)])).encode())
+    return f"{len(records)} records, {digest.hexdigest()[:16]}"
+
+
+def _images(record: Record) -> Iterator[Any]:
+    """What tells an image from another: its bytes, or the size of its file: reading all files of a
+    large set would take longer than what follows."""
+    for image in record.images:
+        if isinstance(image, bytes):
+            yield hashlib.sha256(image).hexdigest()
+        elif isinstance(image, Image.Image):
+            yield image.size, image.mode, zlib.crc32(image.tobytes())
+        else:
+            path = pathlib.Path(image)
+            yield path.name, path.stat().st_size if path.exists() else None

@@ -1,0 +1,103 @@
+"""SIGTERM and Ctrl-C: the run saves its state within a step and ends. A second Ctrl-C ends it at
+once, whatever it is doing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from rdbcl_jax.distributed import most_anywhere
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop has saved its state.
+
+    Attributes:
+      code: what the process should end with: 0 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, signum: int, where: str):
+        name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
+        super().__init__(f"stopped by {name} {where}; the same command goes on from there")
+        self.code = 130 if signum == signal.SIGINT else 0
+
+
+class Stop:
+    """Listens within a `with` block, where that is in the main thread: elsewhere there are no
+    signals."""
+
+    def __init__(self) -> None:
+        self._asked = 0  # the first signal
+        self._at_once = ""  # what may be left in the middle
+        self._before: dict[int, Any] = {}
+        self._pipe: tuple[int, int] | None = None
+        self._wakeup = -1
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pipe:
+            signal.set_wakeup_fd(self._wakeup)
+            for number, handler in self._before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            os.close(self._pipe[1])  # the watcher ends, and closes its own end
+            self._pipe = None
+
+    def asked(self) -> int:
+        """The signal by which any process of the run was asked to stop, 0 for none. All of them
+        ask at the same time."""
+        return most_anywhere(self._asked)
+
+    def check(self, where: str) -> None:
+        """Raises Stopped where a stop was asked for: all is saved, as `where` says."""
+        if signum := self.asked():
+            raise Stopped(signum, where)
+
+    @contextlib.contextmanager
+    def at_once(self, doing: str) -> Iterator[None]:
+        """Within, nothing is to be saved, so that a stop waits for nothing. Of several processes
+        each would leave the others waiting: they go on to the next step."""
+        self._at_once = doing if jax.process_count() == 1 else ""
+        try:
+            if self._at_once and self._asked:
+                raise Stopped(self._asked, doing)
+            yield
+        finally:
+            self._at_once = ""
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        self._asked = self._asked or signum
+        if self._at_once:
+            raise Stopped(signum, self._at_once)
+
+    def _watch(self, pipe: int) -> None:
+        """The interpreter may be busy for minutes, as in a compilation; this thread is not."""
+        asked = False
+        while received := os.read(pipe, 1):
+            signum = received[0]
+            if signum == signal.SIGINT and asked:
+                show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+                print(f"{show_cursor}stopped at once: what was saved is there", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(130)
+            if signum in _SIGNALS and not asked:
+                asked = True
+                print("stopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+                sys.stderr.flush()
+        os.close(pipe)

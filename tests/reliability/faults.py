@@ -1,0 +1,151 @@
+"""The fault injector: what goes wrong with a run's files and processes, done on purpose.
+
+Used by the tests beside it, and by `python -m tests.reliability.trials`, the long form.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.samples import read_samples
+from rdbcl_jax.results import read_results
+
+NOT_COMPARED = ("step_time",)
+
+# ------------------------------------------------------------------------------ corrupt
+
+
+def flip(file, count=40):
+    """Flips bits in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    start = max(0, len(content) // 2 - count // 2)
+    for i in range(start, min(start + count, len(content))):
+        content[i] ^= 0x55
+    file.write_bytes(content)
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def delete(file):
+    file.unlink()
+
+
+HOW = {f.__name__: f for f in (flip, truncate, empty, delete)}
+
+
+def biggest(folder):
+    """The file that holds most of the arrays."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+# ------------------------------------------------------------------------------ fill
+
+
+@contextlib.contextmanager
+def small_disk(folder, megabytes):
+    """A file system of so few megabytes; only root may mount one.
+
+    Raises:
+      PermissionError: it may not.
+    """
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        raise PermissionError("cannot mount a small file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def enlarge(folder, megabytes):
+    subprocess.run(["mount", "-o", f"remount,size={megabytes}m", str(folder)], check=True)
+
+
+# ------------------------------------------------------------------------------ kill
+
+
+def train_quietly(config, workdir, started):
+    """In a process of its own: the run, its output to a file beside the workdir."""
+    output = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    from rdbcl_jax.training.run import train
+    from rdbcl_jax.training.stop import Stopped
+
+    started.set()
+    try:
+        train(config, workdir)
+    except Stopped as stopped:
+        print(stopped)
+        os._exit(stopped.code)
+
+
+class Processes:
+    """Starts runs in processes that have imported all they need, so that a kill costs little."""
+
+    def __init__(self):
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["rdbcl_jax.training.run", "tests.engine"])
+
+    def run(self, config, workdir, after=None, signum=signal.SIGKILL):
+        """Runs to the end, or sends a signal some seconds after the start; returns (exit code,
+        seconds)."""
+        started = self.context.Event()
+        process = self.context.Process(target=train_quietly, args=(config, workdir, started))
+        process.start()
+        started.wait()
+        began = time.monotonic()
+        process.join(after)
+        if process.is_alive():
+            os.kill(process.pid, signum)
+        process.join()
+        return process.exitcode, time.monotonic() - began
+
+
+# ------------------------------------------------------------------------------ what is left
+
+
+def trace(workdir):
+    """All that a finished run has computed, to be compared bit for bit."""
+    run = read_run(workdir)
+    steps = [{k: v for k, v in row.items() if k not in NOT_COMPARED} for row in run.steps]
+    samples = read_samples(workdir)
+    return {
+        "status": run.results.status,
+        "splits": read_results(workdir).splits,
+        "steps": json.loads(json.dumps(steps)),
+        "samples": samples and samples.to_pydict(),
+        "files": sorted(p.name for p in workdir.glob("samples/*")),
+        "examples": run.examples,
+        "policies": {p.name: _arrays(p) for p in sorted(workdir.glob("checkpoints/task_*"))},
+    }
+
+
+def _arrays(path):
+    from tests.frozen import parameter_hashes
+
+    return parameter_hashes(path)
+
+
+def differing(one, other):
+    """Names of the parts in which two traces differ; NaN is NaN."""
+    return [name for name in one if repr(one[name]) != repr(other[name])]
+
+
+def copied(workdir, folder):
+    return pathlib.Path(shutil.copytree(workdir, folder, symlinks=True))

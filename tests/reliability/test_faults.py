@@ -1,0 +1,401 @@
+"""What a run does with each fault, in seconds; the long form: `python -m tests.reliability.trials`.
+
+One run goes through, one is cut short in its second task. Each fault is done to a copy of the
+latter; then it is seen where the run would go on and what it says, or that it goes on to the same
+bits.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.lock import FILE, Held, WorkdirLock
+from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.training import identity
+from rdbcl_jax.training.resume import find_start
+from rdbcl_jax.training.run import train
+from rdbcl_jax.training.setup import prepare
+from rdbcl_jax.training.stop import Stopped
+from tests.engine import write_random_model
+from tests.reliability import faults
+from tests.tiny_runs import killed_at, tiny_config
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS, CUT = 3, 4  # of a task; the step that was logged last: states after 2, 3 (task_01), 4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_random_model(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture(scope="module")
+def config(base):
+    changes = {"training.checkpoint_every": 1, "evaluation.every": 0}
+    return tiny_config(base, "mssr", **changes, **{"rollout.samples": 1})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config):
+    """A run that nothing happened to, and what it computed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    train(config, workdir)
+    return workdir, faults.trace(workdir)
+
+
+@pytest.fixture(scope="module")
+def cut_short(tmp_path_factory, config):
+    workdir = tmp_path_factory.mktemp("cut")
+    killed_at(CUT, config, workdir)
+    return workdir
+
+
+@pytest.fixture
+def cut(cut_short, tmp_path):
+    return faults.copied(cut_short, tmp_path / "run")
+
+
+def start_of(config, workdir):
+    """Where a run would go on: what `train` asks before it makes anything."""
+    return find_start(workdir, prepare(RunConfig.of(config)), Checkpoints(workdir))
+
+
+def goes_on(config, workdir, whole, *, but=()):
+    train(config, workdir)
+    differing = faults.differing(whole[1], faults.trace(workdir))
+    assert [name for name in differing if name not in but] == []
+
+
+# ------------------------------------------------------------------------------ corrupt
+
+
+@pytest.mark.parametrize("how", faults.HOW)
+def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(config, cut, how):
+    faults.HOW[how](faults.biggest(cut / "checkpoints/step_00000004"))
+    start = start_of(config, cut)
+    assert start.done == 3 and start.read == ("task_01",)
+    (note,) = start.notes
+    assert note.startswith("checkpoints/step_00000004 state/")
+    faults.HOW[how](faults.biggest(cut / "checkpoints/task_01"))
+    start = start_of(config, cut)
+    assert start.done == 2 and "checkpoints/task_01 state/" in start.notes[-1]
+    faults.HOW[how](faults.biggest(cut / "checkpoints/step_00000002"))
+    with pytest.raises(ValueError, match="no saved state is whole"):
+        start_of(config, cut)
+
+
+REMOVED = {
+    "the manifest": ("checkpoints/manifests/step_00000004.json", "has no manifest"),
+    "the directory": ("checkpoints/step_00000004", "is not there"),
+    "metadata": ("checkpoints/step_00000004/_CHECKPOINT_METADATA", "_CHECKPOINT_METADATA is not"),
+    "metadata of arrays": ("checkpoints/step_00000004/state/_METADATA", "_METADATA is not there"),
+}
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("what", REMOVED)
+def test_a_removed_part_of_the_newest_state_is_noticed(config, cut, what):
+    name, problem = REMOVED[what]
+    remove(cut / name)
+    start = start_of(config, cut)
+    assert start.done == 3 and len(start.notes) == 1 and problem in start.notes[0]
+
+
+def test_a_newest_state_that_is_gone_without_a_trace_is_told_by_the_log(config, cut):
+    remove(cut / "checkpoints/step_00000004")
+    remove(cut / "checkpoints/manifests/step_00000004.json")
+    start = start_of(config, cut)
+    assert start.done == 3 and "a state after step 4 was saved: it is gone" in start.notes[0]
+
+
+def test_strays_are_named_and_then_removed_and_the_run_ends_in_the_same_bits(
+    config, cut, whole, capsys
+):
+    """Two states are damaged, so that the first task is learned again from its second step."""
+    (cut / "checkpoints/step_99").mkdir()
+    (cut / "checkpoints/step_00000099").mkdir()
+    (cut / "checkpoints/step_00000005.orbax-checkpoint-tmp").mkdir()
+    (cut / "samples/part-00000004.tmp").write_bytes(b"of a write that was cut short")
+    faults.flip(faults.biggest(cut / "checkpoints/step_00000004"))
+    faults.flip(faults.biggest(cut / "checkpoints/task_01"))
+    goes_on(config, cut, whole)
+    said = capsys.readouterr().out
+    assert "step_99 is no finished state" in said and "step_00000099 is no finished" in said
+    assert "resuming after step 2 of 6" in said
+    left = {path.name for path in (cut / "checkpoints").iterdir()}
+    assert left == {"manifests", "task_01", "task_02", "step_00000004", "step_00000005"}
+
+
+def test_lost_logs_are_named_and_lost_results_are_found_again(config, cut, whole, capsys):
+    (cut / "results.json").write_text('{"splits": {')
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(lines[:1] + lines[3:4]))
+    faults.flip(next((cut / "samples").glob("*-sum.parquet")), 4000)
+    goes_on(config, cut, whole, but=("steps", "samples", "files"))
+    said = capsys.readouterr().out
+    assert "results.json is not there, or damaged: its rows are evaluated again" in said
+    assert "metrics.jsonl lacks the rows of steps 1–2" in said
+    assert "samples/00000000-sum.parquet cannot be read" in said
+    assert "samples/ lacks the rows of steps 0–2" in said
+
+
+# ------------------------------------------------------------------------------ what a run is
+
+
+def edited(name, value):
+    def change(config, workdir):
+        config.update_from_flattened_dict({name: value})
+
+    return change
+
+
+def without(*names):
+    def change(config, workdir):
+        for name in names:
+            remove(workdir / name)
+
+    return change
+
+
+def of_another_version(config, workdir):
+    saved = json.loads((workdir / "run.json").read_text())
+    saved["code"]["version"] = "0.0.9"
+    (workdir / "run.json").write_text(json.dumps(saved))
+
+
+REFUSED = {
+    "optimizer.learning_rate: 0.001 in the workdir, 0.5 now": edited(
+        "optimizer.learning_rate", 0.5
+    ),
+    "training.steps: 3 in the workdir, 2 now": edited("training.steps", 2),
+    "a longer run goes another way": edited("training.steps", 5),
+    "records of sum/train: 64 records": edited("data.train_count", 63),
+    "rdbcl_jax: 0.0.9 in the workdir": of_another_version,
+    "neither run.json nor results.json": without("run.json", "results.json"),
+    "holds the log of 5 steps, but no saved state": without("checkpoints"),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_another_run_is_refused_with_what_differs(config, cut, line):
+    config = config.copy_and_resolve_references()
+    if "another way" in line:  # the states from within the first task are gone
+        Checkpoints(cut).drop(["step_00000002"])
+    REFUSED[line](config, cut)
+    before = sorted(p.relative_to(cut) for p in cut.rglob("*") if p.name != FILE)
+    with pytest.raises(ValueError) as error:
+        train(config, cut)
+    assert line in str(error.value)
+    assert sorted(p.relative_to(cut) for p in cut.rglob("*") if p.name != FILE) == before
+
+
+def test_finished_results_without_their_states_are_kept(config, whole, tmp_path):
+    workdir = faults.copied(whole[0], tmp_path / "run")
+    remove(workdir / "checkpoints")
+    with pytest.raises(ValueError, match="holds finished results, but no saved state"):
+        train(config, workdir)
+    with pytest.raises(ValueError, match="holds finished results of another config"):
+        train(RunConfig.of(config).changed({"seed": 5}), workdir)
+
+
+def test_another_model_under_the_same_name_is_refused_and_the_same_elsewhere_is_not(
+    config, base, cut, tmp_path
+):
+    moved = RunConfig.of(config).changed({"model.path": str(tmp_path / "moved")})
+    shutil.copytree(base, tmp_path / "moved")
+    assert start_of(moved, cut).done == 4
+    faults.flip(tmp_path / "moved/model.safetensors", 1)
+    with pytest.raises(ValueError, match=r"base model: model\.safetensors is another file"):
+        start_of(moved, cut)
+
+
+def test_an_edited_answer_or_picture_is_another_run(config, cut):
+    setup = prepare(RunConfig.of(config))
+    record = setup.tasks[0].train[0]
+    for changed in (
+        dataclasses.replace(record, answer="7"),
+        dataclasses.replace(record, images=(Image.new("RGB", record.images[0].size),)),
+    ):
+        setup.tasks[0].train[0] = changed
+        with pytest.raises(ValueError, match="records of sum/train: 64 records"):
+            find_start(cut, setup, Checkpoints(cut))
+
+
+def test_a_run_from_before_run_json_goes_on(config, cut):
+    """Its config is that of its results, and its states have no manifests."""
+    remove(cut / "run.json")
+    remove(cut / "checkpoints/manifests")
+    start = start_of(config, cut)
+    assert start.done == 4 and start.notes == (
+        "saved states are from before there were manifests: read without comparing",
+    )
+    remove(cut / "run.json")
+    with pytest.raises(ValueError, match="seed: 0 in the workdir, 5 now"):
+        start_of(RunConfig.of(config).changed({"seed": 5}), cut)
+
+
+def test_a_task_at_the_end_of_the_sequence_continues(config, whole, tmp_path):
+    """As if it had been there from the beginning: what was evaluated before is evaluated on it."""
+    longer = RunConfig.of(config).changed({"sequence": ("sum", "jigsaw", "walk")})
+    train(longer, tmp_path / "longer")
+    workdir = faults.copied(whole[0], tmp_path / "run")
+    train(longer, workdir)
+    assert faults.differing(*map(faults.trace, (tmp_path / "longer", workdir))) == []
+
+
+def test_more_steps_continue_from_within_the_first_task(config, whole, tmp_path):
+    longer = RunConfig.of(config).changed({"sequence": ("sum",), "training.steps": 4})
+    train(longer, tmp_path / "longer")
+    train(longer.changed({"training.steps": 3}), tmp_path / "run")
+    train(longer, tmp_path / "run")
+    assert faults.differing(*(faults.trace(tmp_path / name) for name in ("longer", "run"))) == []
+
+
+# ------------------------------------------------------------------------------ one run
+
+
+HOLD = """
+import pathlib, sys, time
+from rdbcl_jax.lock import WorkdirLock
+with WorkdirLock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_workdir_has_one_run_until_that_is_killed(config, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"belongs to another run: process {owner.pid} on"):
+            train(config, tmp_path)
+        owner.kill()
+    with WorkdirLock(tmp_path):
+        pass
+
+
+def test_an_owner_on_another_host_is_dead_once_it_gives_no_sign(tmp_path):
+    file = tmp_path / FILE
+    file.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "yesterday"}))
+    with pytest.raises(Held, match="process 7 on elsewhere, since yesterday"):
+        WorkdirLock(tmp_path).__enter__()
+    os.utime(file, (time.time() - 120,) * 2)
+    with WorkdirLock(tmp_path):
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+    with WorkdirLock(tmp_path):  # it was given back
+        pass
+
+
+# ------------------------------------------------------------------------------ stop
+
+
+@contextlib.contextmanager
+def signal_at(step, signum):
+    """The process gets a signal when it has logged a step."""
+    write_step = RunLog.write_step
+
+    def write_and_signal(self, row):
+        write_step(self, row)
+        if row["step"] == step:
+            signal.raise_signal(signum)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "write_step", write_and_signal)
+        yield
+
+
+@pytest.mark.parametrize("signum,code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_within_a_step(config, whole, tmp_path, signum, code):
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    config = RunConfig.of(config).changed({"training.checkpoint_every": 0})
+    with signal_at(0 if code else 3, signum), pytest.raises(Stopped) as stopped:
+        train(config, tmp_path)
+    # the row of a step is logged while the next one is computed
+    assert stopped.value.code == code and "which is saved" in str(stopped.value)
+    assert Checkpoints(tmp_path).steps()[-1] == (2 if code else 5)
+    assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    goes_on(config, tmp_path, whole)
+
+
+BUSY = """
+import hashlib
+from rdbcl_jax.training.stop import Stop
+with Stop():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # as a compilation: no handler can run
+"""
+
+
+def test_a_second_ctrl_c_stops_at_once_whatever_goes_on():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "stopping after this step (Ctrl-C again: at once)\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+# ------------------------------------------------------------------------------ storage
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(config, whole, tmp_path):
+    disk = tmp_path / "disk"
+    try:
+        with faults.small_disk(disk, 2):
+            with pytest.raises(OSError, match="No space left on device, while") as error:
+                train(config, disk / "run")
+            assert str(disk) in str(error.value) and "\n" not in str(error.value)
+            saved = Checkpoints(disk / "run").steps()
+            faults.enlarge(disk, 64)
+            goes_on(config, disk / "run", whole)
+            assert saved  # it was not from the beginning
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+def test_a_workdir_that_cannot_be_one_is_refused_before_anything_is_made(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="is a file, expected a directory"):
+        train(config, tmp_path / "file")
+    disk = tmp_path / "disk"
+    try:
+        with faults.small_disk(disk, 1):
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            with pytest.raises(OSError, match="Read-only file system") as error:
+                train(config, disk / "run")
+            assert str(disk / "run") in str(error.value)
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+def test_identity_is_quick(config, tmp_path):
+    setup = prepare(RunConfig.of(config))
+    began = time.perf_counter()
+    found = identity.identity_of(setup)
+    assert time.perf_counter() - began < 5 and {"sum/train", "jigsaw/test"} <= found.data.keys()
