@@ -67,7 +67,8 @@ def forget_beyond(checkpoints: Checkpoints, start: Start, steps: int) -> None:
 
 def _find(workdir: pathlib.Path, setup: Setup, checkpoints: Checkpoints) -> Start:
     saved, now, results = read_identity(workdir), identity_of(setup), _results(workdir)
-    steps, notes = setup.config.training.steps, []
+    steps = setup.config.training.steps
+    notes: list[str] = []
     longer = more_steps(saved, setup) if saved else 0
     states = _states(checkpoints, setup, longer)
     finished = results is not None and results.status == "done"
@@ -104,8 +105,8 @@ def _find(workdir: pathlib.Path, setup: Setup, checkpoints: Checkpoints) -> Star
     if done and checkpoints.unverified:
         notes.append("saved states are from before there were manifests: read without comparing")
     write_identity(workdir, now)
-    usable = bool(done and saved and results) and not new_tasks(saved, setup)
-    return Start(done, read, usable, tuple(notes))
+    grown = saved is not None and new_tasks(saved, setup)
+    return Start(done, read, bool(done and saved and results and not grown), tuple(notes))
 
 
 def _held(states: list[tuple[int, list[str]]], finished: bool) -> str:

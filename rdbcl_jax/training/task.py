@@ -158,12 +158,12 @@ def learn_task(
             with clock.stopped():
                 step = dataclasses.replace(step, probed=probe(state.train.params))
         unreported = step
-        stop = asked() if done < training.steps else 0
-        if stop or due(training.checkpoint_every, done):
+        signum = asked() if done < training.steps else 0
+        if signum or due(training.checkpoint_every, done):
             state, unreported = reported(state, step), None
             keep(state, done)
-        if stop:
-            raise Stopped(stop, f"after step {first_step + done}, which is saved")
+        if signum:
+            raise Stopped(signum, f"after step {first_step + done}, which is saved")
     if unreported:
         state = reported(state, unreported)
     check_finite(state.train.params, "the policy after the task is not saved")
