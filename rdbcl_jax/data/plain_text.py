@@ -15,6 +15,7 @@ from typing import Any
 
 # two code points that Unicode keeps for uses like this: no text holds them
 _MARK = re.compile("\ufdd0([0-9]+)\ufdd1")
+_REGIONS = {"box", "quad", "ref", "point", "poly", "loc", "seg"}
 Span = tuple[int, int]  # of characters
 
 
@@ -45,16 +46,18 @@ class Hidden:
 
 
 def control_tokens(tokenizer: Any) -> set[str]:
-    """The tokens that structure a chat: those of the chat template and the tokenizer's own. Others,
-    such as those of boxes, a text may hold."""
-    template = str(tokenizer.chat_template)
+    """The tokens that a tokenizer calls special: they structure a chat, end it or stand for
+    pictures. Without those that mark regions of a picture, which a text may speak of, and without
+    what any unknown word becomes."""
     named = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token}
+    added = tokenizer.added_tokens_decoder.values()
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    named.discard(getattr(model, "unk_token", None))  # what any unknown word becomes
     return {
         token.content
-        for token in tokenizer.added_tokens_decoder.values()
-        if token.content in named or (token.special and token.content in template)
+        for token in added
+        if (token.special or token.content in named)
+        and token.content != getattr(model, "unk_token", None)
+        and not _REGIONS & {*re.split(r"[\W\d_]+", token.content)}
     }
 
 

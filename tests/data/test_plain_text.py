@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rdbcl_jax.data.plain_text import Hidden
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.models import read_processor
+from rdbcl_jax.models import read_processor, read_tokenizer
+from rdbcl_jax.models.registry import MODEL_TYPES, family
 from rdbcl_jax.models.text_only import TextModelConfig, TextProcessor
 from rdbcl_jax.toy import tiny
 
@@ -79,6 +80,7 @@ KINDS = {  # template, special tokens, those of pictures, others
         (),
     ),
 }
+TINY = [name for name in MODEL_TYPES if family(name).tiny]
 CORPUS = ["How many red boxes are there?", "user assistant system model", "<|>im_start end image"]
 
 
@@ -243,6 +245,24 @@ def test_pictures_have_the_only_placeholders(tmp_path):
         row = batch.tokens[0][batch.mask[0]].tolist()
         assert row.count(pad) == 4 == (batch.model_inputs.image_slots >= 0).sum()
         assert row.count(words.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("model_type", TINY)
+def test_every_family_reads_its_own_tokens_as_text(model_type, tmp_path):
+    path = family(model_type).tiny.write(tmp_path / "model", ["sum", "4"])
+    tokenizer, processor = read_tokenizer(path), read_processor(path)
+    encoder = PromptEncoder(tokenizer, processor)
+    images = (Image.new("RGB", (16, 16)),) * processor.reads_images
+    added = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    special = [t for t in added if t not in (tokenizer.unk_token, "<image>")]
+    numbers = {*tokenizer.convert_tokens_to_ids([*special, "<image>"])} - {tokenizer.unk_token_id}
+
+    def controls(text):
+        one = dataclasses.replace(record(text), images=images)
+        return [i for i in ids(encoder, one) if i in numbers]
+
+    assert controls(f"sum {' '.join(special)} 4 {''.join(special)}") == controls("sum 4")
+    assert len(controls("sum 4")) > 1
 
 
 def test_hidden_texts_come_back_in_their_places():
