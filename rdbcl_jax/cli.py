@@ -81,6 +81,19 @@ def _check() -> Run:
     return run
 
 
+def _memory() -> Run:
+    config = config_file()
+    flags.mark_flag_as_required("config")
+
+    def run(args: list[str]) -> None:
+        from rdbcl_jax.config import RunConfig
+        from rdbcl_jax.training.footprint import footprint
+
+        print("\n".join(footprint(RunConfig.of(config.value)).lines()))
+
+    return run
+
+
 def _report() -> Run:
     out = flags.DEFINE_string("out", "report", "Where a comparison of runs is written.")
 
@@ -158,6 +171,15 @@ Reads every record as a run would: pictures decoded, prompts encoded and measure
 sizes allowed, gold answers parsed. --records: those of a file, a pattern or tfds:NAME/SPLIT,
 instead of the config's tasks, or without a config. Lists all problems; exit status 1 if any.""",
             _check,
+        ),
+        Command(
+            "memory",
+            "Says what a run will hold on one device.",
+            "--config=FILE [--config.FIELD=VALUE ...]",
+            """\
+Reads config.json, tokenizer and processor files of model.path, no weights: parameters, optimizer,
+earlier policies, and what an update and the sampler need beside them.""",
+            _memory,
         ),
         Command(
             "report",

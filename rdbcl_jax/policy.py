@@ -20,7 +20,14 @@ from rdbcl_jax.data.check import Check, check_records
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.finite import check_finite
-from rdbcl_jax.models import from_pretrained, lora, partition, read_processor, read_tokenizer
+from rdbcl_jax.models import (
+    from_config,
+    from_pretrained,
+    lora,
+    partition,
+    read_processor,
+    read_tokenizer,
+)
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.rewards.spans import SpanFinder
@@ -110,12 +117,37 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
         )
     else:
         model, params = _learned(options, mesh)
-    learning = model.language_pattern if options.freeze_vision else partition.ALL
     if options.lora.rank:
         adapters = lora.LoRA(**options.lora.to_dict())
         model, params = lora.add(model, params, adapters, jax.random.key(config.seed))
         shardings = param_shardings(params, model.param_axes, mesh)
         params = jax.tree.map(jax.device_put, params, shardings)
+    return _assembled(config, model, params, directory, mesh)
+
+
+def abstract_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Trained]:
+    """`load_policy` of a checkpoint directory whose weights are not read: in the place of each
+    parameter its shape, its dtype and where it would lie."""
+    options, directory = config.model, directory_of(config.model.path)
+    how = {name: getattr(options, name) for name in ("dtype", "param_dtype", "remat", "attention")}
+    model = from_config(directory, mesh=mesh, **how)
+    if options.lora.rank:
+        model = lora.adapt_model(model, lora.LoRA(**options.lora.to_dict()))
+    params = model.abstract_params()
+    shardings = param_shardings(params, model.param_axes, mesh)
+    params = jax.tree.map(
+        lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, shardings
+    )
+    return _assembled(config, model, params, directory, mesh)
+
+
+def _assembled(
+    config: RunConfig, model: VLM, params: Params, directory: pathlib.Path, mesh: jax.sharding.Mesh
+) -> tuple[Policy, Trained]:
+    """The policy of all parameters of a model, and those of them that learn."""
+    options = config.model
+    learning = model.language_pattern if options.freeze_vision else partition.ALL
+    if options.lora.rank:
         learning = partition.ADAPTERS
     trained, frozen = partition.split(params, learning)
     encoder = make_encoder(config, directory)

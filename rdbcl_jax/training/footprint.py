@@ -1,0 +1,195 @@
+"""What a run will hold on one device: computed from a config and the shapes of its model, before
+any weights are read.
+
+What stays from step to step is counted exactly. What an update and the sampler need beside it is
+an estimate: what the backward pass keeps is what JAX's own trace of the loss keeps, to which the
+gradients, one layer's recomputation and the logits of a chunk are added. What the compiler makes of
+it can be less (it shares buffers) or more (it copies); the runtime's own share is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from rdbcl_jax.batches import PromptBatch
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.models import partition
+from rdbcl_jax.models.interface import VLM
+from rdbcl_jax.models.partition import Frozen, Trained
+from rdbcl_jax.policy import Policy, abstract_policy
+from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.training.logprobs import response_logprobs
+from rdbcl_jax.training.optimizer import make_optimizer
+
+GIB = 2**30
+_SIZES = ("prompt_lengths", "patch_slots", "images_per_prompt")
+_RECORD = Record("any", "any", "?", (), "", "exact", {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Of one device, in bytes.
+
+    Attributes:
+      parameters, trained: how many numbers the model has, and how many of them learn.
+      held: from step to step, by what it is: exact.
+      update, sampling: what each needs beside that, by what it is: an estimate.
+      scores: beside these, where attention has no kernel (on GPUs and CPUs): the scores of one
+        layer.
+    """
+
+    parameters: int
+    trained: int
+    held: dict[str, int]
+    update: dict[str, int]
+    sampling: dict[str, int]
+    scores: int
+
+    def most(self, kernel: bool) -> int:
+        """At one time; `kernel`: attention has one, as on TPUs."""
+        beside = max(sum(self.update.values()), sum(self.sampling.values()))
+        return sum(self.held.values()) + beside + (0 if kernel else self.scores)
+
+    def lines(self) -> Iterator[str]:
+        """As text, for people."""
+        learn = f"{self.trained / 1e6:,.1f} M of them learn"
+        yield f"{self.parameters / 1e6:,.1f} M parameters, {learn}"
+        for title in ("held", "update", "sampling"):
+            for name, size in getattr(self, title).items():
+                yield f"{size / GIB:8.2f} GiB  {title}: {name}"
+        yield f"{self.scores / GIB:8.2f} GiB  scores of a layer's attention, where it has no kernel"
+        tpu, other = (self.most(kernel) / GIB for kernel in (True, False))
+        yield f"at most {tpu:.1f} GiB on a TPU, {other:.1f} GiB elsewhere"
+
+
+def footprint(config: RunConfig) -> Footprint:
+    """For the largest batches that the config allows, on one device.
+
+    Args:
+      config: `model.path` names a checkpoint directory, whose weights may be missing.
+    Raises:
+      ValueError: sizes of batches that the config leaves open.
+    """
+    for name in _SIZES:
+        if not getattr(config.data, name):
+            raise ValueError(f"config.data.{name} is empty, expected the sizes of batches")
+    config = config.changed({f"data.{n}": (max(getattr(config.data, n)),) for n in _SIZES})
+    policy, trained = abstract_policy(config, make_mesh(devices=jax.devices()[:1]))
+    method, frozen = make_method(config), policy.frozen
+    model: VLM = dataclasses.replace(policy.model, mesh=None, attention="xla")
+    optimizer = make_optimizer(config.optimizer, config.training.steps)
+    earlier = 1 + (method.reference not in (None, "previous"))
+    prompts = _prompts(policy, config.rollout.prompts)
+    parts = config.training.microbatches
+    loss = _Loss(model, config, trained, frozen, _prompts(policy, config.rollout.prompts // parts))
+    kept = loss.kept(config.model.remat)
+    logits = config.training.chunk_size * model.config.vocab_size * 4
+    key, value, _ = jax.eval_shape(model.prefill, policy.whole(trained), prompts)[1]
+    slots = config.rollout.samples * (config.rollout.max_tokens - 1)
+    length = prompts.tokens.shape[1]
+    rollouts = config.rollout.prompts * config.rollout.samples
+    return Footprint(
+        parameters=_count(policy.whole(trained)),
+        trained=_count(trained),
+        held={
+            "parameters that learn": _bytes(trained),
+            "parameters that do not": _bytes(frozen),
+            "the optimizer's moments": _bytes(jax.eval_shape(optimizer.init, trained)),
+            "policies from before the task": earlier * _bytes(trained),
+            "a batch": _bytes(prompts),
+        },
+        update={
+            "gradients": _count(trained) * 4 * min(parts, 2),  # the sum, and a part's
+            "kept for the backward pass": kept,
+            "one layer, recomputed": loss.layer(kept) if config.model.remat != "none" else 0,
+            "logits of a chunk, and their gradient": 2 * logits,
+        },
+        sampling={
+            "cache of prompts": _bytes((key, value)),
+            "cache of responses": _bytes((key, value)) * slots // length,
+            "logits of a token": rollouts * model.config.vocab_size * 4,
+        },
+        scores=loss.scores(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """What is differentiated of a micro-batch: the log-probs of its responses."""
+
+    model: VLM
+    config: RunConfig
+    trained: Trained
+    frozen: Frozen
+    prompts: PromptBatch
+
+    def __call__(self, model: VLM, trained: Trained, frozen: Frozen, prompts: PromptBatch):
+        rollout = self.config.rollout
+        shape = (len(prompts.tokens), rollout.samples, rollout.max_tokens)
+        return response_logprobs(
+            model,
+            partition.join(trained, frozen),
+            prompts,
+            jnp.zeros(shape, jnp.int32),
+            jnp.ones(shape, bool),
+            temperature=rollout.temperature,
+            chunk_size=self.config.training.chunk_size,
+        )
+
+    def kept(self, remat: str) -> int:
+        """Bytes that the backward pass reads, but for the parameters themselves and the batch."""
+        model = dataclasses.replace(self.model, remat=remat)
+
+        def backward(trained, *others):
+            return jax.vjp(lambda trained: self(model, trained, *others), trained)[1]
+
+        given = self.trained, self.frozen, self.prompts
+        arrays = jax.tree.leaves(jax.eval_shape(backward, *given))
+        there = {(a.shape, a.dtype) for a in jax.tree.leaves(given)}
+        return _bytes([a for a in arrays if (a.shape, a.dtype) not in there])
+
+    def layer(self, kept: int) -> int:
+        """Bytes of one layer's arrays, which the backward pass makes again: its share of what would
+        be kept of all."""
+        return max(self.kept("none") - kept, 0) // self.model.config.text.depth
+
+    def scores(self) -> int:
+        """Bytes of the largest array in between: without a kernel, the scores of attention, and the
+        weights made of them."""
+        given = self.trained, self.frozen, self.prompts
+        traced = jax.make_jaxpr(lambda *given: self(self.model, *given))(*given)
+        return 2 * max(_sizes(traced.jaxpr))
+
+
+def _prompts(policy: Policy, count: int) -> PromptBatch:
+    """Shapes of a batch."""
+    batch = policy.encoder.encode([_RECORD] * count)
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch))
+
+
+def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
+    """Bytes of all arrays that a program makes."""
+    for equation in jaxpr.eqns:
+        yield from (_bytes([v.aval]) for v in equation.outvars if hasattr(v.aval, "shape"))
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)
+        ):
+            if isinstance(inner, ClosedJaxpr | Jaxpr):
+                yield from _sizes(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def _count(tree: Any) -> int:
+    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(tree))

@@ -1,0 +1,88 @@
+"""What a run is said to hold, against what it holds."""
+
+import gc
+
+import jax
+import pytest
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.models import from_config
+from rdbcl_jax.policy import load_policy
+from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.training.footprint import footprint
+from rdbcl_jax.training.learner import make_learner
+from rdbcl_jax.training.stage import Stage
+from tests import engine, published
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return engine.write_random_model(tmp_path_factory.mktemp("model"))
+
+
+def config_of(path, rank=0):
+    config = engine.small_config()
+    config.model.path, config.model.lora.rank = str(path), rank
+    return config
+
+
+def live_bytes():
+    """A buffer that two arrays share counts once."""
+    gc.collect()
+    parts = [part.data for array in jax.live_arrays() for part in array.addressable_shards]
+    return sum({part.unsafe_buffer_pointer(): part.nbytes for part in parts}.values())
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_stays_is_what_a_learner_holds(path, rank):
+    config = config_of(path, rank)
+    before = live_bytes()
+    policy, base = load_policy(config, engine.one_device())
+    method, rewards = make_method(config), RewardConfig(**config.rewards.to_dict())
+    learner = make_learner(config, policy, base, method, rewards)
+    records = digits_suite.make_records("sum", "train", 8, seed=0)
+    state = learner.start(Stage(records, base, base), base)
+    found = live_bytes() - before
+    expected = footprint(RunConfig.of(config))
+    said = sum(expected.held.values()) - expected.held["a batch"]
+    assert said == pytest.approx(found, rel=0.01)
+    assert expected.trained == sum(a.size for a in jax.tree.leaves(state.train.params))
+    assert expected.parameters == sum(a.size for a in jax.tree.leaves(policy.whole(base)))
+
+
+def test_what_an_update_needs_is_what_it_is_said_to(path):
+    """Not to the byte: the compiler shares buffers and makes others."""
+    config = config_of(path)
+    config.data.prompt_lengths, config.rollout.max_tokens = (256,), 128
+
+    def kept(**changes):
+        config.update_from_flattened_dict(changes)
+        return footprint(RunConfig.of(config)).update["kept for the backward pass"]
+
+    whole = kept()
+    assert kept(**{"training.microbatches": 2}) == pytest.approx(whole / 2, rel=0.05)
+    assert kept(**{"model.remat": "full"}) < whole / 4
+
+
+def test_adapters_need_less_and_a_kernel_too(path):
+    full, adapters = (footprint(RunConfig.of(config_of(path, rank))) for rank in (0, 2))
+    assert adapters.trained < full.trained < adapters.parameters
+    for kernel in (True, False):
+        assert adapters.most(kernel) < full.most(kernel)
+    assert full.most(kernel=True) < full.most(kernel=False)
+
+
+def test_sizes_that_are_left_open_are_named(path):
+    config = config_of(path)
+    config.data.patch_slots = ()
+    with pytest.raises(ValueError, match=r"config\.data\.patch_slots is empty"):
+        footprint(RunConfig.of(config))
+
+
+def test_published_sizes(tmp_path):
+    """The readme's table is of models that have as many parameters as those published."""
+    for name, parameters in (("SmolVLM-256M", 256_484_928), ("SmolVLM-500M", 507_482_304)):
+        model = from_config(published.write(name, tmp_path / name))
+        assert sum(a.size for a in jax.tree.leaves(model.abstract_params())) == parameters
