@@ -119,8 +119,6 @@ def two(folder, args):
             "-m",
             "tests.reliability.trials",
             "part",
-            str(workdir),
-            str(base),
         ]
         with open(f"{workdir}.log", "a") as log:
             return [

@@ -1,13 +1,17 @@
 """What the base model is taught: demonstrations that keep to the response format, or do not."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.rewards.response_format import TAGS, parse
-from rdbcl_jax.toy.base import Careless
+from rdbcl_jax.toy.base import Careless, make_base
 from rdbcl_jax.training.run import train
-from tests.engine import small_config
+from tests.engine import one_device, small_config
+from tests.reliability.faults import flip
 
 
 def test_a_share_of_the_demonstrations_keeps_to_the_format():
@@ -49,3 +53,39 @@ def test_a_base_that_cannot_be_made_is_refused_before_anything_is(tmp_path, fiel
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A base as the program makes it, in as few steps as can be."""
+    config = small_config()
+    config.base.steps, config.base.batch_size = 1, 8
+    folder = tmp_path_factory.mktemp("made") / "base"
+    (folder.parent / "base.draft").mkdir()  # of one that was killed
+    (folder.parent / "base.draft/model-00001-of-00002.safetensors").write_bytes(b"half")
+    make_base(RunConfig.of(config), folder, one_device(), lambda step, loss: None)
+    assert not list(folder.parent.glob("*.draft*/*")) and not list(folder.glob("*-of-*"))
+    return RunConfig.of(config), folder
+
+
+@pytest.mark.slow
+def test_a_base_that_is_there_is_taken_if_it_is_what_was_made(made, tmp_path):
+    config, folder = made
+
+    def take(changes=None, damage=lambda folder: None):
+        copy = shutil.copytree(folder, tmp_path / str(len(list(tmp_path.iterdir()))))
+        damage(copy)
+        taken = config.changed(changes or {})
+        return make_base(taken, copy, one_device(), lambda step, loss: pytest.fail("made again"))
+
+    assert take() and take({"seed": 5, "data.train_count": 7, "optimizer.learning_rate": 0.1})
+    assert take(damage=lambda base: shutil.rmtree(base / "made"))  # of before there was that
+    for changes, damage, problem in (
+        ({"base.seed": 1}, None, r"was made with base\.seed = 0, not 1"),
+        ({}, lambda base: flip(base / "model.safetensors", 1), r"model\.safetensors is damaged"),
+        ({}, lambda base: (base / "config.json").unlink(), r"config\.json is not there"),
+        ({}, lambda base: shutil.rmtree(base) or base.mkdir(), r"has no model\.safetensors"),
+    ):
+        with pytest.raises(ValueError, match=problem) as error:
+            take(changes, damage or (lambda base: None))
+        assert "remove that folder" in str(error.value) and "\n" not in str(error.value)

@@ -106,17 +106,17 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
         return
     parts.mkdir()
     config.training.checkpoint_every = 1
-    save_step = run_module.Checkpoints.save_step
-    for kill_at in (2, 3):  # at the end of the first task, and within the second
+    save = run_module.Checkpoints._save
+    for last in ("task_01", "step_00000003"):  # the end of the first task, and within the second
 
-        def save_and_die(self, step, state, kill_at=kill_at):
-            save_step(self, step, state)
-            if step == kill_at:
+        def save_and_die(self, name, state, last=last):
+            save(self, name, state)
+            if name == last:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(run_module.Checkpoints, "save_step", save_and_die)
-            run(config, parts, base) if kill_at == 2 else train(config, parts)
+            patch.setattr(run_module.Checkpoints, "_save", save_and_die)
+            run(config, parts, base) if last == "task_01" else train(config, parts)
     assert train(config, parts).splits == results.splits
     assert read_samples(parts).equals(read_samples(whole))
     for mine, other in zip(read_run(parts).steps, steps, strict=True):

@@ -72,7 +72,7 @@ def test_a_run_stops_after_bad_steps_in_a_row_and_loses_nothing(base, tmp_path, 
     assert f"in step 2, the reference policy's log-probs of record {record!r} (NaN)" in str(
         error.value
     )
-    assert Checkpoints(tmp_path).latest_step() == 5
+    assert Checkpoints(tmp_path).steps()[-1] == 5
     train(asked, tmp_path)
     assert "sum: 3 updates were left out" in (tmp_path / "report.html").read_text()
     after = rows(tmp_path)
