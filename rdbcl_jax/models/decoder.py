@@ -324,6 +324,9 @@ class Decoder:
         prompt + response, at (L + G·T) of their G·(L + T) tokens.
         """
         self._check_length(prompts.tokens.shape[1] + tokens.shape[-1])
+        if tokens.shape[-1] == 1:  # the prompt's last token predicts it, and nothing follows
+            hidden, _ = self.prefill(params, prompts)
+            return jnp.broadcast_to(hidden[:, None, -1:], (*tokens.shape, hidden.shape[-1]))
         x_prompt, deep = self.embed_prompts(params, prompts)
         inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
         x = self.embed_tokens(params, inputs_)
@@ -501,7 +504,7 @@ class Decoder:
         """Which of `length` tokens see which; None: each those up to itself."""
         steps = np.arange(length)
         near = self._near(steps[:, None], steps)
-        if near is None or near[-1, 0]:
+        if near is None or near.all():
             return Kinds(seen, seen)
         seen = np.tri(length, dtype=bool) if seen is None else seen
         return Kinds(seen, seen & near)

@@ -174,6 +174,9 @@ def test_shared_prefix_equals_copies_of_the_prompt(family):
     expected_grads, expected = jax.jit(jax.grad(copied, has_aux=True))(models.params, copies)
     assert worst(hidden, expected, mask) <= 1e-4
     assert not far(grads, expected_grads, 1e-4)
+    # of a single token the prompt's last hidden state is all
+    first = jax.jit(model.response_hidden)(models.params, prompts, tokens[..., :1], mask[..., :1])
+    assert worst(first, expected[:, :, :1], mask[..., :1]) <= 1e-4
 
 
 # ------------------------------------------------------------------- adapters, freezing, sharding

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rdbcl_jax.models import tiles
+from rdbcl_jax.batches import fitting_size
 from rdbcl_jax.models.gemma3.config import Gemma3Config
 from rdbcl_jax.models.gemma3.model import Inputs, lay_out
 from rdbcl_jax.models.siglip import cut
@@ -62,7 +62,7 @@ class Gemma3Processor:
                 f"{side} pixels; leave both at 0"
             )
         start = AutoTokenizer.from_pretrained(path).convert_ids_to_tokens(config.image_start_id)
-        if start is None:
+        if not isinstance(start, str):
             raise ValueError(
                 f"{path}: the tokenizer has no token {config.image_start_id}, boi_token_index of "
                 "config.json"
@@ -104,13 +104,10 @@ class Gemma3Processor:
         records: Sequence[str],
     ) -> tuple[Inputs, np.ndarray]:
         """The images in their rows, and what stands where; the position after each row."""
-        room = tiles.room(
-            [[1] * len(row) for row in pictures],
-            self.config.vision.side**2,
-            records,
-            patch_slots=self.patch_slots,
-            images_per_prompt=self.images_per_prompt,
-        )
+        counts, patches = [len(row) for row in pictures], self.config.vision.side**2
+        room = fitting_size("images_per_prompt", counts, self.images_per_prompt, records)
+        needed = [patches if row else 0 for row in pictures]  # the same, whatever more is allowed
+        fitting_size("patch_slots", needed, self.patch_slots, records)
         own = lay_out(tokens, mask, pictures, self.config, room=room)
         return own, mask.sum(1, dtype=np.int32)
 
