@@ -60,6 +60,11 @@ def test_leave_one_out(seed):
         np.testing.assert_allclose(actual[i, g], expected, atol=1e-6)
 
 
+def test_leave_one_out_of_two():
+    actual = leave_one_out_advantages(np.array([[1.0, 0.25], [np.nan, 3.0]]))
+    np.testing.assert_allclose(actual, [[0.75, -0.75], [0.0, 0.0]])
+
+
 @pytest.mark.parametrize("function", [group_advantages, leave_one_out_advantages])
 def test_properties(function):
     rewards = np.random.default_rng(0).random((3, 5))

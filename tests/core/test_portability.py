@@ -171,6 +171,10 @@ def test_controls():
     inverted = np.asarray(invert_kl_coefficients(beta, **RANGE))
     assert (np.diff(inverted[np.argsort(rp)]) <= 0).all()
     np.testing.assert_allclose(invert_kl_coefficients(inverted, **RANGE), beta, rtol=1e-5)
+    outside = invert_kl_coefficients(np.array([0.5, -0.5]), **RANGE)
+    np.testing.assert_allclose(outside, [0.01, 0.1], rtol=1e-6)
+    everything = matched_constant_kl_coefficients(np.array([0.2, 0.4]))
+    np.testing.assert_allclose(everything, [0.3, 0.3], rtol=1e-6)
     constant = matched_constant_kl_coefficients(beta, valid)
     np.testing.assert_allclose(constant, np.full(50, beta[valid].mean()), rtol=1e-6)
     kl = np.where(valid, np.random.default_rng(3).random(50), np.nan)
@@ -218,6 +222,10 @@ def test_errors():
         kl_coefficients(np.ones(2), **RANGE, mapping="linear")
     with pytest.raises(ValueError, match="beta_min"):
         kl_coefficients(np.ones(2), beta_min=0.2, beta_max=0.1)
+    for function in (invert_kl_coefficients, accuracy_kl_coefficients):
+        for low, high in ((0.2, 0.1), (-0.1, 0.1)):
+            with pytest.raises(ValueError, match="beta_min"):
+                function(np.ones(2), beta_min=low, beta_max=high)
     with pytest.raises(ValueError, match="temperature"):
         kl_coefficients(np.ones(2), **RANGE, temperature=0.0)
 
