@@ -8,11 +8,36 @@ patch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
 
 from rdbcl_jax.batches import fitting_size
+from rdbcl_jax.models.siglip import cut
+
+
+class Tower(Protocol):
+    """What sees the tiles."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a tile's side."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels of a patch's side."""
+        ...
+
+
+def patches_of(pixels: Float[np.ndarray, "n 3 H W"], tower: Tower) -> Float[np.ndarray, "n S C"]:
+    """A processor's tiles, cut into patches. Raises ValueError for tiles of another size."""
+    pixels, side = np.asarray(pixels, np.float32), tower.image_size
+    if pixels.shape[-2:] != (side, side):
+        height, width = pixels.shape[-2:]
+        raise ValueError(f"tiles of {height} × {width} pixels, expected {side} × {side}")
+    return cut(pixels, tower.patch_size)
 
 
 def room(

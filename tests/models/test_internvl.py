@@ -3,6 +3,7 @@ decoders; what is refused; and how the number of tiles is limited."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -139,3 +140,7 @@ def test_tiles_of_another_size_than_the_models_are_refused(path):
     file.write_text(json.dumps(options | {"size": {"height": 32, "width": 32}}))
     with pytest.raises(ValueError, match=r"makes tiles of size .*32.*, where the model reads 16"):
         read_processor(path)
+    rows = processed("internvl", ROWS)
+    rows["pixel_values"] = np.repeat(rows["pixel_values"], 2, axis=-1)
+    with pytest.raises(ValueError, match="tiles of 16 × 32 pixels, expected 16 × 16"):
+        pair("internvl").model.prepare(**rows)

@@ -186,6 +186,10 @@ def test_a_preprocessor_of_another_model_is_refused(path):
     changed(path, "preprocessor_config.json", size={"height": 32, "width": 32})
     with pytest.raises(ValueError, match=r"makes tiles of size .*32.*, where the model reads 16"):
         read_processor(path)
+    rows = processed("llava_onevision", ROWS)
+    rows["pixel_values"] = np.repeat(rows["pixel_values"], 2, axis=-1)
+    with pytest.raises(ValueError, match="tiles of 14 × 28 pixels, expected 14 × 14"):
+        pair("llava_onevision").model.prepare(**rows)
     grids = [[16, 16], [32, 32]]
     changed(
         path,

@@ -15,7 +15,6 @@ from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.internvl.config import InternVLConfig
 from rdbcl_jax.models.internvl.vision import AXES, Embeddings, Projector, VisionLayer, last_norm
-from rdbcl_jax.models.siglip import cut
 from rdbcl_jax.models.weights import WeightMap
 from rdbcl_jax.sharding import ParamAxes
 
@@ -105,7 +104,7 @@ class InternVL(Decoder):
                     f"{found.sum()} image tokens in {len(rows)} prompts, but the images have "
                     f"{len(pixel_values)} tiles of {config.tile_tokens} visual tokens each"
                 )
-            patches = cut(np.asarray(pixel_values, np.float32), config.vision.patch_size)
+            patches = tiles.patches_of(pixel_values, config.vision)
             rows = [list(row) for row in np.split(patches, ends[:-1])]
         inputs = lay_out(tokens, mask, rows, config, max(map(len, rows)))
         return dataclasses.replace(text, model_inputs=inputs)
@@ -116,9 +115,8 @@ class InternVL(Decoder):
         own: Inputs = prompts.model_inputs
         if own.tiles is None:
             return x, None
-        return pictures.put(
-            x, self.visual_tokens(params, own.tiles).astype(x.dtype), own.places
-        ), None
+        visual = self.visual_tokens(params, own.tiles).astype(x.dtype)
+        return pictures.put(x, visual, own.places), None
 
     def visual_tokens(
         self, params: Params, tiles: Float[ArrayLike, "P T S C"]

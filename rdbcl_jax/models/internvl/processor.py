@@ -15,7 +15,6 @@ from rdbcl_jax.models import tiles
 from rdbcl_jax.models.config_files import write_image_options
 from rdbcl_jax.models.internvl.config import InternVLConfig, read_config
 from rdbcl_jax.models.internvl.model import Inputs, lay_out
-from rdbcl_jax.models.siglip import cut
 
 Pictures = list[np.ndarray]  # of a prompt's images: the tiles of each, [n, S, C]
 
@@ -72,7 +71,7 @@ class InternVLProcessor:
         if not flat:
             return [[] for _ in images]
         out = self.image_processor(flat, return_tensors="np")
-        patches = cut(np.asarray(out["pixel_values"], np.float32), self.config.vision.patch_size)
+        patches = tiles.patches_of(out["pixel_values"], self.config.vision)
         made = np.split(patches, np.cumsum(out["num_patches"])[:-1])
         bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
         return [made[a:b] for a, b in bounds]

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rdbcl_jax.batches import ArrayLike, PromptBatch
-from rdbcl_jax.models import decoder, siglip
+from rdbcl_jax.models import decoder, siglip, tiles
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.layers import ACTIVATIONS, Linear
@@ -144,10 +144,10 @@ def _pictures(pixel_values, image_sizes, batch_num_images, config) -> list[input
     if np.ndim(pixel_values[0]) == 3:
         pixel_values = np.split(np.asarray(pixel_values), np.cumsum(counts)[:-1])
     patches = [
-        siglip.cut(np.asarray(tiles[:count], np.float32), config.vision.patch_size)
-        for tiles, count in zip(pixel_values, counts, strict=True)
+        tiles.patches_of(image[:count], config.vision)
+        for image, count in zip(pixel_values, counts, strict=True)
     ]
-    return [inputs.Picture(tiles, *one) for tiles, one in zip(patches, seen, strict=True)]
+    return [inputs.Picture(cut, *one) for cut, one in zip(patches, seen, strict=True)]
 
 
 def _by_row(tokens, mask, pictures, config) -> list[list[inputs.Picture]]:

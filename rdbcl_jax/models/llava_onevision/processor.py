@@ -16,7 +16,6 @@ from rdbcl_jax.models import tiles
 from rdbcl_jax.models.config_files import write_image_options
 from rdbcl_jax.models.llava_onevision.config import LlavaConfig, read_config
 from rdbcl_jax.models.llava_onevision.inputs import Inputs, Picture, lay_out, layout
-from rdbcl_jax.models.siglip import cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +68,7 @@ class LlavaProcessor:
         if not groups:
             return [[] for _ in images]
         out = self.image_processor(groups, do_pad=False)
-        size = self.config.vision.patch_size
-        shown = [cut(np.asarray(pixels, np.float32), size) for pixels in out["pixel_values"]]
+        shown = [tiles.patches_of(one, self.config.vision) for one in out["pixel_values"]]
         sizes = [(int(height), int(width)) for height, width in out["image_sizes"]]
         alone = [len(row) == 1 for row in images for _ in row]
         made = [Picture(*one) for one in zip(shown, sizes, alone, strict=True)]
