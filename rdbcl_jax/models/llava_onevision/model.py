@@ -113,11 +113,10 @@ class LlavaOnevision(Decoder):
         newline = jnp.broadcast_to(newline, (len(visual), 1, len(newline)))
         visual = jnp.concatenate([visual, newline], axis=1)
         sources, weights = jnp.asarray(own.sources), jnp.asarray(own.weights)  # sums in float32
-        picture = sum(
-            jnp.take_along_axis(visual, jnp.maximum(sources[..., k, None], 0), axis=1)
-            * weights[..., k, None]
-            for k in range(sources.shape[-1])
-        )
+        picture = jnp.zeros((), weights.dtype)
+        for k in range(sources.shape[-1]):
+            at = jnp.maximum(sources[..., k, None], 0)
+            picture += jnp.take_along_axis(visual, at, axis=1) * weights[..., k, None]
         return jnp.where(sources[..., :1] >= 0, picture.astype(x.dtype), x), None
 
     def visual_tokens(

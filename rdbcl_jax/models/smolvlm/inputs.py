@@ -52,7 +52,7 @@ def tiles_of(
         )
     mask = np.ones((len(pixels), rows, columns), bool)
     if pixel_mask is not None:
-        mask = cut(pixel_mask[:, None], size).any(-1).reshape(mask.shape)
+        mask = np.any(cut(pixel_mask[:, None], size), -1).reshape(mask.shape)
     positions = fractional_positions(mask, config.vision.side)
     flat = len(pixels), rows * columns
     return Tiles(cut(pixels, size), positions.reshape(flat), mask.reshape(flat))
