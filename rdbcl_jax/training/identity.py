@@ -31,6 +31,8 @@ FREE = (
     "training.max_skipped",
     "checkpoint.",
     "data.threads",
+    "data.image_root",
+    "data.on_bad_record",
     "mesh.",
     "model.path",
     "dry_run",

@@ -100,6 +100,9 @@ def config(tmp_path_factory):
                 write_records(folder / f"{name}-{split}.jsonl", sign, count)
                 sources[split] = str(folder / f"{name}-{split}.jsonl")
             config.tasks[name] = sources
+    with (folder / "plus-train.jsonl").open("a") as file:
+        file.write('\n{"prompt": "what is"}')
+    config.data.on_bad_record = "skip"
     config.training.steps, config.training.checkpoint_every = 3, 1
     return config
 
@@ -108,6 +111,8 @@ def config(tmp_path_factory):
 def test_two_tasks_killed_and_resumed_equal_uninterrupted(config, tmp_path, monkeypatch):
     expected = train(config, tmp_path / "whole")
     assert expected.status == "done" and np.shape(expected.splits["test"].accuracy) == (3, 2)
+    (left_out,) = (tmp_path / "whole/left_out.txt").read_text().splitlines()
+    assert "plus-train.jsonl, line 33 " in left_out and "expected an answer" in left_out
     steps = read_run(tmp_path / "whole").steps
     assert len(steps) == 6 and steps[2]["kl"] > 0 and steps[3]["rp/mean"] == 1
     save_step = Checkpoints.save_step
@@ -129,6 +134,7 @@ def test_a_record_with_an_image_is_named(config, tmp_path):
     row = {"id": "r-7", "prompt": "what is <image>", "image": "red.png", "answer": "4"}
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
     changed = RunConfig.of(config).to_dict()
+    changed["data"]["on_bad_record"] = "error"
     changed["tasks"]["minus"]["train"] = str(tmp_path / "seen.jsonl")
     with pytest.raises(ValueError, match=r"record 'r-7' has images, but the model reads text"):
         train(changed, tmp_path / "run")  # before anything is computed
