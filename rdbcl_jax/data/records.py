@@ -132,7 +132,8 @@ def good(
     if problems is not None:
         problems += wrong
     if len(wrong) == len(found):
-        raise ValueError(f"{source}: holds no records" + (" that can be used" if wrong else ""))
+        first = f" that can be used; the first: {wrong[0]}" if wrong else ""
+        raise ValueError(f"{source}: holds no records{first}")
     return [record for record in found if isinstance(record, Record)]
 
 

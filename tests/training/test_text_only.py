@@ -134,7 +134,6 @@ def test_a_record_with_an_image_is_named(config, tmp_path):
     row = {"id": "r-7", "prompt": "what is <image>", "image": "red.png", "answer": "4"}
     (tmp_path / "seen.jsonl").write_text(json.dumps(row))
     changed = RunConfig.of(config).to_dict()
-    changed["data"]["on_bad_record"] = "error"
     changed["tasks"]["minus"]["train"] = str(tmp_path / "seen.jsonl")
     with pytest.raises(ValueError, match=r"record 'r-7' has images, but the model reads text"):
         train(changed, tmp_path / "run")  # before anything is computed
