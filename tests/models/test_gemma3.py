@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, normalizers
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import (
+    from_config,
     from_pretrained,
     read_config,
     read_processor,
@@ -213,6 +214,53 @@ def test_prompts_are_the_processors_where_blank_lines_join(path):
     np.testing.assert_array_equal(found.model_inputs.spans >= 0, types == 1)
     joined = encoder.tokenizer.convert_tokens_to_ids("\n\n\n")  # "user", a line, and two
     assert (found.tokens == joined).any()
+
+
+# ---------------------------------------------------------------------- published configs
+
+# as on the Hub: what is left out is the class's default
+PUBLISHED_4B = {
+    "model_type": "gemma3",
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "image_token_index": 262144,
+    "eos_token_id": [1, 106],
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "model_type": "siglip_vision_model",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+
+
+def test_the_published_4b(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED_4B))
+    model = from_config(tmp_path)
+    text, shapes = model.config.text, model.abstract_params()
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert round(count / 1e6) == 4300  # as published, the embedding once
+    assert model.config.eos_token_ids == (1, 106) and model.config.image_tokens == 256
+    assert (text.heads, text.kv_heads, text.head_dim, text.tied) == (8, 4, 256, True)
+    assert text.sliding[:12] == (True, True, True, True, True, False) * 2
+    assert (text.window, text.score_scale) == (1024, 256**-0.5)
+    full, sliding = text.rope.frequencies, text.sliding_rope.frequencies
+    assert (full[0], sliding[0]) == (1 / 8, 1.0)
+    np.testing.assert_allclose(full[-1] * 8, 1e6 ** (2 / 256 - 1), rtol=1e-5)
+    np.testing.assert_allclose(sliding[-1], 1e4 ** (2 / 256 - 1), rtol=1e-5)
 
 
 # ---------------------------------------------------------------------- refusals
