@@ -82,7 +82,8 @@ class ModelConfig(Section):
       remat: what the backward pass recomputes; "dots": less than "full".
       attention: "auto", or a backend of rdbcl_jax.models.attention: "xla", "splash", "cudnn".
       freeze_vision: the vision tower does not learn.
-      min_pixels, max_pixels: images are resized to lie between them; 0: the checkpoint's own.
+      min_pixels, max_pixels: images are resized to lie between them, or the grid of tiles where a
+        family cuts some; 0: the checkpoint's own.
     """
 
     path: str = ""
