@@ -150,7 +150,7 @@ def _errors_in_one_line(command: str) -> Iterator[None]:
             raise
         print(f"rdbcl {command}: {error}", file=sys.stderr)
         sys.exit(error.code)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("RDBCL_TRACEBACK"):
             raise
         sys.exit(f"rdbcl {command}: {error}\n(RDBCL_TRACEBACK=1 shows where this was raised)")

@@ -1,4 +1,5 @@
-"""Whether parameters are finite, and which one is not: asked where they are read and saved."""
+"""Whether parameters are finite, and which one is not: asked where they are read and saved. And
+whether they differ, asked where something was to be learned."""
 
 from __future__ import annotations
 
@@ -27,6 +28,11 @@ def check_finite(tree: Any, what: str) -> None:
     raise NotFinite(f"{what}: {name}, index {layer}, holds NaN or an infinite number")
 
 
+def differ(one: Any, other: Any) -> bool:
+    """Whether any number of two trees of one structure differs."""
+    return bool(_differ(jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
 def first_not_finite(tree: Any) -> tuple[Any, int] | None:
     """(path of the first leaf that is not finite, index on its first axis); None: all are."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -38,6 +44,11 @@ def first_not_finite(tree: Any) -> tuple[Any, int] | None:
     path, leaf = leaves[int(finite.argmin())]
     rows = np.asarray(_finite_rows(leaf))
     return path, int(rows.argmin())
+
+
+@jax.jit
+def _differ(one, other):
+    return jnp.stack([(a != b).any() for a, b in zip(one, other, strict=True)]).any()
 
 
 @jax.jit

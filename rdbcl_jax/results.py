@@ -50,6 +50,7 @@ class RunResults:
       config: the run's, as nested dicts.
       versions: of Python and of packages.
       timing: seconds by phase, and their "total".
+      unchanged: names of learned tasks that left every parameter as it was.
     """
 
     method: str = ""
@@ -62,6 +63,7 @@ class RunResults:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = ""
     timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    unchanged: Sequence[str] = ()
     schema_version: int = SCHEMA_VERSION
 
     def metrics(self, split: str) -> Mapping[str, float | None]:

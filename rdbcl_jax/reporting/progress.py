@@ -105,9 +105,10 @@ class Progress:
         self._done += 1
         skipped, before = (m.get("skipped_updates", 0) for m in (metrics, self._metrics))
         if skipped > before:
+            step = metrics.get("step", self._done)
             self._say(
-                f"step {self._done}: its update was left out, since its loss or gradient is not "
-                f"finite ({skipped:.0f} so far in this task)",
+                f"step {step}: its update was left out, since its loss or gradient is not finite "
+                f"({skipped:.0f} so far in this task)",
                 live=True,
             )
         self._metrics = dict(metrics)

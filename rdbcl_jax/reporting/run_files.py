@@ -92,11 +92,14 @@ class Run:
                     f"{task}: {skipped:.0f} updates were left out, since their loss or gradient "
                     "was not finite"
                 )
-            if last.get("updates") == 0:
-                lines.append(
-                    f"{task}: nothing was learned, since no update was made; {silent} of "
-                    f"{len(rows)} batches had no signal (equal rewards in every group)"
-                )
+            if task in self.results.unchanged:
+                why = f"{last['updates']:.0f} updates were too small for the parameters' type"
+                if last["updates"] == 0:
+                    why = (
+                        f"no update was made, and {silent} of {len(rows)} batches had no signal "
+                        "(equal rewards in every group)"
+                    )
+                lines.append(f"{task}: nothing was learned, every parameter is as before: {why}")
         return lines
 
     @property

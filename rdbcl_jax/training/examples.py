@@ -15,11 +15,13 @@ from rdbcl_jax.data.records import load_images
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.sharding import local_rows
 from rdbcl_jax.training.learner import Learner
+from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.task import Step
 
 PER_TASK = 4
 
 
+@phase("boundary")
 def make_examples(
     learner: Learner, step: Step, policy: Trained, previous: Trained
 ) -> list[dict[str, Any]]:

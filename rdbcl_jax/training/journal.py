@@ -17,7 +17,7 @@ from rdbcl_jax.evaluation import Evaluation, split_results
 from rdbcl_jax.json_files import write_text
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
-from rdbcl_jax.reporting.run_files import read_steps
+from rdbcl_jax.reporting.run_files import read_run, read_steps
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.results import RunResults, SplitResults, read_results
 from rdbcl_jax.sharding import row_shard
@@ -41,6 +41,7 @@ class Journal:
         self.rows = {
             name: _rows(split)[:known] for name, split in (saved.splits if saved else {}).items()
         }
+        self.unchanged = [*saved.unchanged][: known - 1] if saved else []
         self.tokens = _tokens_of(workdir, done) if done else 0
         self.timing: dict[str, float] = {}
         self.started = time.perf_counter()
@@ -111,6 +112,11 @@ class Journal:
         self.write_results("running")
         self.progress.end_task(self.matrix_rows - 2, found[EVALUATED[-1]].accuracy)
 
+    def learned(self, task: int, changed: bool) -> None:
+        """Whether a task has changed any parameter; said in the results where it has not."""
+        if not changed:
+            self.unchanged.append(self.setup.tasks[task].name)
+
     def repeat_first_row(self) -> None:
         """Nothing is learned: every row is that of the base."""
         for rows in self.rows.values():
@@ -133,6 +139,7 @@ class Journal:
             versions=_versions(),
             device=f"{jax.device_count()} × {jax.devices()[0].device_kind}",
             timing=dict(self.timing),
+            unchanged=self.unchanged,
         )
         self.log.write_results(results)
         return results
@@ -144,6 +151,8 @@ class Journal:
         self.log.close()
         if self.is_main:
             write_report(self.workdir)
+            for line in read_run(self.workdir).warnings:
+                self.progress.message(f"warning: {line}")
         self.progress.message(f"report: {self.workdir / 'report.html'}")
         return results
 

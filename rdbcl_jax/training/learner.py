@@ -22,6 +22,7 @@ from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoreFunction
 from rdbcl_jax.training.logprobs import compiled_logprobs
+from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState, TrainState, make_init
@@ -47,6 +48,7 @@ class Learner:
     init: Callable[[Trained], TrainState]
     update: Update
 
+    @phase("boundary")
     def start(self, stage: Stage, params: Trained) -> TaskState:
         """The state before a task's first step. It owns its parameters: updates donate them."""
         tracker = self.method.tracker

@@ -17,6 +17,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Evaluation, evaluate
+from rdbcl_jax.finite import differ
 from rdbcl_jax.lock import WorkdirLock
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models.partition import Trained
@@ -32,6 +33,7 @@ from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.identity import keep_base
 from rdbcl_jax.training.journal import Journal
 from rdbcl_jax.training.learner import Learner, make_learner
+from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
 from rdbcl_jax.training.stage import Anchors, make_stage
@@ -105,6 +107,7 @@ def _train(
             )
         learned = state.train.params
         del state  # the optimizer's moments are not needed any more
+        journal.learned(k, differ(learned, anchors.previous))
 
         # ------------------------------------------------------------ what the task leaves
         if last:
@@ -135,6 +138,7 @@ def one_run(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+@phase("loading")
 def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[Policy, Trained]:
     """The base policy, read, or made first; and its parameters that learn."""
     config = setup.config
@@ -164,6 +168,7 @@ def _ema_decay(setup: Setup) -> float | None:
     return setup.config.kl.ema_decay if setup.method.reference == "ema" else None
 
 
+@phase("boundary")
 def _restore_anchors(
     setup: Setup, checkpoints: Checkpoints, base: Trained, learned: int
 ) -> Anchors:
@@ -181,6 +186,7 @@ def _restore_anchors(
     return anchors
 
 
+@phase("evaluation")
 def _evaluate(
     setup: Setup, policy: Policy, params: Trained, journal: Journal, stop: Stop, *, row: int
 ) -> None:
@@ -210,6 +216,7 @@ def _probe(setup: Setup, policy: Policy, params: Trained) -> dict[str, float]:
     return {f"eval/{task.name}/accuracy": value for task, value in pairs}
 
 
+@phase("boundary")
 def _consolidate(
     learner: Learner, setup: Setup, k: int, learned: Trained, anchors: Anchors, journal: Journal
 ) -> Anchors:
@@ -230,6 +237,7 @@ def _consolidate(
     return dataclasses.replace(anchors, fisher=found)
 
 
+@phase("sampling")
 def _collect(
     learner: Learner,
     setup: Setup,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rdbcl_jax.checkpoint import Checkpoints
-from rdbcl_jax.config import OptimizerConfig
+from rdbcl_jax.config import OptimizerConfig, RunConfig
 from rdbcl_jax.finite import NotFinite
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.sharding import RowShard
+from rdbcl_jax.training import learner, run
 from rdbcl_jax.training import task as one_task
 from rdbcl_jax.training.memory import PHASES, OutOfMemory, within_memory
 from rdbcl_jax.training.metrics import reward_means
@@ -93,12 +95,12 @@ def same(prompts, completions, **columns):
     return [0.5] * len(completions)
 
 
-def test_equal_rewards_leave_every_bit_as_it_was(base, tmp_path):
+def test_equal_rewards_leave_every_bit_as_it_was(base, tmp_path, capsys):
     """A KL term alone makes no step, though rounding gives it a gradient."""
     asked = config(base, **{"training.steps": 3, "optimizer.weight_decay": 0.1})
     asked.rewards.functions = {"same": f"{__name__}:same"}
     asked.rewards.weights = {"same": 1.0}
-    train(asked, tmp_path / "a")
+    assert train(asked, tmp_path / "a").unchanged == ["sum"]
     found = rows(tmp_path / "a")
     assert [row["no_signal"] for row in found] == [1, 1, 1] and found[-1]["updates"] == 0
     assert all(row["frac_reward_zero_std"] == 1 and row["reward_std"] == 0 for row in found)
@@ -106,6 +108,14 @@ def test_equal_rewards_leave_every_bit_as_it_was(base, tmp_path):
     (warning,) = read_run(tmp_path / "a").warnings
     assert "sum: nothing was learned" in warning and "3 of 3 batches had no signal" in warning
     assert warning in (tmp_path / "a/report.html").read_text()
+    assert f"warning: {warning}" in capsys.readouterr().out
+
+
+def test_updates_that_change_nothing_are_said(base, tmp_path):
+    asked = config(base, **{"training.steps": 1, "optimizer.learning_rate": 0.0})
+    train(asked, tmp_path)
+    (warning,) = read_run(tmp_path).warnings
+    assert warning.endswith("as before: 1 updates were too small for the parameters' type")
 
 
 def same_as_base(workdir, base):
@@ -204,32 +214,39 @@ def test_fine_tuning_that_is_not_finite_stops(base):
 # ------------------------------------------------------------------ memory
 
 
-@pytest.mark.parametrize("phase", ["sampling", "reference", "update"])
+ASKS_FOR_ARRAYS = {  # in each phase
+    "loading": (run, "load_policy"),
+    "evaluation": (run, "evaluate"),
+    "boundary": (learner, "jnp"),
+    "sampling": (one_task, "put_batch"),
+    "reference": (one_task, "frozen_logprobs"),
+    "update": (one_task, "local_rows"),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
 def test_out_of_memory_is_one_line_with_its_phase(base, tmp_path, monkeypatch, phase):
-    """XLA's own error, of an array of 32 TiB, where a step's phase asks for its arrays."""
-    place = {"sampling": "put_batch", "reference": "frozen_logprobs", "update": "local_rows"}[phase]
-    real = getattr(one_task, place)
+    """XLA's own error, of an array of 32 TiB, where a phase asks for its arrays."""
+    place, name = ASKS_FOR_ARRAYS[phase]
+    real = getattr(place, name)
 
     def hungry(*args, **kwargs):
         jnp.zeros(2**45, jnp.uint8).block_until_ready()
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(one_task, place, hungry)
+    if phase == "boundary":
+        hungry = types.SimpleNamespace(copy=hungry)
+    monkeypatch.setattr(place, name, hungry)
     with pytest.raises(OutOfMemory) as error:
         train(config(base), tmp_path)
     line = str(error.value)
     assert line.startswith(
         f"out of memory on the device while {PHASES[phase].doing}: Out of memory"
     )
-    assert "rollout.samples=4" in line and PHASES[phase].help in line and "\n" not in line
+    assert all(f"{name}=" in line for name in PHASES[phase].sizes)
+    assert PHASES[phase].help in line and "\n" not in line
 
 
-def test_every_phase_names_options_that_there_are(base):
-    from rdbcl_jax.config import RunConfig
-
-    run = RunConfig.of(config(base))
-    for phase in PHASES:
-        with pytest.raises(OutOfMemory, match=PHASES[phase].doing), within_memory(run, phase):
-            jnp.zeros(2**45, jnp.uint8).block_until_ready()
-    with pytest.raises(jax.errors.JaxRuntimeError), within_memory(run, "update"):
+def test_other_errors_of_xla_pass():
+    with pytest.raises(jax.errors.JaxRuntimeError), within_memory(RunConfig(), "update"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
