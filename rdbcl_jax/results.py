@@ -63,7 +63,7 @@ class RunResults:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = ""
     timing: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    unchanged: Sequence[str] = ()
+    unchanged: Sequence[str] = dataclasses.field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     def metrics(self, split: str) -> Mapping[str, float | None]:
