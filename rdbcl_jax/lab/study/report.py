@@ -370,7 +370,7 @@ def _results(cells: Sequence[CellResults], numbers: StudyResults) -> str:
 def _chosen(cell: CellResults, numbers: StudyResults) -> str:
     place = (cell.setting, cell.arm)
     edge = any((t.setting, t.arm) == place and t.edges for t in numbers.tuning)
-    return short(cell.point) + ("*" if edge else "")
+    return Markdown(markdown_escape(short(cell.point)) + ("*" if edge else ""))
 
 
 def short(point: str) -> str:
