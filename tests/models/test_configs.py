@@ -64,6 +64,76 @@ def test_a_vision_config_of_a_few_fields_is_read(family, tmp_path):
     assert read_config(write(tmp_path, config)).vision == expected
 
 
+RESAVED = {  # vision_config as published, and as transformers 4.49 wrote it again
+    "qwen2_vl": (
+        {
+            "depth": 32,
+            "embed_dim": 1280,
+            "mlp_ratio": 4,
+            "num_heads": 16,
+            "in_chans": 3,
+            "hidden_size": 1536,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+        },
+        {"hidden_size": 1536, "in_chans": 3, "model_type": "qwen2_vl", "spatial_patch_size": 14},
+    ),
+    "qwen2_5_vl": (
+        {
+            "depth": 32,
+            "hidden_act": "silu",
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "in_chans": 3,
+            "out_hidden_size": 2048,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "temporal_patch_size": 2,
+        },
+        {
+            "hidden_size": 1280,
+            "in_chans": 3,
+            "model_type": "qwen2_5_vl",
+            "out_hidden_size": 2048,
+            "spatial_patch_size": 14,
+            "tokens_per_second": 2,
+            "torch_dtype": "float32",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", RESAVED)
+def test_published_configs_and_their_second_saves(family, tmp_path):
+    text = {
+        "model_type": family,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    }
+    first, second = (
+        read_config(write(tmp_path, text | {"vision_config": vision})) for vision in RESAVED[family]
+    )
+    assert first.vision == second.vision and first.text == second.text
+    assert (first.vision.depth, first.vision.width, first.vision.heads) == (32, 1280, 16)
+    assert first.text.tied and first.text.mrope_section == (16, 24, 24)
+
+
 def test_what_a_file_says_of_special_tokens_goes_before_defaults(tmp_path):
     config = json.loads((pair("qwen2_vl").path / "config.json").read_text())
     for name in ("eos_token_id", "pad_token_id"):
