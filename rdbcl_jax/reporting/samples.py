@@ -6,6 +6,7 @@ into one file when the task is over. A kill in the middle loses nothing.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -41,20 +42,16 @@ def write_part(folder: Path, rows: Mapping[str, Any], *, after: str | None = Non
 
 
 def merge_parts(folder: Path) -> None:
-    """Gathers the parts of a task in one file, `<first step>-<task>.parquet`, with what that file
+    """Gathers the parts of each task in one file, `<first step>-<task>.parquet`, beside what that
     holds already of a run that was cut short within the task."""
     merged, parts = _sample_files(folder)
-    if parts:
-        tables = [pq.read_table(path) for path in parts]
-        task = str(tables[0]["task"][0])
+    begun = {_task_of(path): path for path in merged}
+    for task, own in itertools.groupby(parts, _task_of):
+        paths = list(own)
         name = re.sub(r"[^\w.-]+", "_", task)
-        path = folder / f"{parts[0].stem[5:]}-{name}.parquet"
-        for earlier in merged:
-            if _task_of(earlier) == task:
-                path = earlier
-                tables.insert(0, pq.read_table(earlier))
-                break
-        _write_table(_concat(tables), path)
+        path = begun.get(task, folder / f"{paths[0].stem[5:]}-{name}.parquet")
+        earlier = [path] if task in begun else []
+        _write_table(_concat([pq.read_table(p) for p in earlier + paths]), path)
     for path in folder.glob("part-*.parquet"):
         path.unlink()
 

@@ -22,6 +22,37 @@ def write_steps(log, steps, task="sum"):
         log.write_samples(samples(s, task))
 
 
+def test_one_file_a_task_whatever_was_killed_when(tmp_path):
+    """Between the last part of a task and the first of the next; and within a task, twice."""
+    log = RunLog(tmp_path)
+    write_steps(log, range(2), "sum")  # killed
+    with RunLog(tmp_path, resume_step=2) as log:
+        write_steps(log, (2, 3), "jigsaw")  # stopped
+    log = RunLog(tmp_path, resume_step=4)
+    write_steps(log, (4, 5), "jigsaw")  # killed
+    with RunLog(tmp_path, resume_step=5) as log:
+        write_steps(log, (5, 6), "jigsaw")
+    files = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert files == ["00000000-sum.parquet", "00000002-jigsaw.parquet"]
+    assert log.lost == [] and read_samples(tmp_path)["step"].to_pylist()[::4] == list(range(7))
+
+
+def test_what_is_lost_of_the_log_is_named(tmp_path):
+    with RunLog(tmp_path) as log:
+        write_steps(log, range(6))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join([*lines[:1], *lines[3:4]]) + lines[4][:9])
+    (tmp_path / "samples/00000000-sum.parquet").write_bytes(b"PAR1")
+    (tmp_path / "examples.json").write_text("[{")
+    log = RunLog(tmp_path, resume_step=5)
+    assert log.lost[1:] == [
+        "samples/00000000-sum.parquet cannot be read: set aside as 00000000-sum.parquet.damaged",
+        "metrics.jsonl lacks the rows of steps 1–2, 4",
+        "samples/ lacks the rows of steps 0–4",
+    ]
+    assert "examples.json is damaged" in log.lost[0]
+
+
 def test_everything_comes_back(runs):
     run = read_run(runs / "rdbcl-0")
     assert run.tasks == ["sum", "jigsaw"] and run.held_out == ["alt"]
