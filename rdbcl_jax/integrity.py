@@ -40,9 +40,9 @@ def damage(directory: pathlib.Path, saved: Manifest, *, hashed: bool = True) -> 
             return f"{name} has {found:,} bytes, expected {size:,}"
     known = {name: digest for name, (_, digest) in saved.items() if digest and hashed}
     now = _hashes([directory / name for name in known])
-    for (name, digest), found in zip(known.items(), now, strict=True):
-        if found != digest:
-            return f"{name} is damaged: its SHA-256 is {found[:12]}…, expected {digest[:12]}…"
+    for (name, expected), digest in zip(known.items(), now, strict=True):
+        if digest != expected:
+            return f"{name} is damaged: its SHA-256 is {digest[:12]}…, expected {expected[:12]}…"
     return ""
 
 
