@@ -110,7 +110,7 @@ def footprint(config: RunConfig) -> Footprint:
         update={
             "gradients": _count(trained) * 4 * min(parts, 2),  # the sum, and a part's
             "kept for the backward pass": kept,
-            "one layer, recomputed": loss.layer(kept) if config.model.remat != "none" else 0,
+            "one layer, recomputed": (loss.kept("none") - kept) // key.shape[0],  # its share
             "logits of a chunk, and their gradient": 2 * logits,
         },
         sampling={
@@ -156,11 +156,6 @@ class _Loss:
         arrays = jax.tree.leaves(jax.eval_shape(backward, *given))
         there = {(a.shape, a.dtype) for a in jax.tree.leaves(given)}
         return _bytes([a for a in arrays if (a.shape, a.dtype) not in there])
-
-    def layer(self, kept: int) -> int:
-        """Bytes of one layer's arrays, which the backward pass makes again: its share of what would
-        be kept of all."""
-        return max(self.kept("none") - kept, 0) // self.model.config.text.depth
 
     def scores(self) -> int:
         """Bytes of the largest array in between: without a kernel, the scores of attention, and the
