@@ -64,13 +64,30 @@ class PromptEncoder:
     def opened(self) -> str:
         """How the prompt begins every response: its `<think>` and the white space after it, where
         the chat template opens the reasoning; else nothing."""
-        shows = self.processor.reads_images
-        question = [{"type": "text", "text": "x"}] if shows else "x"
+        chat = [{"role": "user", "content": self._content("x")}]
         prompt = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            chat, tokenize=False, add_generation_prompt=True
         )
         found = _OPENED.search(prompt)
         return found[0] if found else ""
+
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The token that ends a demonstration: of those that end a response the one that the chat
+        template writes after an assistant's turn, else the tokenizer's own end."""
+        own, said = self.tokenizer.eos_token_id, "said"
+        stops = {*self.processor.config.eos_token_ids, own}
+        if len(stops) == 1:
+            return own
+        texts = {"user": "asked", "assistant": said}
+        chat = [{"role": role, "content": self._content(text)} for role, text in texts.items()]
+        rest = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(said)[2]
+        ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
+        return next((token for token in ids if token in stops), own)
+
+    def _content(self, text: str) -> Any:
+        """A message's text as the chat template gets it."""
+        return [{"type": "text", "text": text}] if self.processor.reads_images else text
 
     # ------------------------------------------------------------ batches
 
@@ -148,7 +165,7 @@ class PromptEncoder:
                     f"{text!r}; write it in words that it knows (what stands for no reasoning is "
                     "demonstrations.no_reasoning)"
                 )
-        rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
+        rows = [[*row, self.end_id] for row in rows]
         lengths, names = [len(row) for row in rows], [record.id for record in records]
         length = fitting_size("response_lengths", lengths, self.response_lengths, names)
         return pad(rows, length, self._pad_id)

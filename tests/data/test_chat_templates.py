@@ -136,3 +136,26 @@ def test_a_response_that_was_begun_is_whole(policies):
         assert parse(text).reasoning == "rows 3"
     (text,) = policy.whole_texts(["rows"], tokens, mask)
     assert parse(text).reasoning == "rows 3"
+
+
+# ------------------------------------------------------------------ the end of a turn
+
+
+def test_demonstrations_end_as_the_template_ends_a_turn(checkpoint, tmp_path):
+    """Gemma's tokenizer ends with one token, its chats with another."""
+    path = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, path)
+    encoder = PromptEncoder(read_tokenizer(path), read_processor(path))
+    names = ("<|im_end|>", "<|endoftext|>")
+    turn, text = map(encoder.tokenizer.convert_tokens_to_ids, names)
+    assert encoder.end_id == encoder.tokenizer.eos_token_id == turn
+    file = path / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [text, turn], "pad_token_id": text}))
+    tokenizer = read_tokenizer(path)
+    tokenizer.eos_token = names[1]
+    encoder = PromptEncoder(tokenizer, read_processor(path))
+    tokens, mask = encoder.encode_responses([THINK], RECORDS[:1])
+    assert tokens[mask][-1] == turn != tokenizer.eos_token_id
+    # a template that ends no turn
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
+    assert PromptEncoder(tokenizer, read_processor(path)).end_id == text
