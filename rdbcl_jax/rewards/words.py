@@ -14,7 +14,7 @@ from rdbcl_jax.rewards.text import seen, unwrapped, visible
 LONGEST = 4096  # characters of an answer that is searched for a second one
 
 _LEAD = re.compile(
-    r"(?:so |therefore |thus |hence )?,? ?(?:the |my )?(?:final |correct |right |best )?"
+    r"^(?:so |therefore |thus |hence )?,? ?(?:the |my )?(?:final |correct |right |best )?"
     r"(?:answer|option|choice)(?: is| would be)?(?: ?: ?| )(?:option |choice )?",
     re.I,
 )
@@ -125,8 +125,7 @@ def _choice(text: str) -> str | None:
 
 def _bare(text: str) -> str:
     """A text without formatting round it, round its first word, and without `the answer is`."""
-    text = unwrapped(seen(text))
-    text = unwrapped(_LEAD.sub("", text, count=1) if _LEAD.match(text) else text)
+    text = unwrapped(_LEAD.sub("", unwrapped(seen(text))))
     # **B**. a dog
     return re.sub(r"^(\*\*|__|`)([^*_`]{1,4})\1", r"\2", text)
 
@@ -178,7 +177,7 @@ def compare_jigsaw(answer: str, gold: list[int]) -> float:
 
 def _permutation(text: str) -> list[int] | None:
     text = unwrapped(seen(text))
-    if len(text) > 8 * MOST_PIECES or not _balanced(text):
+    if not _balanced(text):
         return None
     text = re.sub(r"[\[({]\s*|\s*[\])}]", "", text).strip()
     parts = _BETWEEN.split(text)

@@ -57,6 +57,9 @@ def test_boxes_in_number_and_size():
 def test_numerals_of_many_digits():
     longest = "0" * (numerals.LONGEST - 1) + "3"
     assert quantity(longest).value == 3 and quantity("0" + longest) is None
+    thousands = "-100" + ",000" * 15
+    assert len(thousands) == numerals.LONGEST
+    assert right("exact", thousands, thousands.replace(",", ""))
     assert quantity("1e400").value == 10**400 and quantity("1e401") is None
     assert quantity("1e-400").value * 10**400 == 1 and quantity("1e-401") is None
 
