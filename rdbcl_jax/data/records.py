@@ -111,8 +111,9 @@ def load_records(
             records.append(record)
         except ValueError as error:
             records.append(str(error))
+    shows = any(isinstance(record, Record) and record.images for record in records)
     with ThreadPoolExecutor() as pool:  # files may be far away
-        found = pool.map(_with_headers, records, roots)
+        found = (pool.map if shows else map)(_with_headers, records, roots)
         return good(shown(found, len(records), f"reading {task!r}"), str(source), problems)
 
 
