@@ -158,8 +158,9 @@ COMMANDS = {
             "Learns a sequence of tasks.",
             "--config=FILE --workdir=DIR [--config.FIELD=VALUE ...]",
             """\
-Learns a sequence of tasks; a second call with the same workdir resumes. Writes results.json,
-report.html, samples/, metrics.jsonl, tb/ and checkpoints/ to the workdir.""",
+Learns a sequence of tasks; a second call with the same workdir resumes, after a kill too. SIGTERM
+and Ctrl-C save first. Writes results.json, report.html, samples/, metrics.jsonl, tb/ and
+checkpoints/ to the workdir.""",
             _train,
         ),
         Command(

@@ -71,6 +71,8 @@ def kills(folder, args):
     share, failed, total = -(-args.count // len(methods)), 0, 0
     for method, overrides in methods.items():
         config, whole = config_of(base, method, overrides), folder / f"{method}-whole"
+        for earlier in (whole, folder / f"{method}-warm"):
+            shutil.rmtree(earlier, ignore_errors=True)
         processes.run(config, folder / f"{method}-warm")  # its programs are compiled
         code, seconds = processes.run(config, whole)
         assert code == 0, f"{whole}.log"
@@ -135,6 +137,8 @@ def two(folder, args):
         return [part.wait() for part in parts]
 
     whole, failed = folder / "two-whole", 0
+    for earlier in (whole, folder / "two-warm"):
+        shutil.rmtree(earlier, ignore_errors=True)
     ended(start(folder / "two-warm"))  # its programs are compiled
     began = time.monotonic()
     assert ended(start(whole)) == [0, 0], f"{whole}.log"
@@ -192,7 +196,8 @@ def mesh(folder, args):
         for d, f, t in sizes
     ]
     whole, workdir = folder / "mesh-whole", folder / "mesh-moved"
-    shutil.rmtree(workdir, ignore_errors=True)
+    for earlier in (whole, workdir):
+        shutil.rmtree(earlier, ignore_errors=True)
     _, seconds = processes.run(configs[0], whole)
     for config in configs[:2]:
         processes.run(config, workdir, after=seconds * 0.6)
