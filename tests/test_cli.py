@@ -11,7 +11,10 @@ import sys
 
 import pytest
 
+from rdbcl_jax.commands import _errors_in_one_line
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.finite import NotFinite
+from rdbcl_jax.training.memory import OutOfMemory
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
 from tests.compiler import QUICK
@@ -173,6 +176,14 @@ def test_check_lists_all_and_fails_where_anything_is_wrong(tmp_path):
         f"{file}, line 3: not JSON"
     )
     assert last == "good records: 1, problems: 2"
+
+
+@pytest.mark.parametrize("error", [NotFinite("the loss"), OutOfMemory("while sampling")])
+def test_a_run_that_cannot_go_on_ends_with_one_line_and_1(error):
+    with pytest.raises(SystemExit) as end, _errors_in_one_line("train"):
+        raise error
+    line, hint = str(end.value.code).splitlines()  # a text is printed, and the code is 1
+    assert line == f"rdbcl train: {error}" and "RDBCL_TRACEBACK" in hint
 
 
 def test_report_of_no_run(tmp_path):
