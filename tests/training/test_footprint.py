@@ -3,13 +3,16 @@
 import gc
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from rdbcl_jax.batches import Rollouts
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import from_config
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.sharding import put_batch
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.training.footprint import footprint
 from rdbcl_jax.training.learner import make_learner
@@ -64,6 +67,26 @@ def test_what_an_update_needs_is_what_it_is_said_to(path):
     whole = kept()
     assert kept(**{"training.microbatches": 2}) == pytest.approx(whole / 2, rel=0.05)
     assert kept(**{"model.remat": "full"}) < whole / 4
+
+
+def test_an_update_needs_about_what_its_compiled_program_says(path):
+    config = config_of(path)
+    config.model.remat = "full"
+    config.data.prompt_lengths, config.rollout.max_tokens = (256,), 128
+    policy, base = load_policy(config, engine.one_device())
+    rewards = RewardConfig(**config.rewards.to_dict())
+    learner = make_learner(config, policy, base, make_method(config), rewards)
+    tokens = jnp.zeros((8, 4, 128), jnp.int32)
+    logps = jnp.zeros(tokens.shape)
+    rollouts = Rollouts(tokens, tokens == 0, logps, tokens[..., 0] == 0)
+    prompts = put_batch(policy.encoder.encode(engine.records(8)), policy.mesh)
+    state = learner.init(jax.tree.map(jnp.copy, base))
+    program = learner.update.lower(state, policy.frozen, engine.train_batch(prompts, rollouts))
+    stats = program.compile().memory_analysis()
+    said = footprint(RunConfig.of(config))
+    estimate = sum(said.update.values()) + said.scores  # no kernel here
+    # tests compile without optimisation, which would share more buffers
+    assert 0.5 < estimate / stats.temp_size_in_bytes < 2
 
 
 def test_adapters_need_less_and_a_kernel_too(path):
