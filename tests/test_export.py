@@ -120,7 +120,8 @@ def test_logits_are_those_of_the_trained_policy(request, tmp_path, run, task):
 
 def test_every_file_of_the_base_is_there(full, tmp_path):
     path = export(str(full), tmp_path / "out")
-    assert {p.name for p in path.iterdir()} == {p.name for p in (full / "base").iterdir()}
+    files = [p for p in (full / "base").iterdir() if p.is_file()]  # but what its making left
+    assert {p.name for p in path.iterdir()} == {p.name for p in files}
 
 
 def test_limits_of_images_are_the_runs(full, lora, tmp_path):
