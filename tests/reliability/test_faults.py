@@ -238,6 +238,15 @@ def test_an_edited_answer_or_picture_is_another_run(config, cut):
             find_start(cut, setup, Checkpoints(cut))
 
 
+def test_what_leaves_a_run_as_it_is_may_change(config, cut):
+    saved = identity.read_identity(cut)
+    code = {**saved.code, "sources": "of last week"}
+    identity.write_identity(cut, dataclasses.replace(saved, code=code))
+    free = {"training.checkpoint_every": 7, "checkpoint.keep": 1, "data.threads": 1}
+    start = start_of(RunConfig.of(config).changed(free), cut)
+    assert start.done == 4 and len(start.notes) == 1 and "code of rdbcl_jax" in start.notes[0]
+
+
 def test_a_run_from_before_run_json_goes_on(config, cut):
     """Its config is that of its results, and its states have no manifests."""
     remove(cut / "run.json")
@@ -333,6 +342,25 @@ def test_a_signal_saves_within_a_step(config, whole, tmp_path, signum, code):
     assert Checkpoints(tmp_path).steps()[-1] == (2 if code else 5)
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     goes_on(config, tmp_path, whole)
+
+
+def test_a_signal_while_it_evaluates_ends_at_once_and_what_saved_nothing_is_replaced(
+    config, tmp_path, monkeypatch
+):
+    def evaluate(*args):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr("rdbcl_jax.training.run.evaluate", evaluate)
+    with pytest.raises(Stopped, match="by SIGTERM while it evaluated") as stopped:
+        train(config, tmp_path)
+    assert stopped.value.code == 0
+    assert start_of(config, tmp_path).notes == ()
+    other = RunConfig.of(config).changed({"seed": 5})
+    assert start_of(other, tmp_path).notes == (
+        "an earlier run here had other settings and saved nothing: it is replaced",
+    )
+    assert identity.read_identity(tmp_path).config["seed"] == 5
 
 
 BUSY = """
