@@ -267,7 +267,7 @@ def _load_tensor(checkpoint, source: Source, name: str, abstract, sharding) -> j
     return jax.make_array_from_callback(abstract.shape, sharding, read)
 
 
-def _check_finite(path: pathlib.Path, sources: Any, params: Params) -> None:
+def _check_finite(path: pathlib.Path, sources: Any, params: Any) -> None:
     if (found := first_not_finite(params)) is None:
         return
     place, layer = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +46,7 @@ def first_not_finite(
 
 
 def _quantities(
-    learner: Learner, params: Trained, batch: TrainBatch, samples: dict
+    learner: Learner, params: Trained, batch: Any, samples: dict
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, values that lead with the rows of this process); 0 where a value is not used."""
     rewards = local_rows(batch.rewards)

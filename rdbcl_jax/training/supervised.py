@@ -60,7 +60,8 @@ def fine_tune(
             _check(before, max_skipped)
             on_step(step, float(before["loss"]))
         before = metrics
-    _check(before, max_skipped)
+    if before is not None:
+        _check(before, max_skipped)
     return state.params
 
 
