@@ -103,14 +103,18 @@ class Processes:
         self.context.set_forkserver_preload(["rdbcl_jax.training.run", "tests.engine"])
 
     def run(self, config, workdir, after=None, signum=signal.SIGKILL):
-        """Runs to the end, or sends a signal some seconds after the start; returns (exit code,
-        seconds)."""
+        """Runs to the end, or sends a signal some seconds after the start, or once `after()` holds;
+        returns (exit code, seconds)."""
         started = self.context.Event()
         process = self.context.Process(target=train_quietly, args=(config, workdir, started))
         process.start()
         started.wait()
         began = time.monotonic()
-        process.join(after)
+        if callable(after):
+            while process.is_alive() and not after():
+                time.sleep(0.02)
+        else:
+            process.join(after)
         if process.is_alive():
             os.kill(process.pid, signum)
         process.join()

@@ -198,9 +198,11 @@ def mesh(folder, args):
     whole, workdir = folder / "mesh-whole", folder / "mesh-moved"
     for earlier in (whole, workdir):
         shutil.rmtree(earlier, ignore_errors=True)
-    _, seconds = processes.run(configs[0], whole)
-    for config in configs[:2]:
-        processes.run(config, workdir, after=seconds * 0.6)
+    processes.run(configs[0], whole)
+    for config, saved in zip(configs, (2, 6), strict=False):  # within the first task, the second
+        state = workdir / f"checkpoints/manifests/step_{saved:08}.json"
+        code, _ = processes.run(config, workdir, after=state.exists)
+        assert code == -signal.SIGKILL, f"{workdir}.log"
     code, _ = processes.run(configs[2], workdir)
     worst = 0.0
     runs = [read_run(w) for w in (whole, workdir)]
