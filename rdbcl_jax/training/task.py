@@ -124,10 +124,10 @@ def learn_task(
             learner, state.train.params, first.scored, first.batch, first.device
         )
         raise NotFinite(
-            f"step {here}: the loss or gradient of {skipped} updates in a row was not finite, as many "
-            f"as training.max_skipped allows; first, in step {first_step + first.index}, {what}. The "
-            "parameters are still those of the last good update; lower the learning rate, or look "
-            "at that record"
+            f"step {here}: the loss or gradient of {skipped} updates in a row was not finite, as "
+            f"many as training.max_skipped allows; first, in step {first_step + first.index}, "
+            f"{what}. The parameters are still those of the last good update; lower the learning "
+            "rate, or look at that record"
         )
 
     # ---------------------------------------------------------------- before the first step
