@@ -138,7 +138,7 @@ class Program:
         advantages = np.asarray(group_advantages(rewards))
         shape = self.run.prompts, self.run.samples
         self.rewards = put_batch(advantages.reshape(shape), mesh)
-        optimizer = make_optimizer(config.optimizer, steps=1000)
+        optimizer = make_optimizer(config.optimizer, updates=1000)
         init, shardings = make_init(params, optimizer, mesh)
         self.state = init(params)
         options = UpdateConfig(config.rollout.temperature, config.training.chunk_size)
