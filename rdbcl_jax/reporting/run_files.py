@@ -135,13 +135,13 @@ def read_run(workdir: str | os.PathLike) -> Run:
 
 
 def read_steps(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; a line that a kill cut short is left out."""
+    """Rows of metrics.jsonl; a line that is damaged, or was cut short by a kill, is left out."""
     path = Path(workdir) / "metrics.jsonl"
     rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line.decode("utf-8"))
+        except ValueError:  # no UTF-8, or no JSON
             continue
         if isinstance(row, dict) and "step" in row:
             rows.append(row)

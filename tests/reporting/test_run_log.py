@@ -126,6 +126,18 @@ def test_torn_line_and_odd_separators(tmp_path):
     assert [r["task"] for r in read_run(tmp_path).steps] == ["line\u2028separator", "b"]
 
 
+def test_a_line_of_bytes_that_are_no_text_is_named_and_the_others_are_read(tmp_path):
+    log = RunLog(tmp_path)
+    write_steps(log, range(3))
+    log.close()
+    lines = (tmp_path / "metrics.jsonl").read_bytes().split(b"\n")
+    lines[1] = bytes(byte ^ 0x80 for byte in lines[1])
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert [row["step"] for row in read_run(tmp_path).steps] == [0, 2]
+    with RunLog(tmp_path, resume_step=3) as log:
+        assert log.lost == ["metrics.jsonl lacks the rows of steps 1"]
+
+
 def test_tasks_may_differ_in_columns_and_types(tmp_path):
     with RunLog(tmp_path) as log:
         log.write_samples(samples(0, "a", gold=[1, 2, 3, 4], kl=[None] * 4))
