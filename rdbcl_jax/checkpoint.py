@@ -31,6 +31,8 @@ from rdbcl_jax.json_files import read_json, write_json
 
 MANIFESTS = "manifests"
 _NAME = re.compile(r"(?:task|fisher)_\d\d+|step_\d{8}")
+# what a save of ours may leave; a copy that somebody has made beside it is theirs
+_LIKE_OURS = re.compile(r"(?:task|fisher|step)_\d+(?:\.orbax-checkpoint-tmp.*)?")
 
 
 class Damaged(ValueError):
@@ -101,9 +103,10 @@ class Checkpoints:
         return self._numbers("task")
 
     def strays(self) -> list[str]:
-        """Names of what lies there and was not saved here, such as a save that was cut short."""
+        """Names of what is no saved state, but looks like one, such as a save that was cut short.
+        Whatever else lies there is somebody's, and left alone."""
         names = (p.name for p in self.directory.glob("*"))
-        return sorted(n for n in names if n != MANIFESTS and not _NAME.fullmatch(n))
+        return sorted(n for n in names if _LIKE_OURS.fullmatch(n) and not _NAME.fullmatch(n))
 
     @property
     def unverified(self) -> bool:

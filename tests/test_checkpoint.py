@@ -152,6 +152,15 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_saved(tmp_path, monkeypatch
     assert not checkpoints.problem("step_00000002")
 
 
+def test_copies_beside_the_states_are_no_strays(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    ours = ["step_00000002.orbax-checkpoint-tmp-17", "step_9", "task_1"]
+    theirs = ["task_01.bak", "task_01 (copy)", "before-lunch", ".DS_Store"]
+    for name in [*ours, *theirs, "task_01"]:
+        (checkpoints.directory / name).mkdir(parents=True)
+    assert checkpoints.strays() == sorted(ours)
+
+
 def test_another_structure_is_one_clear_error(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_step(1, make_state("adamw"))
