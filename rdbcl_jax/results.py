@@ -49,7 +49,7 @@ class RunResults:
       splits: "test" and "validation".
       config: the run's, as nested dicts.
       versions: of Python and of packages.
-      timing: seconds by phase, and their "total".
+      timing: seconds by phase, and the "total", of all calls that took the run on.
       unchanged: names of learned tasks that left every parameter as it was.
     """
 

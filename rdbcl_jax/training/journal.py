@@ -43,7 +43,8 @@ class Journal:
         }
         self.unchanged = [*saved.unchanged][: known - 1] if saved else []
         self.tokens = _tokens_of(workdir, done) if done else 0
-        self.timing: dict[str, float] = {}
+        self.timing = dict(saved.timing) if saved else {}  # of earlier calls too
+        self.before = self.timing.get("total", 0.0)
         self.started = time.perf_counter()
         names = [task.name for task in setup.tasks]
         steps, held_out = setup.config.training.steps, [task.name for task in setup.held_out]
@@ -127,7 +128,7 @@ class Journal:
     def write_results(self, status: str) -> RunResults:
         """Writes results.json as things stand, and returns its content."""
         setup, config = self.setup, self.setup.config
-        self.timing["total"] = time.perf_counter() - self.started
+        self.timing["total"] = self.before + time.perf_counter() - self.started
         results = RunResults(
             method=config.method,
             seed=config.seed,
