@@ -18,6 +18,8 @@ _LEAD = re.compile(
     r"(?:answer|option|choice)(?: is| would be)?(?: ?: ?| )(?:option |choice )?",
     re.I,
 )
+# **Answer:** B
+_MARKED_LEAD = re.compile(r"^(\*\*|__)([a-z ]{0,30}(?:answer|option|choice)(?: is)? ?:?)\1", re.I)
 
 
 def normalise(text: str) -> str:
@@ -124,8 +126,10 @@ def _choice(text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    """A text without formatting round it, round its first word, and without `the answer is`."""
-    text = unwrapped(_LEAD.sub("", unwrapped(seen(text))))
+    """A text without formatting round it, round its first word, and without `the answer is`, which
+    may be set apart by formatting of its own."""
+    text = _MARKED_LEAD.sub(r"\2", unwrapped(seen(text)))
+    text = unwrapped(_LEAD.sub("", text))
     # **B**. a dog
     return re.sub(r"^(\*\*|__|`)([^*_`]{1,4})\1", r"\2", text)
 
