@@ -90,9 +90,12 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
         name: next((p[name] for p in places if p.get(name) is not None), None)
         for name in ("eos_token_id", "pad_token_id")
     }
+    # Gemma's is called hidden_activation, and read by its own family
+    activation = "silu" if "hidden_activation" in text else text.get("hidden_act", "silu")
     problems = {
         "use_sliding_window": text.get("use_sliding_window", False),
         "attention_bias": text.get("attention_bias", False),
+        f"text_config.hidden_act {activation!r}": activation not in ("silu", "swish"),
     }
     if found := [name for name, is_set in problems.items() if is_set]:
         raise ValueError(f"{file}: {', '.join(found)} is not supported")

@@ -269,6 +269,7 @@ def test_texts_longer_than_the_frequencies_hold_for_are_refused(tmp_path):
     ("change", "message"),
     [
         ({"use_sliding_window": True}, "use_sliding_window is not supported"),
+        ({"hidden_act": "gelu"}, "text_config.hidden_act 'gelu' is not supported"),
         (
             {"rope_parameters": {"rope_type": "axial", "rope_theta": 1.0}},
             "rope type 'axial' is not",
