@@ -34,6 +34,11 @@ class Hidden:
         self.texts.append(core)
         return f"{text[:start]}\ufdd0{len(self.texts) - 1}\ufdd1{text[start + len(core) :]}"
 
+    def missing(self, rendered: str) -> list[str]:
+        """The texts whose marks a template has left out, or taken apart."""
+        there = {int(mark[1]) for mark in _MARK.finditer(rendered)}
+        return [text for number, text in enumerate(self.texts) if number not in there]
+
     def show(self, rendered: str) -> tuple[str, list[Span]]:
         """What a template made of marks, with the texts in their places, and where those lie."""
         parts, spans, length, end = [], [], 0, 0

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from jinja2 import TemplateError
 
 from rdbcl_jax.batches import PromptBatch, fitting_size
+from rdbcl_jax.data.files import line_of, short
 from rdbcl_jax.data.plain_text import Hidden, PlainText, control_tokens
 from rdbcl_jax.data.records import IMAGE_MARK, Record, load_images
 from rdbcl_jax.models.interface import Processor
@@ -65,9 +66,7 @@ class PromptEncoder:
         """How the prompt begins every response: its `<think>` and the white space after it, where
         the chat template opens the reasoning; else nothing."""
         chat = [{"role": "user", "content": self._content("x")}]
-        prompt = self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True
-        )
+        prompt = self._rendered(chat, "a question", add_generation_prompt=True)
         found = _OPENED.search(prompt)
         return found[0] if found else ""
 
@@ -81,7 +80,7 @@ class PromptEncoder:
             return own
         texts = {"user": "asked", "assistant": said}
         chat = [{"role": role, "content": self._content(text)} for role, text in texts.items()]
-        rest = self.tokenizer.apply_chat_template(chat, tokenize=False).rpartition(said)[2]
+        rest = self._rendered(chat, "a question and its answer").rpartition(said)[2]
         ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
         return next((token for token in ids if token in stops), own)
 
@@ -207,16 +206,13 @@ class PromptEncoder:
     ) -> list[list[int]]:
         texts, spans = [], []
         for record in records:
-            hidden = Hidden()
+            hidden, name = Hidden(), f"record {record.id!r}"
             chat = self.messages(record, hidden)
-            try:
-                rendered = self.tokenizer.apply_chat_template(
-                    chat, tokenize=False, add_generation_prompt=True
-                )
-            except TemplateError as error:
+            rendered = self._rendered(chat, name, add_generation_prompt=True)
+            if lost := hidden.missing(rendered):
                 raise ValueError(
-                    f"record {record.id!r}: the model's chat template refuses it: {error}"
-                ) from error
+                    f"{name}: the model's chat template leaves out {short(lost[0])}; {self._wanted}"
+                )
             text, of_record = hidden.show(self.processor.written(rendered))
             texts.append(text)
             spans.append(of_record)
@@ -224,6 +220,21 @@ class PromptEncoder:
             pairs = zip(texts, prefixes, strict=True)
             texts = [text + self._unopened(prefix) for text, prefix in pairs]
         return self._ids([self._prompts.cut(*pair) for pair in zip(texts, spans, strict=True)])
+
+    def _rendered(self, chat: list[dict[str, Any]], name: str, **options: Any) -> str:
+        """What the chat template makes of a chat, which errors call `name`."""
+        try:
+            return self.tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        except Exception as error:  # a template raises what it likes
+            hint = "" if isinstance(error, TemplateError) else f"; {self._wanted}"
+            raise ValueError(
+                f"{name}: the model's chat template refuses it: {line_of(error)}{hint}"
+            ) from error
+
+    @property
+    def _wanted(self) -> str:
+        content = "parts, texts and images," if self.processor.reads_images else "plain text"
+        return f"expected one that shows messages of every role, whose content is {content} in full"
 
     def _unopened(self, response: str) -> str:
         """What is left to say of a response, or of its beginning, after the prompt."""

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import read_processor, read_tokenizer
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.response_format import parse
@@ -73,6 +74,30 @@ def test_the_processors_template_goes_before_the_tokenizers(checkpoint, tmp_path
 def test_no_template_is_refused(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"no chat template, neither .* expected a model tuned"):
         read_tokenizer(moved(checkpoint, tmp_path / "moved", ""))
+
+
+USERS = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content[0].text }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        # of language models, for messages that are plain text
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "leaves out 'sum 4'; .* is parts"),
+        ("{% for m in messages %}{{ 'user' + m.content }}{% endfor %}", "refuses it: .*; expected"),
+        (USERS + "{% endfor %}", "leaves out 'red'; expected .* every role"),
+        ("{{ raise_exception('no') }}", "refuses it: no$"),
+    ],
+)
+def test_a_template_that_loses_a_text_is_refused(template, message, checkpoint, tmp_path):
+    path = moved(checkpoint, tmp_path / "moved", "chat_template.jinja", lambda _: template)
+    encoder = PromptEncoder(read_tokenizer(path), read_processor(path))
+    record = Record("r", "sum", "sum 4", (), "4", "exact", system="red")
+    with pytest.raises(ValueError, match=f"^record 'r': the model's chat template {message}"):
+        encoder.encode([record])
+    if "raise" in template or "+" in template:
+        with pytest.raises(ValueError, match=r"^a question: the model's chat template refuses"):
+            _ = encoder.opened
 
 
 # ------------------------------------------------------------------ templates that open <think>
