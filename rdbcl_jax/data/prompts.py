@@ -113,6 +113,7 @@ class PromptEncoder:
             self.processor.expand(*parts)
             for parts in zip(self._tokenize(records, prefixes), pictures, names, strict=True)
         ]
+        self._check_ids(rows, names)
         length = fitting_size("prompt_lengths", [len(row) for row in rows], self.lengths, names)
         tokens, mask = pad(rows, length, self._pad_id, left=True)
         model_inputs, following = self.processor.model_inputs(tokens, mask, pictures, names)
@@ -166,6 +167,7 @@ class PromptEncoder:
                 )
         rows = [[*row, self.end_id] for row in rows]
         lengths, names = [len(row) for row in rows], [record.id for record in records]
+        self._check_ids(rows, names)
         length = fitting_size("response_lengths", lengths, self.response_lengths, names)
         return pad(rows, length, self._pad_id)
 
@@ -235,6 +237,17 @@ class PromptEncoder:
     def _wanted(self) -> str:
         content = "parts, texts and images," if self.processor.reads_images else "plain text"
         return f"expected one that shows messages of every role, whose content is {content} in full"
+
+    def _check_ids(self, rows: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+        """Raises ValueError for a token beyond the model's: indexing would take another for it."""
+        size = self.processor.config.vocab_size
+        for row, name in zip(rows, names, strict=True):
+            if (largest := max(row, default=0)) >= size:
+                token = self.tokenizer.convert_ids_to_tokens(largest)
+                raise ValueError(
+                    f"record {name!r}: the tokenizer's id of {token!r} is {largest}, and the model "
+                    f"has embeddings of {size} tokens; expected as many as the tokenizer's"
+                )
 
     def _unopened(self, response: str) -> str:
         """What is left to say of a response, or of its beginning, after the prompt."""

@@ -130,6 +130,7 @@ def kind(request):
 
     class Config(TextModelConfig):  # of a family with pictures
         forbidden_token_ids = tuple(tokenizer.convert_tokens_to_ids(of_pictures))
+        vocab_size = len(tokenizer)
 
     config = Config(None, (tokenizer.eos_token_id,), tokenizer.pad_token_id)
     encoder = PromptEncoder(tokenizer, TextProcessor(config), template="{prompt} Think first.")

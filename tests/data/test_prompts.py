@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 
@@ -211,6 +212,18 @@ def test_a_response_of_unknown_words_names_the_record(encoder):
     with pytest.raises(ValueError, match=r"record 'r-7': .* no token .* '<think> \. </think>"):
         encoder.encode_supervised([record()], ["<think> . </think> <answer> 4 </answer>"])
     assert encoder.encode_supervised([record()], ["<unk> 4"]).mask.sum() == 3  # and the end
+
+
+def test_a_token_that_the_model_has_no_embedding_of_names_the_record(make_encoder):
+    """Added to a tokenizer, and the embeddings were not resized."""
+    encoder = make_encoder()
+    encoder.tokenizer = copy.deepcopy(encoder.tokenizer)
+    encoder.tokenizer.add_tokens(["<new>"])
+    message = r"record 'r-7': the tokenizer's id of '<new>' is (\d+), .* embeddings of \1 tokens"
+    with pytest.raises(ValueError, match=message):
+        encoder.encode([record(), record("sum <new>")])
+    with pytest.raises(ValueError, match=message):
+        encoder.encode_responses(["<new>"], [record()])
 
 
 def test_several_responses_per_prompt(encoder):
