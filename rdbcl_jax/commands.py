@@ -146,10 +146,13 @@ def _errors_in_one_line(command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        if not hasattr(error, "code"):  # that of a run which has saved its state
-            raise
-        print(f"rdbcl {command}: {error}", file=sys.stderr)
-        sys.exit(error.code)
+        print(f"rdbcl {command}: {str(error) or 'stopped by Ctrl-C'}", file=sys.stderr)
+        code = getattr(error, "code", 130)  # of a run which has saved its state
+        if getattr(error, "at_once", False):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        sys.exit(code)
     except (ValueError, OSError, MemoryError) as error:
         if os.environ.get("RDBCL_TRACEBACK"):
             raise

@@ -80,12 +80,19 @@ def read_results(workdir: str | os.PathLike) -> RunResults | None:
     """Of any version; None where there is no file.
 
     Raises:
-      ValueError: the file is of a later version than this package knows.
+      ValueError: the file is of a later version than this package knows, or no such results.
     """
     path = Path(workdir) / FILE
     saved = read_json(path, None)
     if saved is None:
         return None
+    try:
+        return _results(saved, path)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged, it holds no results: {error}") from None
+
+
+def _results(saved: Any, path: Path) -> RunResults:
     version = saved.get("schema_version", 1)
     if version > SCHEMA_VERSION:
         raise ValueError(

@@ -84,8 +84,11 @@ def read_identity(workdir: pathlib.Path) -> Identity | None:
     """
     saved = read_json(workdir / FILE, None)
     if saved is not None:
-        names = [field.name for field in dataclasses.fields(Identity)]
-        return Identity(**{name: saved[name] for name in names if name in saved})
+        fields = dataclasses.fields(Identity)
+        held = saved if isinstance(saved, dict) else {}
+        if "config" not in held or not all(isinstance(held.get(f.name, {}), dict) for f in fields):
+            raise ValueError(f"{workdir / FILE} is damaged, it does not say what the run is")
+        return Identity(**{f.name: held[f.name] for f in fields if f.name in held})
     results = read_results(workdir)
     return Identity(results.config) if results and results.config else None
 

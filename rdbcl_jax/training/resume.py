@@ -100,7 +100,10 @@ def _find(workdir: pathlib.Path, setup: Setup, checkpoints: Checkpoints) -> Star
         notes += _of_code(saved, now)
         if not now.base:
             now = dataclasses.replace(now, base=saved.base)
-    if done and results is None:
+    if done and results and (other := differences(Identity(results.config), setup, now)):
+        notes.append(f"results.json is of another run ({other[0]}): its rows are evaluated again")
+        results = None
+    elif done and results is None:
         notes.append("results.json is not there, or damaged: its rows are evaluated again")
     if done and checkpoints.unverified:
         notes.append("saved states are from before there were manifests: read without comparing")

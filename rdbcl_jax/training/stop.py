@@ -23,12 +23,15 @@ class Stopped(KeyboardInterrupt):
 
     Attributes:
       code: what the process should end with: 0 after SIGTERM, 130 after Ctrl-C.
+      at_once: it was in the middle of something. Threads may still compile or read: Python's own
+        end would wait for them, and take away what they use.
     """
 
-    def __init__(self, signum: int, where: str):
+    def __init__(self, signum: int, where: str, *, at_once: bool = False):
         name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
         super().__init__(f"stopped by {name} {where}; the same command goes on from there")
         self.code = 130 if signum == signal.SIGINT else 0
+        self.at_once = at_once
 
 
 class Stop:
@@ -76,7 +79,7 @@ class Stop:
         self._at_once = doing if jax.process_count() == 1 else ""
         try:
             if self._at_once and self._asked:
-                raise Stopped(self._asked, doing)
+                raise Stopped(self._asked, doing, at_once=True)
             yield
         finally:
             self._at_once = ""
@@ -84,7 +87,7 @@ class Stop:
     def _handle(self, signum: int, frame: Any) -> None:
         self._asked = self._asked or signum
         if self._at_once:
-            raise Stopped(signum, self._at_once)
+            raise Stopped(signum, self._at_once, at_once=True)
 
     def _watch(self, pipe: int) -> None:
         """The interpreter may be busy for minutes, as in a compilation; this thread is not."""

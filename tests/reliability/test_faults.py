@@ -125,6 +125,22 @@ def test_a_newest_state_that_is_gone_without_a_trace_is_told_by_the_log(config, 
     assert start.done == 3 and "a state after step 4 was saved: it is gone" in start.notes[0]
 
 
+def test_results_of_another_run_are_found_again(config, cut):
+    assert start_of(config, cut).results
+    results = json.loads((cut / "results.json").read_text())
+    results["config"]["seed"] += 1
+    (cut / "results.json").write_text(json.dumps(results))
+    start = start_of(config, cut)
+    assert not start.results and "results.json is of another run (seed: 1 in" in start.notes[-1]
+
+
+@pytest.mark.parametrize("content", ["5", "[]", "{}", '{"config": {}, "data": 3}'])
+def test_json_that_does_not_say_what_a_run_is(config, cut, content):
+    (cut / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        start_of(config, cut)
+
+
 def test_strays_are_named_and_then_removed_and_the_run_ends_in_the_same_bits(
     config, cut, whole, capsys
 ):

@@ -80,3 +80,10 @@ def test_a_run_that_was_begun_with_version_1_goes_on(runs, tmp_path):
     before = saved["splits"]["test"]["accuracy"]
     assert len(before) == 2 and found.splits["test"].accuracy[:2] == before
     assert json.loads(file.read_text())["schema_version"] == 2
+
+
+@pytest.mark.parametrize("content", ["5", '["a"]', '{"splits": null}', '{"splits": {"test": 1}}'])
+def test_json_that_is_no_results_is_one_clear_error(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json is damaged, it holds no results"):
+        read_results(tmp_path)
