@@ -41,6 +41,8 @@ def prepare(gold: str) -> GoldBoxes:
 def _listed(value) -> tuple:
     """The boxes of `{"size": …, "boxes": …}`, and the size; None where it is not said."""
     if isinstance(value, dict) and "boxes" in value:
+        if value.keys() & {"bbox_2d", "bbox"}:
+            raise ValueError("expected either boxes or one box, found both")
         return value["boxes"], value.get("size")
     return value, None
 
@@ -75,10 +77,17 @@ def _from_json(text: str):
     text = _unfenced(seen(text))
     for json_text in (text, _as_lists(text)):
         try:
-            return json.loads(json_text)
+            return json.loads(json_text, object_pairs_hook=_once)
         except (ValueError, RecursionError):
             continue
     raise ValueError(f"expected boxes in JSON, found {text[:80]!r}")
+
+
+def _once(pairs: list[tuple]) -> dict:
+    """A JSON object that gives no key twice."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key given twice")
+    return found
 
 
 def _unfenced(text: str) -> str:
@@ -108,7 +117,9 @@ def _checked(value, size: tuple[float, float]) -> np.ndarray:
 
 def _box(item, width: float, height: float) -> list[float]:
     if isinstance(item, dict):
-        item = item.get("bbox_2d", item.get("bbox"))
+        item, *others = [item[name] for name in ("bbox_2d", "bbox") if name in item] or [None]
+        if any(other != item for other in others):
+            raise ValueError(f"expected one box in an object, found {item!r} and {others}"[:200])
     if not isinstance(item, list) or len(item) != 4:
         raise ValueError(f"expected a box [x1, y1, x2, y2], found {item!r}"[:200])
     left, top, right, bottom = map(_real, item)

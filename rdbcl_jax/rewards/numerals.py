@@ -49,6 +49,23 @@ _NUMBER = re.compile(
     re.I,
 )
 _PERCENT = re.compile(r"\\?%|percent(?:age)?|per ?cent|pct\.?", re.I)
+# powers of ten that may follow a number: words, or single letters in the case that they are used in
+_WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_WORDS |= {name + "s": power for name, power in _WORDS.items() if len(name) > 3}
+_WORDS |= {"mn": 6, "mln": 6, "mio": 6, "bn": 9, "bln": 9, "tn": 12, "trn": 12}
+_LETTERS = {"k": 3, "K": 3, "M": 6, "MM": 6, "B": 9, "T": 12}
+_MAGNITUDE = re.compile(r"([A-Za-z]+)(?![A-Za-z])\.?(?P<rest>.*)", re.S)
+_POWER_OF_TEN = re.compile(
+    r"^([-+−]? ?)10 ?(?:\^ ?(?:([-+−]?[0-9]{1,4})|\{ ?([-+−]?[0-9]{1,4}) ?\})"
+    r"|([⁺⁻⁰¹²³⁴-⁹]+))(?![0-9])"
+)
+# how an answer is led in: the answer is 5, x = 5
+_ANSWER = re.compile(
+    r"^(\*\*|__|)(?:so |therefore |thus |hence )?,? ?(?:the |my )?(?:final |correct |right |best )?"
+    r"answer(?:(?: is)? ?: ?\1| ?\1 ?(?::| is| would be)) ?",
+    re.I,
+)
+_VARIABLE = re.compile(r"^([A-Za-zα-ω](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?) ?= ?(?=[^=])")
 _CURRENCY = re.compile(r"\\?\$|[£€¥₹₩₽]")
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mbox|operatorname) ?\{([^{}]*)\}")
@@ -73,12 +90,33 @@ class Quantity:
       unit: in one spelling, `%` for percent, empty without one (a currency sign is none).
       places: digits after the decimal point; None without a point, as in `8/3`.
       figures: significant digits, where there is a point.
+      strict: its unit may be a magnitude, as in `5m`: a number without one is another.
+      other: what the text is as well, as `300K`: 300 000, or 300 kelvin.
+      name: what it is the value of, as in `x = 5`.
     """
 
     value: Fraction
     unit: str = ""
     places: int | None = None
     figures: int = 0
+    strict: bool = False
+    other: Quantity | None = None
+    name: str = ""
+
+
+def stated(text: str) -> Quantity | None:
+    """The number that a whole text states, as `quantity`, `x = 5`, `10^3` or `the answer is 5`."""
+    text = unwrapped(seen(text[: 4 * LONGEST]))
+    text = unwrapped(_ANSWER.sub("", text, count=1))
+    name = _VARIABLE.match(text)
+    text = unwrapped(text[name.end() :]) if name else text
+    found = quantity(_POWER_OF_TEN.sub(_as_exponent, text))
+    return found and dataclasses.replace(found, name=name[1] if name else "")
+
+
+def _as_exponent(match: re.Match[str]) -> str:
+    exponent = match[2] or match[3] or match[4].translate(_SUPERSCRIPTS)
+    return f"{match[1]}1e{exponent}".replace("−", "-")
 
 
 def quantity(text: str) -> Quantity | None:
@@ -91,11 +129,34 @@ def quantity(text: str) -> Quantity | None:
         text, inner = _without_sign(text[currency.end() :].strip())
         sign *= inner
     number = _NUMBER.match(text)
-    unit = number and _suffix(text[number.end() :].strip())
-    if number is None or unit is None:
+    found = number and _unsigned(number)
+    if number is None or found is None:
         return None
-    found = _unsigned(number)
-    return found and dataclasses.replace(found, value=sign * found.value, unit=unit)
+    return _with_suffix(
+        dataclasses.replace(found, value=sign * found.value), text[number.end() :].rstrip()
+    )
+
+
+def _with_suffix(number: Quantity, text: str) -> Quantity | None:
+    """The number with what follows it: a magnitude, a unit, or both."""
+    touches, text = not text.startswith(" "), text.strip()
+    letter = text.rstrip(".")
+    if letter in ("K", "T") and not touches:  # kelvin, tonne: 300 K
+        return dataclasses.replace(number, unit=unit_of(letter) or "", strict=True)
+    word = _MAGNITUDE.fullmatch(text)
+    power = word and _LETTERS.get(word[1], _WORDS.get(word[1].casefold()))
+    if word is None or power is None:
+        unit = _suffix(text)
+        doubtful = letter == "G" or (touches and letter == "m")  # giga, millions
+        return None if unit is None else dataclasses.replace(number, unit=unit, strict=doubtful)
+    rest = word["rest"]
+    unit = _suffix(rest.strip()) if not rest or rest[0] in " $£€¥₹₩₽\\" else None
+    if unit is None:
+        return None
+    kelvin = dataclasses.replace(number, unit="k", strict=True) if letter == "K" else None
+    places = None if number.places is None else number.places - power
+    value = number.value * 10**power
+    return dataclasses.replace(number, value=value, unit=unit, places=places, other=kelvin)
 
 
 def without_thousands(text: str) -> str:
@@ -109,7 +170,24 @@ def same(first: Quantity, second: Quantity, tolerance: Fraction, exact: bool) ->
 
     A percentage is its number and its hundredth. `exact`: whole numbers must be the same.
     """
-    if first.unit and second.unit and first.unit != second.unit:
+    if first.name and second.name and first.name != second.name:
+        return False
+    if first.other or second.other:
+        first_ones = [first, first.other] if first.other else [first]
+        second_ones = [second, second.other] if second.other else [second]
+        return any(
+            same(
+                dataclasses.replace(a, other=None),
+                dataclasses.replace(b, other=None),
+                tolerance,
+                exact,
+            )
+            for a in first_ones
+            for b in second_ones
+        )
+    if first.unit != second.unit and (
+        (first.unit and second.unit) or first.strict or second.strict
+    ):
         return False
     a, b = first.value, second.value
     pairs = [(a, b)]

@@ -20,6 +20,10 @@ _PAIRS = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")),
     *(('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("「", "」")),
 )
+# a code block on its own, whose language is no content
+_BLOCK = re.compile(
+    r"```(?:(?:text|txt|plaintext|json|markdown|md|python|latex)\b(?= ))?([^`]+)```"
+)
 _COMMAND = re.compile(r"\\(?:boxed|fbox|text|textbf|textit|textrm|mathrm|mathbf|mbox|emph)\s*\{")
 
 
@@ -73,6 +77,8 @@ def _without_stop(text: str) -> str:
 def _without_pair(text: str) -> str:
     if len(text) > _LONGEST_WRAPPED:
         return text
+    if (block := _BLOCK.fullmatch(text)) and visible(block[1]):
+        return block[1].strip()
     for left, right in _PAIRS:
         inside = text[len(left) : -len(right)]
         if text.startswith(left) and text.endswith(right) and inside and left not in inside:

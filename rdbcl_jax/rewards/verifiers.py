@@ -25,7 +25,7 @@ from typing import Any
 
 from rdbcl_jax.rewards import boxes, mathematics, words
 from rdbcl_jax.rewards.functions import load_function
-from rdbcl_jax.rewards.numerals import Quantity, quantity, same
+from rdbcl_jax.rewards.numerals import Quantity, quantity, same, stated
 from rdbcl_jax.rewards.text import visible
 from rdbcl_jax.spelling import did_you_mean
 
@@ -160,11 +160,14 @@ _TOLERANCE = 1e-6
 def parse_number(text: str) -> float | None:
     """The finite number that a text is, as `numerals` reads it; its unit is dropped."""
     found = quantity(text)
+    return float(found.value) if found and _finite(found.value) else None
+
+
+def _finite(value: Fraction) -> bool:
     try:
-        value = float(found.value) if found else math.nan
+        return math.isfinite(float(value))
     except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
+        return False
 
 
 def _prepare_number(gold: str) -> Quantity:
@@ -172,13 +175,13 @@ def _prepare_number(gold: str) -> Quantity:
 
     Numbers are compared relatively, whole ones exactly unless a tolerance is asked for.
     """
-    if parse_number(gold) is None or (found := quantity(gold)) is None:
+    if (found := stated(gold)) is None or not _finite(found.value):
         raise ValueError(f"expected a finite number, found {gold[:80]!r}")
     return found
 
 
 def _compare_number(answer: str, gold: Quantity, tolerance: float) -> float:
-    found = quantity(answer)
+    found = stated(answer)
     return found is not None and same(
         found, gold, Fraction(str(tolerance)), tolerance <= _TOLERANCE
     )

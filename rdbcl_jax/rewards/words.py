@@ -46,12 +46,25 @@ def compare_exact(answer: str, gold: str) -> float:
 
 # --- yes_no --------------------------------------------------------------------------------------
 
+# a clause that may follow without a mark: yes it is
+_VERB = (
+    r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|should|must)(?:n['’]t)?"
+    r"|cannot|can['’]t|won['’]t"
+)
+_CLAUSE = (
+    rf"(?:it|there|they|he|she|we|you|i|this|that|these|those)(?:['’](?:s|re)| (?:{_VERB}))\b.*"
+)
 _YES_NO = re.compile(
-    r"(?P<word>yes|no)\b(?:[*_`\"')\]]*(?:[.!,;:]+| [–—-])\s*(?P<reason>.*))?[.!]*", re.S
+    r"(?P<word>yes|no)\b(?:[*_`\"')\]]*(?:[.!,;:]+| [–—-])\s*(?P<reason>.*)"
+    rf"|[*_`\"')\]]* (?P<clause>{_CLAUSE}))?[.!]*",
+    re.S,
 )
 _AGAINST = {
-    "yes": re.compile(r"\b(?:no|not|never|none|neither|nor|false|cannot)\b|n['’]t\b"),
-    "no": re.compile(r"\b(?:yes|true)\b"),
+    "yes": re.compile(
+        r"\b(?:no|not|never|none|neither|nor|false|cannot|nope|nah|nay|hardly|scarcely"
+        r"|unlikely|untrue|doubtful)\b|n['’]t\b"
+    ),
+    "no": re.compile(r"\b(?:yes|yep|yeah|yup|true)\b"),
 }
 _UNSURE = re.compile(
     r"\b(?:maybe|perhaps|possibly|probably|sure|unsure|uncertain|unclear|know|guess|or|actually|wait"
@@ -75,7 +88,7 @@ def _yes_no(text: str) -> str | None:
     match = _YES_NO.fullmatch(text) if len(text) <= LONGEST else None
     if match is None:
         return None
-    reason = match["reason"] or ""
+    reason = match["reason"] or match["clause"] or ""
     doubtful = _AGAINST[match["word"]].search(reason) or _UNSURE.search(reason)
     if reason and not re.search("[a-z]{2}", reason):  # No. 5
         return None
@@ -86,7 +99,9 @@ def _yes_no(text: str) -> str | None:
 
 _LETTER = r"(?:[A-Z][.:)\]]?|\([A-Z]\)[.:]?|\[[A-Z]\][.:]?)"
 # a text may follow a letter that is set off from it
-_CHOICE = re.compile(rf"{_LETTER}|(?:{_LETTER}(?<![A-Z])|[A-Z] ?[–—])\s+(?P<text>.+)", re.I | re.S)
+_CHOICE = re.compile(
+    rf"{_LETTER}|(?:{_LETTER}(?<![A-Z])|[A-Z](?:,| ?[–—]| -))\s+(?P<text>.+)", re.I | re.S
+)
 # what a text says of options, where it should be one
 _REMARK = re.compile(
     r"\b(?:actually|wait|instead|rather|sorry|wrong|incorrect|correct|unsure|maybe|perhaps)\b"
@@ -94,9 +109,33 @@ _REMARK = re.compile(
     r"|^(?:is|isn['’]t|was|are|or|and|nor|and/or|vs)\b|^[,;&/|]",
     re.I,
 )
+# Letters of options: I is a numeral, small ones are such where they stand as one
+_ANY = "[A-HJ-Za-h]"
+_QUOTE = "[\"'“”‘’]"
 _SECOND = re.compile(
-    r"^[A-Z]\.?$|[(\[][A-Z][)\]]|\b[A-Z][):](?!\w)|\b[A-Z]\.(?=\s+\S)|\b(?:option|choice|answer)\s+[A-Z]\b"
-    r"|\b(?:or|and|not|also|then|is|but|to|pick|choose)\s+[B-HJ-Z]\b|\b[B-HJ-Z]\s+(?:is|are|was|or|and|too|also)\b"
+    "|".join(
+        [
+            # alone, or between commas
+            r"^[A-Z]\.?$",
+            rf"(?:^|[,;])\s*{_ANY}\s*(?:[,;]|[.!?]?$)",
+            # in brackets, in quotes, emphasised, boxed, marked as options are
+            r"[(\[][A-Z][)\]]|(?<![\w)\]}])[(\[][a-h][)\]]",
+            rf"(?<![\w)*]){_QUOTE}{_ANY}[.]?{_QUOTE}",
+            rf"(?<![\w)*`])(?P<mark>\*\*?|__?|`)[(\[]?{_ANY}[.)\]]*(?P=mark)",
+            rf"\\boxed ?\{{ ?(?:\\text\w* ?\{{)?[(\[]?{_ANY}[.)\]]*\}}",
+            r"\b[A-Z][):](?!\w)|\b[A-Z]\.(?=\s+\S)",
+            # named as options are; `answer a question` names none
+            r"\b(?i:options?|choices?|answers?)(?i: is)?:?\s+"
+            r"(?:[A-Z]\b|[b-hj-z]\b(?!['’])|a(?=[.,;:!?]|$|\s+(?:is|was|holds)\b))",
+            # spoken of
+            r"\b(?:or|and|not|also|then|is|but|to|pick|choose)\s+[A-HJ-Z]\b|\b[Ii]t['’]s\s+[A-HJ-Z]\b",
+            r"\b[A-HJ-Z]\s+(?:is|are|was|or|and|too|also)\b",
+            r"\b(?:not|but|is|it['’]s|pick|choose)\s+[a-h](?=[.,;:!?]|$)",
+            r"\b[b-h]\s+(?:is|was)\s+(?:right|the (?:right|answer|one))\b",
+            r"^[A-HJ-Za-h](?:[):]| ?[–—]| -)\s|(?:^|[,;]\s*)[a-h][.)]\s",
+            r"(?:^|[,;.]\s*)[A-HJ-Z]\s+(?:holds|fits|works|seems|would|should|does)\b",
+        ]
+    )
 )
 
 
@@ -128,7 +167,8 @@ def _choice(text: str) -> str | None:
 def _bare(text: str) -> str:
     """A text without formatting round it, round its first word, and without `the answer is`, which
     may be set apart by formatting of its own."""
-    text = _MARKED_LEAD.sub(r"\2", unwrapped(seen(text)))
+    text = re.sub("^#{1,6} ", "", unwrapped(seen(text)))  # a heading
+    text = _MARKED_LEAD.sub(r"\2", unwrapped(text))
     text = unwrapped(_LEAD.sub("", text))
     # **B**. a dog
     return re.sub(r"^(\*\*|__|`)([^*_`]{1,4})\1", r"\2", text)
