@@ -35,15 +35,11 @@ def differ(one: Any, other: Any) -> bool:
 
 def first_not_finite(tree: Any) -> tuple[Any, int] | None:
     """(path of the first leaf that is not finite, index on its first axis); None: all are."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves:
-        return None
-    finite = np.asarray(_finite([leaf for _, leaf in leaves]))
-    if finite.all():
-        return None
-    path, leaf = leaves[int(finite.argmin())]
-    rows = np.asarray(_finite_rows(leaf))
-    return path, int(rows.argmin())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not _finite(leaf):  # one after the other: what is made on the way is of one leaf
+            rows = np.asarray(_finite_rows(leaf))
+            return path, int(rows.argmin())
+    return None
 
 
 @jax.jit
@@ -52,8 +48,11 @@ def _differ(one, other):
 
 
 @jax.jit
-def _finite(leaves):
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
+def _finite(leaf):
+    if leaf.ndim < 3:
+        return jnp.isfinite(leaf).all()
+    # a stack of layers, which no mesh splits: one at a time, and little lies beside it
+    return jax.lax.map(lambda layer: jnp.isfinite(layer).all(), leaf).all()
 
 
 @jax.jit

@@ -145,3 +145,10 @@ def test_no_class_gains_an_attribute_after_it_is_made(path):
             for method in methods:
                 (made if method.name == "__init__" else later).update(attributes(method))
             assert later <= made, f"{path}: {node.name} gains {sorted(later - made)}"
+
+
+def test_no_two_test_files_have_the_same_name():
+    """Outside of packages the second one would not be collected by a worker that has the first."""
+    tests = pathlib.Path(__file__).parent
+    names = [p.name for p in tests.rglob("test_*.py") if not (p.parent / "__init__.py").exists()]
+    assert sorted(names) == sorted(set(names))

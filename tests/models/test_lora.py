@@ -37,9 +37,8 @@ def adapted(family, options=EVERYWHERE):
 def test_fresh_adapters_change_nothing_and_share_the_base(family):
     models = pair(family)
     model, params = lora.add(models.model, models.params, EVERYWHERE, jax.random.key(0))
-    np.testing.assert_array_equal(
-        model.logits(params, **ROWS), models.model.logits(models.params, **ROWS)
-    )
+    plain = models.model.logits(models.params, **ROWS)
+    assert worst(model.logits(params, **ROWS), plain) <= 2e-6  # another program rounds elsewhere
     adapters, base = partition.split(params, partition.ADAPTERS)
     ours = {id(leaf) for leaf in jax.tree.leaves(models.params)}
     assert {id(leaf) for leaf in jax.tree.leaves(base)} == ours
