@@ -66,11 +66,11 @@ def run_both(folder, *command, processes=2, rest=(), option=""):
     return several, one
 
 
-def same_steps(several, one, names=None):
+def same_steps(several, one):
     """Every metric of every step, but for times and what is of one process."""
     local = ("step_time", "completions/min_length", "completions/max_length")
     for mine, other in zip(*(read_run(w).steps for w in (one, several)), strict=True):
-        for name in names or mine.keys() - {*local}:
+        for name in mine.keys() - {*local}:
             expected = mine[name]
             if isinstance(expected, float):
                 expected = pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True)
@@ -124,15 +124,13 @@ def methods(tmp_path_factory, base):
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_over_processes_of_which_two_hold_the_same_rows(methods, method):
     several, one = (folder / method for folder in methods)
-    # dapo: each group of processes draws again for its own rows
-    same_steps(several, one, names=("batches",) if method == "dapo" else None)
+    same_steps(several, one)
     logged = [several, *(several / f"processes/{i}" for i in (1, 2, 3))]
     samples = [read_samples(folder) for folder in logged]
     assert samples[1] is samples[3] is None  # they do not lead
-    if method != "dapo":
-        assert splits(several) == splits(one)
-        ids = [name for table in samples[::2] for name in table["record_id"].to_pylist()]
-        assert sorted(ids) == sorted(read_samples(one)["record_id"].to_pylist())
+    assert splits(several) == splits(one)
+    ids = [name for table in samples[::2] for name in table["record_id"].to_pylist()]
+    assert sorted(ids) == sorted(read_samples(one)["record_id"].to_pylist())
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """`python -m tests.train_several FOLDER BASE METHODS|MESHES|RESUMED [--distributed]`: short runs,
 one after the other, from a base model.
 
-What methods do on the host is of all processes' rows: a tracker, groups that are drawn again, a
-memorised response, the records of the Fisher information, prompts of earlier tasks.
+What methods do on the host is of all processes' rows: a tracker, a memorised response, the records
+of the Fisher information, prompts of earlier tasks.
 """
 
 import pathlib
@@ -13,7 +13,6 @@ KILLED_AT = 3  # the second step of the second task
 # over four processes, two of which hold the same rows
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
-    "dapo": {"rollout.resample": 2},
     "dyme": {},
     "ewc": {"ewc.sequences": 16},
     "portable_replay": {"portability.control": "shuffled"},
