@@ -30,7 +30,8 @@ def check_finite(tree: Any, what: str) -> None:
 
 def differ(one: Any, other: Any) -> bool:
     """Whether any number of two trees of one structure differs."""
-    return bool(_differ(jax.tree.leaves(one), jax.tree.leaves(other)))
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return any(bool(_differ(a, b)) for a, b in pairs)  # one after the other, up to the first
 
 
 def first_not_finite(tree: Any) -> tuple[Any, int] | None:
@@ -44,7 +45,7 @@ def first_not_finite(tree: Any) -> tuple[Any, int] | None:
 
 @jax.jit
 def _differ(one, other):
-    return jnp.stack([(a != b).any() for a, b in zip(one, other, strict=True)]).any()
+    return (one != other).any()
 
 
 @jax.jit

@@ -1,15 +1,54 @@
-"""Pictures in the text: which visual token of which picture stands at each placeholder."""
+"""Pictures in the text: what their placeholders become, and which visual token of which picture
+stands at each."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import pathlib
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import ArrayLike
+
+T = TypeVar("T")
+
+
+def check_size(path: str | pathlib.Path, processor: Any, side: int, *, made: str = "tiles") -> None:
+    """Raises ValueError where an image processor's squares (`made`) are not those that the model
+    reads, of `side` × `side` pixels."""
+    size = processor.size
+    if (size["height"], size["width"]) != (side, side):
+        raise ValueError(
+            f"{path}: preprocessor_config.json makes {made} of size {size}, where the model reads "
+            f"{side} × {side} pixels"
+        )
+
+
+def per_prompt(made: Sequence[T], images: Sequence[Sequence[Any]]) -> list[Sequence[T]]:
+    """What was made of all images, one after the other, for each prompt's own `images`."""
+    return [made[a:b] for a, b in itertools.pairwise(np.cumsum([0, *map(len, images)]))]
+
+
+def expanded(
+    row: Sequence[int], placeholder: int, written: Sequence[Sequence[int]], record: str
+) -> list[int]:
+    """The token ids of a prompt, each image's placeholder replaced by what is written for it.
+
+    Raises:
+      ValueError: images and placeholders differ in number.
+    """
+    if (found := row.count(placeholder)) != len(written):
+        raise ValueError(
+            f"record {record!r}: {found} image placeholders in its prompt, expected one for each "
+            f"of its {len(written)} images; mark their places by <image>, or not at all"
+        )
+    images = iter(written)
+    return [t for token in row for t in (next(images) if token == placeholder else (token,))]
 
 
 def places(

@@ -15,7 +15,7 @@ from rdbcl_jax.sharding import local_rows
 from rdbcl_jax.training.learner import Learner
 
 
-def first_not_finite(
+def what_was_not_finite(
     learner: Learner,
     params: Trained,
     scored: ScoredRollouts,

@@ -24,7 +24,7 @@ from rdbcl_jax.training.experience import demonstrated, memorised, replenished
 from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.metrics import rollout_metrics, sample_columns
-from rdbcl_jax.training.not_finite import first_not_finite
+from rdbcl_jax.training.not_finite import what_was_not_finite
 from rdbcl_jax.training.pretask_stats import pretask_stats
 from rdbcl_jax.training.references import after_first_update, frozen_logprobs
 from rdbcl_jax.training.stage import Stage
@@ -120,7 +120,7 @@ def learn_task(
             state = dataclasses.replace(state, batches=np.asarray(step.batches))
             keep(state, step.index + 1)
         first, here = bad[0], first_step + step.index
-        what = first_not_finite(
+        what = what_was_not_finite(
             learner, state.train.params, first.scored, first.batch, first.device
         )
         raise NotFinite(

@@ -4,7 +4,6 @@ so that few programs serve."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import numpy as np
 from rdbcl_jax.batches import fitting_size
 from rdbcl_jax.models.gemma3.config import Gemma3Config
 from rdbcl_jax.models.gemma3.model import Inputs, lay_out
+from rdbcl_jax.models.pictures import check_size, expanded, per_prompt
 from rdbcl_jax.models.siglip import cut
 
 Pictures = list[np.ndarray]  # of a prompt's images: patches [S, C]
@@ -77,8 +77,7 @@ class Gemma3Processor:
             return [[] for _ in images]
         pixels = self.image_processor(flat, return_tensors="np")["pixel_values"]
         made = cut(np.asarray(pixels, np.float32), self.config.vision.patch_size)
-        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
-        return [list(made[a:b]) for a, b in bounds]
+        return per_prompt(list(made), images)
 
     def written(self, chat: str) -> str:
         """Blank lines around each image: joined with the text's own they make other tokens."""
@@ -87,14 +86,9 @@ class Gemma3Processor:
     def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
         """Puts an image's placeholders and its end after each start of one."""
         config = self.config
-        if (found := row.count(config.image_start_id)) != len(pictures):
-            raise ValueError(
-                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
-                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
-            )
-        rest = [*[config.image_token_id] * config.image_tokens, config.image_end_id]
-        start = config.image_start_id
-        return [t for token in row for t in ([token, *rest] if token == start else [token])]
+        start, end = config.image_start_id, config.image_end_id
+        image = [start, *[config.image_token_id] * config.image_tokens, end]
+        return expanded(row, start, [image] * len(pictures), record)
 
     def model_inputs(
         self,
@@ -124,12 +118,7 @@ def image_processor(path: str | pathlib.Path, config: Gemma3Config) -> Any:
     from transformers import Gemma3ImageProcessorPil
 
     read = Gemma3ImageProcessorPil.from_pretrained(path)
-    side = config.vision.image_size
-    if (read.size["height"], read.size["width"]) != (side, side):
-        raise ValueError(
-            f"{path}: preprocessor_config.json makes images of size {read.size}, where the model "
-            f"reads {side} × {side} pixels"
-        )
+    check_size(path, read, config.vision.image_size, made="images")
     if read.do_pan_and_scan:
         raise ValueError(
             f"{path}: do_pan_and_scan of preprocessor_config.json is not supported; expected false"

@@ -4,7 +4,6 @@ that few programs serve."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from rdbcl_jax.models import tiles
 from rdbcl_jax.models.config_files import write_image_options
 from rdbcl_jax.models.internvl.config import InternVLConfig, read_config
 from rdbcl_jax.models.internvl.model import Inputs, lay_out
+from rdbcl_jax.models.pictures import check_size, expanded, per_prompt
 
 Pictures = list[np.ndarray]  # of a prompt's images: the tiles of each, [n, S, C]
 
@@ -73,8 +73,7 @@ class InternVLProcessor:
         out = self.image_processor(flat, return_tensors="np")
         patches = tiles.patches_of(out["pixel_values"], self.config.vision)
         made = np.split(patches, np.cumsum(out["num_patches"])[:-1])
-        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
-        return [made[a:b] for a, b in bounds]
+        return per_prompt(made, images)
 
     def written(self, chat: str) -> str:
         return chat
@@ -83,19 +82,9 @@ class InternVLProcessor:
         """Repeats each image placeholder once per visual token of its tiles, between the tokens
         that begin and end an image."""
         pad_id = self.config.image_token_id
-        if (found := row.count(pad_id)) != len(pictures):
-            raise ValueError(
-                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
-                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
-            )
-        images, (begin, end) = iter(pictures), self.around
-        out: list[int] = []
-        for token in row:
-            if token == pad_id:
-                out += [begin, *[pad_id] * (len(next(images)) * self.config.tile_tokens), end]
-            else:
-                out.append(token)
-        return out
+        begin, end = self.around
+        counts = [len(image) * self.config.tile_tokens for image in pictures]
+        return expanded(row, pad_id, [[begin, *[pad_id] * n, end] for n in counts], record)
 
     def model_inputs(
         self,
@@ -140,11 +129,7 @@ def image_processor(
 
     read = GotOcr2ImageProcessorPil.from_pretrained(path, crop_to_patches=True)
     side = config.vision.image_size
-    if (read.size["height"], read.size["width"]) != (side, side):
-        raise ValueError(
-            f"{path}: preprocessor_config.json makes tiles of size {read.size}, where the model "
-            f"reads {side} × {side} pixels"
-        )
+    check_size(path, read, side)
     area = side**2
     least = read.min_patches if min_pixels is None else -(-min_pixels // area)
     most = read.max_patches if max_pixels is None else max_pixels // area

@@ -4,7 +4,6 @@ that few programs serve."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rdbcl_jax.models import tiles
 from rdbcl_jax.models.config_files import write_image_options
 from rdbcl_jax.models.llava_onevision.config import LlavaConfig, read_config
 from rdbcl_jax.models.llava_onevision.inputs import Inputs, Picture, lay_out, layout
+from rdbcl_jax.models.pictures import check_size, expanded, per_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,7 @@ class LlavaProcessor:
         sizes = [(int(height), int(width)) for height, width in out["image_sizes"]]
         alone = [len(row) == 1 for row in images for _ in row]
         made = [Picture(*one) for one in zip(shown, sizes, alone, strict=True)]
-        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
-        return [made[a:b] for a, b in bounds]
+        return per_prompt(made, images)
 
     def written(self, chat: str) -> str:
         return chat
@@ -81,13 +80,8 @@ class LlavaProcessor:
     def expand(self, row: Sequence[int], pictures: list[Picture], record: str) -> list[int]:
         """Repeats each image placeholder as often as its image's visual tokens and newlines are."""
         pad_id = self.config.image_token_id
-        if (found := row.count(pad_id)) != len(pictures):
-            raise ValueError(
-                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
-                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
-            )
-        lengths = iter(len(layout(p.size, p.alone, self.config).sources) for p in pictures)
-        return [t for token in row for t in [token] * (next(lengths) if token == pad_id else 1)]
+        lengths = [len(layout(p.size, p.alone, self.config).sources) for p in pictures]
+        return expanded(row, pad_id, [[pad_id] * length for length in lengths], record)
 
     def model_inputs(
         self,
@@ -118,12 +112,7 @@ def image_processor(path: str | pathlib.Path, config: LlavaConfig) -> Any:
     from transformers import LlavaOnevisionImageProcessorPil
 
     read = LlavaOnevisionImageProcessorPil.from_pretrained(path)
-    side = config.vision.image_size
-    if (read.size["height"], read.size["width"]) != (side, side):
-        raise ValueError(
-            f"{path}: preprocessor_config.json makes tiles of size {read.size}, where the model "
-            f"reads {side} × {side} pixels"
-        )
+    check_size(path, read, config.vision.image_size)
     if (grids := tuple(map(tuple, read.image_grid_pinpoints))) != config.grids:
         raise ValueError(
             f"{path}: image_grid_pinpoints are {grids} in preprocessor_config.json and "

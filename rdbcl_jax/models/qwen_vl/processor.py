@@ -4,7 +4,6 @@ so that few programs serve."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ import numpy as np
 
 from rdbcl_jax.batches import fitting_size
 from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.pictures import expanded, per_prompt
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
 
@@ -60,8 +60,7 @@ class QwenProcessor:
         ends = np.cumsum([rows * columns for rows, columns in grids])
         patches = np.split(np.asarray(out["pixel_values"], np.float32), ends[:-1])
         made = list(zip(patches, grids, strict=True))
-        bounds = itertools.pairwise(np.cumsum([0, *map(len, images)]))
-        return [made[a:b] for a, b in bounds]
+        return per_prompt(made, images)
 
     def written(self, chat: str) -> str:
         return chat
@@ -69,13 +68,8 @@ class QwenProcessor:
     def expand(self, row: Sequence[int], pictures: Pictures, record: str) -> list[int]:
         """Repeats each image placeholder once per visual token of its image."""
         pad_id, merge = self.config.image_token_id, self.config.vision.merge_size
-        if (found := row.count(pad_id)) != len(pictures):
-            raise ValueError(
-                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
-                f"each of its {len(pictures)} images; mark their places by <image>, or not at all"
-            )
-        sizes = iter(rows * columns // merge**2 for _, (rows, columns) in pictures)
-        return [t for token in row for t in [token] * (next(sizes) if token == pad_id else 1)]
+        sizes = [rows * columns // merge**2 for _, (rows, columns) in pictures]
+        return expanded(row, pad_id, [[pad_id] * size for size in sizes], record)
 
     def model_inputs(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 
 from rdbcl_jax.models import tiles
 from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.pictures import expanded
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.smolvlm.config import SmolVLMConfig
 
@@ -97,17 +98,11 @@ class SmolVLMProcessor:
         """Writes each image placeholder out: its tiles with their rows and columns, each as many
         placeholders as it makes visual tokens, and the whole image."""
         placeholder = self.config.image_token_id
-        if (found := row.count(placeholder)) != len(pictures.grids):
-            raise ValueError(
-                f"record {record!r}: {found} image placeholders in its prompt, expected one for "
-                f"each of its {len(pictures.grids)} images; mark their places by <image>, or not "
-                "at all"
-            )
-        written = iter(
+        written = [
             self.tokenizer(self._written_out(*grid), add_special_tokens=False)["input_ids"]
             for grid in pictures.grids
-        )
-        return [t for token in row for t in (next(written) if token == placeholder else [token])]
+        ]
+        return expanded(row, placeholder, written, record)
 
     def _written_out(self, rows: int, columns: int) -> str:
         """An image in the text. It begins and ends with special tokens, so its tokens are the same
