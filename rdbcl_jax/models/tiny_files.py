@@ -3,6 +3,7 @@ template in ChatML, a Qwen2 decoder."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,27 @@ _TEMPLATE = """\
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Sizes that all tiny models have.
+
+    `rope_theta` is small because prompts are short: with the usual 10,000 the frequencies that
+    read a visual token's column hardly turn from one column to the next.
+    """
+
+    depth: int = 3
+    width: int = 128
+    mlp_width: int = 256
+    heads: int = 4
+    kv_heads: int = 2
+    rope_theta: float = 10.0
+    vision_depth: int = 2
+    vision_width: int = 64
+    vision_mlp_width: int = 128
+    vision_heads: int = 2
+    patch_size: int = 4
+
+
 def vocabulary(
     special: Sequence[str], words: Sequence[str], tags: Sequence[str] = ()
 ) -> dict[str, int]:
@@ -34,8 +56,24 @@ def vocabulary(
     return {token: i for i, token in enumerate(tokens)}
 
 
-def write_json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")
+def write_checkpoint(
+    path: str | pathlib.Path,
+    files: Mapping[str, Mapping[str, Any]],
+    ids: Mapping[str, int],
+    special: Sequence[str],
+    tags: Sequence[str],
+    image: str,
+    **options: Any,
+) -> pathlib.Path:
+    """A checkpoint directory without weights: the family's JSON files by their names,
+    generation_config.json, and the tokenizer of `write_tokenizer`. Returns `path`."""
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    generation = {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]}
+    for name, content in {**files, "generation_config.json": generation}.items():
+        (path / name).write_text(json.dumps(content, indent=2) + "\n")
+    write_tokenizer(path, ids, special, tags, image, **options)
+    return path
 
 
 def write_tokenizer(
@@ -73,19 +111,8 @@ def write_tokenizer(
     fast.save_pretrained(path)
 
 
-def write_generation_config(path: pathlib.Path, ids: Mapping[str, int]) -> None:
-    write_json(
-        path / "generation_config.json",
-        {"eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"]},
-    )
-
-
-def decoder_config(size: Any, ids: Mapping[str, int]) -> dict[str, Any]:
-    """Fields of a Qwen2 decoder as transformers 4 published them.
-
-    Args:
-      size: with `depth`, `width`, `mlp_width`, `heads`, `kv_heads` and `rope_theta`.
-    """
+def decoder_config(size: Size, ids: Mapping[str, int]) -> dict[str, Any]:
+    """Fields of a Qwen2 decoder as transformers 4 published them."""
     return {
         "vocab_size": len(ids),
         "hidden_size": size.width,

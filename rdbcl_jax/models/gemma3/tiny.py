@@ -7,36 +7,20 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdbcl_jax.models.tiny_files import (
-    vocabulary,
-    write_generation_config,
-    write_json,
-    write_tokenizer,
-)
+from rdbcl_jax.models.tiny_files import Size, vocabulary, write_checkpoint
 
 _START, _IMAGE, _END = "<start_of_image>", "<image_soft_token>", "<end_of_image>"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", _START, _IMAGE, _END, "<unk>")
 
 
 @dataclasses.dataclass(frozen=True)
-class TinySize:
+class TinySize(Size):
     """Sizes of the tiny model. Every image becomes `image_size` × `image_size` pixels."""
 
-    depth: int = 3
-    width: int = 128
-    mlp_width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
     head_dim: int = 32
     window: int = 32  # tokens that all layers but each `pattern`-th see back
     pattern: int = 3
-    rope_theta: float = 10.0  # small, as prompts are short
-    vision_depth: int = 2
-    vision_width: int = 64
-    vision_mlp_width: int = 128
-    vision_heads: int = 2
     image_size: int = 32  # pixels
-    patch_size: int = 4
     image_tokens: int = 16
 
 
@@ -53,17 +37,16 @@ def write_tiny(
       words: those that the tokenizer knows.
       tags: words that it finds even without spaces around them.
     """
-    path, size = pathlib.Path(path), size or TinySize()
-    path.mkdir(parents=True, exist_ok=True)
+    size = size or TinySize()
     ids = vocabulary(SPECIAL, words, tags)
-    write_json(path / "config.json", _config(size, ids))
-    write_json(path / "preprocessor_config.json", _preprocessor(size))
     processor = {"processor_class": "Gemma3Processor", "image_seq_length": size.image_tokens}
-    write_json(path / "processor_config.json", processor)
-    write_generation_config(path, ids)
+    files = {
+        "config.json": _config(size, ids),
+        "preprocessor_config.json": _preprocessor(size),
+        "processor_config.json": processor,
+    }
     named = {"boi_token": _START, "image_token": _IMAGE, "eoi_token": _END}
-    write_tokenizer(path, ids, SPECIAL, tags, _START, extra_special_tokens=named)
-    return path
+    return write_checkpoint(path, files, ids, SPECIAL, tags, _START, extra_special_tokens=named)
 
 
 def _preprocessor(size: TinySize) -> dict[str, Any]:

@@ -7,13 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdbcl_jax.models.tiny_files import (
-    decoder_config,
-    vocabulary,
-    write_generation_config,
-    write_json,
-    write_tokenizer,
-)
+from rdbcl_jax.models.tiny_files import Size, decoder_config, vocabulary, write_checkpoint
 
 SPECIAL = (
     "<|endoftext|>",
@@ -28,21 +22,10 @@ SPECIAL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TinySize:
+class TinySize(Size):
     """Sizes of the tiny model: 0.5 M parameters, and four visual tokens per tile."""
 
-    depth: int = 3
-    width: int = 128
-    mlp_width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
-    rope_theta: float = 10.0
-    vision_depth: int = 2
-    vision_width: int = 64
-    vision_mlp_width: int = 128
-    vision_heads: int = 2
     image_size: int = 16  # pixels, of a tile's side
-    patch_size: int = 4
     max_tiles: int = 6
 
 
@@ -59,21 +42,22 @@ def write_tiny(
       words: those that the tokenizer knows.
       tags: words that it finds even without spaces around them.
     """
-    path, size = pathlib.Path(path), size or TinySize()
-    path.mkdir(parents=True, exist_ok=True)
+    size = size or TinySize()
     ids = vocabulary(SPECIAL, words, tags)
-    write_json(path / "config.json", _config(size, ids))
-    write_json(path / "preprocessor_config.json", _preprocessor(size))
-    write_json(path / "processor_config.json", _processor(size))
-    write_generation_config(path, ids)
+    files = {
+        "config.json": _config(size, ids),
+        "preprocessor_config.json": _preprocessor(size),
+        "processor_config.json": _processor(size),
+    }
     names = {
         "start_image_token": "<img>",
         "end_image_token": "</img>",
         "context_image_token": "<IMG_CONTEXT>",
         "video_token": "<video>",
     }
-    write_tokenizer(path, ids, SPECIAL, tags, "<IMG_CONTEXT>", extra_special_tokens=names)
-    return path
+    return write_checkpoint(
+        path, files, ids, SPECIAL, tags, "<IMG_CONTEXT>", extra_special_tokens=names
+    )
 
 
 def _tile_tokens(size: TinySize) -> int:

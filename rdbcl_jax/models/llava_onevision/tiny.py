@@ -8,36 +8,19 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdbcl_jax.models.tiny_files import (
-    decoder_config,
-    vocabulary,
-    write_generation_config,
-    write_json,
-    write_tokenizer,
-)
+from rdbcl_jax.models.tiny_files import Size, decoder_config, vocabulary, write_checkpoint
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>", "<unk>")
 
 
 @dataclasses.dataclass(frozen=True)
-class TinySize:
+class TinySize(Size):
     """Sizes of the tiny model: 0.6 M parameters, and 16 visual tokens per tile.
 
     `most_tiles` is the number of tiles whose visual tokens a larger grid is shrunk to.
     """
 
-    depth: int = 3
-    width: int = 128
-    mlp_width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
-    rope_theta: float = 10.0
-    vision_depth: int = 2
-    vision_width: int = 64
-    vision_mlp_width: int = 128
-    vision_heads: int = 2
     image_size: int = 16  # pixels, of a tile's side
-    patch_size: int = 4
     longest: int = 3  # tiles along a side of the largest grid
     most_tiles: int = 4
 
@@ -55,15 +38,14 @@ def write_tiny(
       words: those that the tokenizer knows.
       tags: words that it finds even without spaces around them.
     """
-    path, size = pathlib.Path(path), size or TinySize()
-    path.mkdir(parents=True, exist_ok=True)
+    size = size or TinySize()
     ids = vocabulary(SPECIAL, words, tags)
-    write_json(path / "config.json", _config(size, ids))
-    write_json(path / "preprocessor_config.json", _preprocessor(size))
-    write_json(path / "processor_config.json", _processor(size))
-    write_generation_config(path, ids)
-    write_tokenizer(path, ids, SPECIAL, tags, "<image>")
-    return path
+    files = {
+        "config.json": _config(size, ids),
+        "preprocessor_config.json": _preprocessor(size),
+        "processor_config.json": _processor(size),
+    }
+    return write_checkpoint(path, files, ids, SPECIAL, tags, "<image>")
 
 
 def _grids(size: TinySize) -> list[list[int]]:

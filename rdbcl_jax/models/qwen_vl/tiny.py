@@ -11,13 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdbcl_jax.models.tiny_files import (
-    decoder_config,
-    vocabulary,
-    write_generation_config,
-    write_json,
-    write_tokenizer,
-)
+from rdbcl_jax.models.tiny_files import Size, decoder_config, vocabulary, write_checkpoint
 
 SPECIAL = (
     "<|endoftext|>",
@@ -32,26 +26,11 @@ SPECIAL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TinySize:
-    """Sizes of the tiny model: 0.6 M parameters, and one visual token per digit cell.
+class TinySize(Size):
+    """Sizes of the tiny model: 0.6 M parameters, and one visual token per digit cell."""
 
-    `rope_theta` is small because prompts are short: with the usual 10,000 the frequencies that
-    read a visual token's column hardly turn from one column to the next.
-    """
-
-    depth: int = 3
-    width: int = 128
-    mlp_width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
-    rope_theta: float = 10.0
-    vision_depth: int = 2
-    vision_width: int = 64
-    vision_mlp_width: int = 128
-    vision_heads: int = 2
     full_attention_layers: tuple[int, ...] = (1,)
     window_size: int = 8  # pixels
-    patch_size: int = 4
     merge_size: int = 2
 
 
@@ -68,15 +47,11 @@ def write_tiny(
       words: those that the tokenizer knows.
       tags: words that it finds even without spaces around them.
     """
-    path, size = pathlib.Path(path), size or TinySize()
-    path.mkdir(parents=True, exist_ok=True)
+    size = size or TinySize()
     ids = vocabulary(SPECIAL, words, tags)
-    write_json(path / "config.json", _config(size, ids))
-    write_json(path / "preprocessor_config.json", _preprocessor(size))
-    write_generation_config(path, ids)
+    files = {"config.json": _config(size, ids), "preprocessor_config.json": _preprocessor(size)}
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    write_tokenizer(path, ids, SPECIAL, tags, image)
-    return path
+    return write_checkpoint(path, files, ids, SPECIAL, tags, image)
 
 
 def _preprocessor(size: TinySize) -> dict[str, Any]:

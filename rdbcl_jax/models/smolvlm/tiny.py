@@ -10,31 +10,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rdbcl_jax.models.tiny_files import (
-    decoder_config,
-    vocabulary,
-    write_generation_config,
-    write_json,
-    write_tokenizer,
-)
+from rdbcl_jax.models.tiny_files import Size, decoder_config, vocabulary, write_checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
-class TinySize:
+class TinySize(Size):
     """Sizes of the tiny model. An image is at most `tiles` × `tiles` tiles, and one more."""
 
-    depth: int = 3
-    width: int = 128
-    mlp_width: int = 256
-    heads: int = 4
-    kv_heads: int = 2
-    rope_theta: float = 10.0
-    vision_depth: int = 2
-    vision_width: int = 64
-    vision_mlp_width: int = 128
-    vision_heads: int = 2
     image_size: int = 16  # pixels, of a tile
-    patch_size: int = 4
     scale: int = 2
     tiles: int = 2
 
@@ -52,18 +35,16 @@ def write_tiny(
       words: those that the tokenizer knows.
       tags: words that it finds even without spaces around them.
     """
-    path, size = pathlib.Path(path), size or TinySize()
-    path.mkdir(parents=True, exist_ok=True)
+    size = size or TinySize()
     special = _special(size)
     ids = vocabulary(special, words, tags)
-    write_json(path / "config.json", _config(size, ids))
-    write_json(path / "preprocessor_config.json", _preprocessor(size))
     seen = (size.image_size // size.patch_size // size.scale) ** 2
-    processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": seen}
-    write_json(path / "processor_config.json", processor)
-    write_generation_config(path, ids)
-    write_tokenizer(path, ids, special, tags, "<image>")
-    return path
+    files = {
+        "config.json": _config(size, ids),
+        "preprocessor_config.json": _preprocessor(size),
+        "processor_config.json": {"processor_class": "SmolVLMProcessor", "image_seq_len": seen},
+    }
+    return write_checkpoint(path, files, ids, special, tags, "<image>")
 
 
 def _special(size: TinySize) -> list[str]:
