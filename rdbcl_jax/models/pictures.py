@@ -29,7 +29,7 @@ def check_size(path: str | pathlib.Path, processor: Any, side: int, *, made: str
         )
 
 
-def per_prompt(made: Sequence[T], images: Sequence[Sequence[Any]]) -> list[Sequence[T]]:
+def per_prompt(made: list[T], images: Sequence[Sequence[Any]]) -> list[list[T]]:
     """What was made of all images, one after the other, for each prompt's own `images`."""
     return [made[a:b] for a, b in itertools.pairwise(np.cumsum([0, *map(len, images)]))]
 
