@@ -1,22 +1,12 @@
 """Records: one verifiable question each, read from JSONL, Parquet or TFDS and checked at once.
 
-Three conventions are read alike, by the names of their columns:
-
-| convention | question | answer | images |
-|---|---|---|---|
-| TRL | `prompt` (text or chat messages) | `answer` or `solution` | `image` or `images` |
-| EasyR1 | `problem` | `answer` | `images` |
-| VLM-R1 | `conversations`, first turn | its second turn, or `solution` | `image` |
-
-An image is a path relative to its file, encoded bytes, or `{"bytes": …, "path": …}`; a row has one
-or several. All other columns travel with the record and reach reward functions as keyword
-arguments. All but the bodies of images is checked when read, long before anything compiles;
-`rdbcl_jax.data.check` decodes those too.
+`rdbcl_jax.data.conventions` says which columns are read as question, answer and images. All others
+travel with the record and reach reward functions as keyword arguments. All but the bodies of images
+is checked when read, long before anything compiles; `rdbcl_jax.data.check` decodes those too.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -27,15 +17,12 @@ from typing import Any
 from PIL import Image
 
 from rdbcl_jax.data import pictures
+from rdbcl_jax.data.conventions import USED, asked
 from rdbcl_jax.data.files import Row, line_of, read_rows, short, written
 from rdbcl_jax.data.pictures import Picture
 from rdbcl_jax.data.waiting import shown
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
-IMAGE_MARK = "<image>"  # where in a prompt an image stands
-PROMPTS = ("prompt", "problem", "question", "conversations")
-ANSWERS = ("answer", "solution")
-IMAGES = ("images", "image")
 _GOLD_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -166,19 +153,29 @@ def _record(row: Row, task: str, verifier: str | None, trusted: Collection[str])
     columns, name = row.columns, row.id
     try:
         name = _id(columns, row.id)
-        prompt, second_turn, inline, system = _question(columns)
-        images = _images(columns, inline, row.folder)
-        _check_marks(prompt, images)
+        found = asked(columns, row.folder)
         judge = verifier or _named_verifier(columns, trusted)
-        answer = _answer(columns, second_turn)
+        answer = _answer(found.answer)
         _check_gold(judge, answer)
     except ValueError as error:
         raise ValueError(f"{row.where} (id {name!r}): {error}") from error
-    used = {"id", "task", "verifier", "answer", *PROMPTS, *IMAGES}
+    used = {"id", "task", "verifier", *USED}
     others = {key: value for key, value in columns.items() if key not in used}
-    if system:
-        others["system"] = system
-    return Record(name, task, prompt, images, answer, judge, others, system, row.where)
+    if found.system:
+        others["system"] = found.system
+    return Record(
+        name, task, found.prompt, found.images, answer, judge, others, found.system, row.where
+    )
+
+
+def _answer(value: Any) -> str:
+    """The gold answer as text; `<answer>` tags around it, as in VLM-R1's files, are taken off."""
+    try:
+        text = written(value)
+    except ValueError as error:
+        raise ValueError(f"answer: {error}") from None
+    block = _GOLD_BLOCK.search(text)
+    return (block[1] if block else text).strip()
 
 
 def _id(columns: Mapping[str, Any], default: str) -> str:
@@ -200,81 +197,6 @@ def _named_verifier(row: Mapping[str, Any], trusted: Collection[str]) -> str:
     return name
 
 
-def _first(row: Mapping[str, Any], names: tuple[str, ...]):
-    """The first of these columns that holds something, else None."""
-    return next((row[name] for name in names if row.get(name) is not None), None)
-
-
-def _question(row) -> tuple[str, str | None, list, str]:
-    """The question, the second turn, images inside messages, and the system message."""
-    value = _first(row, PROMPTS)
-    if value is None:
-        raise ValueError(
-            f"found the columns {sorted(row)}; expected a question in one of {', '.join(PROMPTS)}"
-        )
-    if isinstance(value, str):
-        return value, None, [], ""
-    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
-        raise ValueError(f"question: expected text or a list of messages, found {short(value)}")
-    turns = collections.defaultdict(list)
-    images: list = []
-    for turn in value:
-        role = str(turn.get("role", turn.get("from")))
-        content = turn.get("content", turn.get("value"))
-        text = _content(content, images)
-        turns[{"human": "user", "gpt": "assistant"}.get(role, role)].append(text)
-    roles = {role: len(texts) for role, texts in turns.items()}
-    if roles.pop("user", 0) != 1 or any(roles.pop(r, 0) > 1 for r in ("system", "assistant")):
-        raise ValueError(
-            f"found messages of {[str(t.get('role', t.get('from'))) for t in value]}; expected one "
-            "of the user, with at most one of the system and one of the assistant (the answer); "
-            "join a longer conversation into one question"
-        )
-    if roles:
-        raise ValueError(f"found messages of {sorted(roles)}; expected user, system, assistant")
-    second = turns["assistant"][0] if turns["assistant"] else None
-    return turns["user"][0], second, images, "".join(turns["system"])
-
-
-def _content(content, images: list) -> str:
-    """A message's text, images marked; images that come with the message are appended to `images`.
-
-    Parquet unifies the fields of all parts, so absent ones are None rather than missing.
-    """
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise ValueError(f"message: expected text or a list of parts, found {short(content)}")
-    texts = []
-    for part in content:
-        if part.get("type") == "image":
-            if part.get("image") is not None:
-                images.append(part["image"])
-            texts.append(IMAGE_MARK)
-        elif isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        else:
-            raise ValueError(f"message part: expected a text or an image, found {short(part)}")
-    return "".join(texts)
-
-
-def _answer(row, second_turn: str | None) -> str:
-    """The gold answer as text; `<answer>` tags around it, as in VLM-R1's files, are taken off."""
-    value = _first(row, ANSWERS)
-    value = second_turn if value is None else value
-    if value is None:
-        raise ValueError(
-            f"found the columns {sorted(row)}; expected an answer in one of {', '.join(ANSWERS)}, "
-            "or a second turn in conversations"
-        )
-    try:
-        text = written(value)
-    except ValueError as error:
-        raise ValueError(f"answer: {error}") from None
-    block = _GOLD_BLOCK.search(text)
-    return (block[1] if block else text).strip()
-
-
 def _check_gold(verifier: str, answer: str):
     try:
         get_verifier(verifier).prepare(answer)
@@ -285,39 +207,7 @@ def _check_gold(verifier: str, answer: str):
         ) from error
 
 
-def _check_marks(prompt: str, images: tuple):
-    if not prompt.strip():
-        raise ValueError("the question is empty")
-    marks = prompt.count(IMAGE_MARK)
-    if marks not in (0, len(images)):
-        raise ValueError(
-            f"found {marks} {IMAGE_MARK} in the question and {len(images)} images; expected as "
-            f"many as images, or no {IMAGE_MARK} at all (then images go before the text)"
-        )
-
-
 # --- images --------------------------------------------------------------------------------------
-
-
-def _images(columns: Mapping[str, Any], inline: list[Any], folder: Path) -> tuple[Picture, ...]:
-    """Images of the first column that holds any, else those of the messages."""
-    for name in IMAGES:
-        value = columns.get(name)
-        several = value if isinstance(value, list | tuple) else [value]
-        if value is not None and len(several):
-            return tuple(_image(item, folder) for item in several)
-    return tuple(_image(item, folder) for item in inline)
-
-
-def _image(item: Any, folder: Path) -> Picture:
-    given = item
-    if isinstance(item, Mapping):
-        item = item.get("path") if item.get("bytes") is None else item["bytes"]
-    if isinstance(item, bytes | Image.Image):
-        return item
-    if isinstance(item, str | Path) and str(item).strip():
-        return folder / item
-    raise ValueError(f"image: expected a path, bytes or {{bytes, path}}, found {short(given)}")
 
 
 def _with_headers(record: Record | str, root: str | Path) -> Record | str:

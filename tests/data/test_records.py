@@ -199,7 +199,7 @@ GOOD = {"prompt": "?", "answer": "7", "image": "pictures/red.png"}
             {"prompt": [{"role": "user", "content": 7}]},
             r"message: expected text or a list of parts",
         ),
-        ({"prompt": [{"role": "user", "content": [{"type": "video"}]}]}, r"text or an image"),
+        ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, r"text or an image"),
         ({"prompt": [{"role": "user", "content": "a"}] * 2}, r"\['user', 'user'\]; expected one"),
         ({"prompt": [{"role": "system", "content": "a"}]}, r"expected one of the user"),
         ({"prompt": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}, "tool"),
