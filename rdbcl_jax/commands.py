@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -16,8 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from rdbcl_jax.recipes import find_config, recipes
 from rdbcl_jax.spelling import did_you_mean
 
+CONFIG = ("--config", "-config")
 HELP = ("help", "-h", "-help", "--help", "--helpshort", "--helpfull")
 Run = Callable[[list[str]], None]  # of what stands beside the flags
 
@@ -68,14 +71,26 @@ def start(command: Command, argv: Sequence[str]) -> None:
 
     app.run(
         main,
-        argv=[f"rdbcl {command.name}", *command.rewrite([*argv])],
+        argv=[f"rdbcl {command.name}", *_with_files(command.rewrite([*argv]))],
         flags_parser=functools.partial(_parse, command.name),
     )
 
 
-def config_file(text: str = "Config file, see configs/.") -> flags.FlagHolder:
+def config_file(text: str = "Config file, or a recipe such as quickstart.") -> flags.FlagHolder:
     """The flag --config; every field of the file's config is a flag too, --config.FIELD=VALUE."""
     return config_flags.DEFINE_config_file("config", None, text)
+
+
+def _with_files(argv: Sequence[str]) -> list[str]:
+    """The arguments, where --config names a file: a recipe's name becomes its file's."""
+    words = []
+    for before, word in itertools.pairwise(["", *argv]):
+        flag, equals, name = ("", "", word) if before in CONFIG else word.partition("=")
+        if before in CONFIG or flag in CONFIG:
+            file, colon, form = name.partition(":")
+            word = f"{flag}{equals}{find_config(file)}{colon}{form}"
+        words.append(word)
+    return words
 
 
 def _described(names: Sequence[str]) -> str:
@@ -126,7 +141,8 @@ def _no_file() -> str:
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
         file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
         if not pathlib.Path(file).is_file():
-            return f"no config file at {file!r}"
+            near = did_you_mean(file.removeprefix("configs/").removesuffix(".py"), recipes())
+            return f"no config file at {file!r}, nor a recipe of that name{near}"
     return ""
 
 

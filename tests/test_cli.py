@@ -84,7 +84,11 @@ TRAIN = ("train", "--workdir=/nowhere", "--config=configs/quickstart.py")
         ((*TRAIN, "--config.sed=1"), "the config has no field 'sed'; did you mean 'seed'?"),
         ((*TRAIN, "--config.kl.bta=1"), "the config has no field 'kl.bta'; did you mean 'beta'?"),
         ((*TRAIN, "--config.seed=x"), "--config.seed=x: invalid literal"),
-        (("train", "--workdir=/nowhere", "--config=no.py"), "no config file at 'no.py'"),
+        (("train", "--workdir=/nowhere", "--config=no.py"), "no config file at 'no.py', nor"),
+        (
+            ("memory", "--config=quickstrat"),
+            "'quickstrat', nor a recipe of that name; did you mean",
+        ),
     ],
 )
 def test_a_misspelt_command_line_gets_one_line(command, message):

@@ -22,6 +22,7 @@ FLOORS = (
         "lock",
         "distributed",
         "results",
+        "recipes",
         "commands",
     ),
     ("rewards", "data", "workdir", "policy"),

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from rdbcl_jax.recipes import load_config
 from rdbcl_jax.results import RENAMED
 
 Overrides = Mapping[str, Any]
@@ -62,16 +61,6 @@ class Setting:
 
     name: str
     overrides: Overrides = dataclasses.field(default_factory=dict)
-
-
-def load_config(file: str | pathlib.Path, *args: str) -> ConfigDict:
-    """`get_config(*args)` of a config file: configs are files, not a package."""
-    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{file}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*args)
 
 
 def execute(file: str) -> None:
