@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from rdbcl_jax.data.files import line_of
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record, load_images
+from rdbcl_jax.data.values import line_of
 from rdbcl_jax.data.waiting import shown
 
 Check = Callable[[Sequence[Record]], list[Record | str]]  # or what is wrong with it

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from rdbcl_jax.data.files import short
 from rdbcl_jax.data.pictures import Picture
+from rdbcl_jax.data.values import short
 
 IMAGE_MARK = "<image>"  # where in a prompt an image stands
 PROMPTS = ("prompt", "problem", "question", "conversations", "messages")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from rdbcl_jax.data.files import line_of
+from rdbcl_jax.data.values import line_of
 
 Picture = Image.Image | Path | bytes  # bytes are those of a file
 

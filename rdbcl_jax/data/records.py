@@ -1,4 +1,4 @@
-"""Records: one verifiable question each, read from JSONL, Parquet or TFDS and checked at once.
+"""Records: one verifiable question each, read from a source and checked at once.
 
 `rdbcl_jax.data.conventions` says which columns are read as question, answer and images. All others
 travel with the record and reach reward functions as keyword arguments. All but the bodies of images
@@ -18,8 +18,9 @@ from PIL import Image
 
 from rdbcl_jax.data import pictures
 from rdbcl_jax.data.conventions import USED, asked
-from rdbcl_jax.data.files import Row, line_of, read_rows, short, written
 from rdbcl_jax.data.pictures import Picture
+from rdbcl_jax.data.sources import Row, open_source, rows_of
+from rdbcl_jax.data.values import line_of, short, written
 from rdbcl_jax.data.waiting import shown
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
@@ -65,8 +66,7 @@ def load_records(
     """Reads and checks all records of a source.
 
     Args:
-      source: a `.jsonl` or `.parquet` file, a pattern such as `data/train-*.parquet` (sorted by
-        name), or `tfds:name/split` through TensorFlow Datasets.
+      source: as `rdbcl_jax.data.sources.open_source` takes it.
       task: the name of the records' task.
       verifier: of all records; None: each row's `verifier` column, else `exact`.
       trusted: verifiers of the form `package.module:function` that rows may name. Others are
@@ -78,14 +78,14 @@ def load_records(
 
     Raises:
       FileNotFoundError: no such file.
-      ImportError: a `tfds:` source without TensorFlow Datasets.
+      ImportError: the library that a source needs is not installed.
       ValueError: the first record that is wrong: which one, what was found, what was expected. A
         file that is not readable at all. No record is left.
     """
     records: list[Record | str] = []  # or what is wrong
     roots: list[str | Path] = []
     seen: dict[str, str] = {}  # id: where
-    for row in read_rows(str(source)):
+    for row in rows_of(open_source(str(source))):
         roots.append(image_root or row.folder)
         try:
             record = _record(row, task, verifier, trusted)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.sources import FILES, LIBRARIES
 from rdbcl_jax.spelling import did_you_mean
 
 # on floors above, and imported when asked for
@@ -22,7 +23,6 @@ SUITES = {
     "forks": "rdbcl_jax.lab.suites.forks",
     "puzzles": "rdbcl_jax.lab.suites.puzzles",
 }
-DATA_FILES = (".jsonl", ".parquet")
 
 
 class Suite(Protocol):
@@ -131,11 +131,11 @@ def find_task(name: str, needs: type = Suite) -> tuple[Any, str]:
 
 
 def names_a_suite(source: str) -> bool:
-    """Whether a source is `SUITE:TASK` rather than a file, a pattern or `tfds:name/split`."""
+    """Whether a source is `SUITE:TASK` rather than one that `open_source` knows."""
     suite, colon, _ = source.partition(":")
-    files = source.endswith(DATA_FILES) or pathlib.Path(source).exists()
+    files = source.endswith((*FILES,)) or pathlib.Path(source).exists()
     dotted = all(part.isidentifier() for part in suite.split("."))
-    return bool(colon) and dotted and suite != "tfds" and not files
+    return bool(colon) and dotted and suite not in LIBRARIES and not files
 
 
 def _members(protocol: type) -> list[str]:

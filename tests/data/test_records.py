@@ -7,10 +7,7 @@ import gzip
 import io
 import json
 import os
-import sys
-import types
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -250,7 +247,7 @@ def test_files_that_cannot_be_read(folder):
     with pytest.raises(FileNotFoundError, match="no file at"):
         load_records(folder / "nope.jsonl", task="t")
     (folder / "data.csv").write_text("a,b")
-    with pytest.raises(ValueError, match=r"expected a \.jsonl or a \.parquet file"):
+    with pytest.raises(ValueError, match=r"expected a file of one of \.jsonl, \.json"):
         load_records(folder / "data.csv", task="t")
     (folder / "data.jsonl").write_text('{"prompt": "?", "answer": "7"}\n\n{"prompt": ')
     with pytest.raises(ValueError, match="line 3: not JSON"):
@@ -394,7 +391,7 @@ def test_lines_that_are_no_records(folder, line, message):
 )
 def test_files_in_other_encodings(folder, content, message):
     (folder / "data.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=f"data.jsonl: expected lines of JSON.*{message}"):
+    with pytest.raises(ValueError, match=f"data.jsonl: expected JSON in UTF-8, {message}"):
         load_records(folder / "data.jsonl", task="t")
 
 
@@ -408,7 +405,7 @@ def test_damaged_parquet_files(folder):
     whole = parquet(folder, *rows).read_bytes()
     for damaged in (b"", b"nonsense", whole[:-100], whole[: len(whole) // 2], whole[:4]):
         (folder / "data.parquet").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"data.parquet, row 0: no Parquet file") as error:
+        with pytest.raises(ValueError, match=r"data.parquet: no Parquet file") as error:
             load_records(folder / "data.parquet", task="t")
         assert "\n" not in str(error.value)
     middle = bytearray(whole)
@@ -439,38 +436,3 @@ def test_what_is_wrong_can_be_left_out_and_listed(folder):
         load_records(path, task="t")
     with pytest.raises(ValueError, match="holds no records that can be used"):
         load_records(jsonl(folder, {"prompt": ""}), task="t", problems=[])
-
-
-def test_tfds_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'rdbcl_jax\[tfds\]'"):
-        load_records("tfds:digits/train", task="t")
-    with pytest.raises(ValueError, match="expected tfds:name/split"):
-        load_records("tfds:digits", task="t")
-
-
-def test_tfds_rows(monkeypatch):
-    """A stand-in for the package: the calls are those that tensorflow-datasets 4.9.10 answers."""
-
-    class ImageFeature: ...
-
-    rows = [{"image": encoded(), "question": b"Was f\xc3\xbcr eine Zahl?", "answer": np.int64(7)}]
-    rows[0]["at"] = [np.float32(0.5)]
-    features = {"image": ImageFeature(), "question": object(), "answer": object(), "at": object()}
-
-    def data_source(name, split, decoders):
-        assert (name, split, list(decoders)) == ("digits/big", "train", ["image"])
-        return rows
-
-    tfds = types.SimpleNamespace(
-        builder=lambda name: types.SimpleNamespace(info=types.SimpleNamespace(features=features)),
-        data_source=data_source,
-        features=types.SimpleNamespace(Image=ImageFeature),
-        decode=types.SimpleNamespace(SkipDecoding=object),
-    )
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
-    record = one("tfds:digits/big/train", verifier="number")
-    assert (record.prompt, record.answer) == ("Was für eine Zahl?", "7")
-    assert record.id == "digits/big/train:0"
-    assert json.dumps(record.columns) == '{"at": [0.5]}'
-    assert load_images(record)[0].size == (4, 2)

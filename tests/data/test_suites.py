@@ -115,7 +115,7 @@ def test_files_whose_names_hold_a_colon_are_files(tmp_path, monkeypatch):
     (tmp_path / "digits:sum.jsonl").write_text(row)
     (tmp_path / "forks:add").write_text(row)
     assert [record.answer for record in read("digits:sum.jsonl")] == ["a"]
-    with pytest.raises(ValueError, match=r"expected a \.jsonl"):
+    with pytest.raises(ValueError, match="expected a file of"):
         read("forks:add")
     with pytest.raises(ValueError, match="expected tfds:name/split"):
         read("tfds:nothing")
