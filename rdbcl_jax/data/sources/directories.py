@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from rdbcl_jax.data.values import line_of
 from rdbcl_jax.json_files import read_json
 
 Splits = Mapping[str, Sequence[Path]]  # a split without a name is called ""
@@ -74,9 +75,7 @@ def _configs_of(directory: Path) -> dict[str, Splits]:
     try:
         fields = yaml.safe_load(header[1]) if header else None
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{card}: its header is no YAML ({' '.join(str(error).split())})"
-        ) from None
+        raise ValueError(f"{card}: its header is no YAML ({line_of(error)})") from None
     configs = fields.get("configs") if isinstance(fields, dict) else None
     found = {
         str(config.get("config_name", "default")): _described(directory, config["data_files"])
