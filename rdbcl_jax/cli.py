@@ -119,7 +119,7 @@ def _export() -> Run:
         "out", None, "Where the policy is written: a new directory.", required=True
     )
     dtype = flags.DEFINE_enum(
-        "dtype", "", ["", "float32", "bfloat16", "float16"], "Of the weights; empty: the run's."
+        "dtype", "", ["", "float32", "bfloat16", "float16"], "Of the weights; empty: the base's."
     )
 
     def run(args: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.models import lora, save_limits, save_pretrained
+from rdbcl_jax.models import lora, save_limits, save_pretrained, stored_dtype
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
 from rdbcl_jax.workdir import directory_of, place, run_config
@@ -23,14 +23,14 @@ def export(
 ) -> pathlib.Path:
     """Writes weights, config, tokenizer and processor files of a policy to `out`; returns it.
 
-    Adapters are merged into their matrices, in float32; the model's parameters are spread over all
-    devices at hand, whatever mesh the run had.
+    Adapters are merged into their matrices, in float32; config.json names the dtype of what is
+    written. The model's parameters are spread over all devices at hand, whatever mesh the run had.
 
     Args:
       name: `WORKDIR@K`, the policy after K tasks, or `WORKDIR`, after the last finished one.
       out: a directory that is new or empty.
       config: the run's; default: what its results.json says.
-      dtype: of the weights, such as "bfloat16"; empty: that of the run's parameters.
+      dtype: of the weights, such as "bfloat16"; empty: that of the base model's files.
     Raises:
       FileNotFoundError: no such workdir, task or base model.
       ValueError: `out` holds files; the config is another run's.
@@ -42,9 +42,10 @@ def export(
     start, _, _ = place(config, name)
     (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
     model, params = lora.merge(snapshot.policy.model, snapshot.params)
-    if dtype:
-        params = jax.tree.map(lambda a: a.astype(dtype), params)
-    save_pretrained(out, model, params, like=directory_of(start))
+    base = directory_of(start)
+    dtype = dtype or stored_dtype(base)
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    save_pretrained(out, model, params, like=base)
     limits = config.model
     save_limits(out, min_pixels=limits.min_pixels or None, max_pixels=limits.max_pixels or None)
     return out

@@ -16,7 +16,7 @@ import transformers
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.export import export
 from rdbcl_jax.lab.study.jobs import gate_name
-from rdbcl_jax.models import from_pretrained, save_pretrained
+from rdbcl_jax.models import from_pretrained, save_pretrained, stored_dtype
 from rdbcl_jax.models.lora import merge
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
@@ -228,11 +228,29 @@ def test_command_and_dtype(lora, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(out)
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
     _, half = from_pretrained(out, dtype="bfloat16")
     _, whole = from_pretrained(export(f"{lora}", tmp_path / "whole"), dtype="bfloat16")
     jax.tree.map(np.testing.assert_array_equal, half, whole)
     sizes = [(p / "model.safetensors").stat().st_size for p in (out, tmp_path / "whole")]
     assert 0.45 < sizes[0] / sizes[1] < 0.55
+
+
+def test_the_dtype_is_the_base_s_and_the_config_agrees(full, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(full, run)
+    model, half = from_pretrained(full / "base", dtype="bfloat16")
+    save_pretrained(run / "base", model, half, like=full / "base")
+    for workdir, dtype in ((full, "float32"), (run, "bfloat16")):
+        out = export(f"{workdir}@1", tmp_path / dtype)
+        assert {stored_dtype(p) for p in (workdir / "base", out)} == {dtype}
+        read = transformers.AutoModelForImageTextToText.from_pretrained(out, dtype="auto")
+        assert {p.dtype for p in read.parameters()} == {getattr(torch, dtype)}
+        assert json.loads((out / "config.json").read_text())["torch_dtype"] == dtype
+    # trained in float32 all the same, and rounded once
+    _, whole = from_pretrained(tmp_path / "float32", dtype="bfloat16")
+    _, found = from_pretrained(tmp_path / "bfloat16", dtype="bfloat16")
+    assert equal(found, whole) and not equal(found, half)
 
 
 def test_errors_say_what_was_found(full, tmp_path):

@@ -1,6 +1,6 @@
 """Policies: pure functions of (params, arrays), read from Hugging Face checkpoint directories."""
 
-from rdbcl_jax.models.checkpoints import from_pretrained, save_pretrained
+from rdbcl_jax.models.checkpoints import from_pretrained, save_pretrained, stored_dtype
 from rdbcl_jax.models.registry import (
     from_config,
     read_config,
@@ -17,4 +17,5 @@ __all__ = [
     "read_tokenizer",
     "save_limits",
     "save_pretrained",
+    "stored_dtype",
 ]

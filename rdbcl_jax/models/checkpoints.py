@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import json
+import math
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ from rdbcl_jax.sharding import param_shardings
 _REMAT = {False: "none", True: "full"}
 _SHARD_BYTES = 5 * 10**9
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as files call them
 _ROWS = 4096  # of two matrices that are compared
 
 
@@ -96,6 +99,8 @@ def save_pretrained(
 ) -> None:
     """Writes a directory that `from_pretrained` and transformers read; adapters are merged.
 
+    Where its config.json names a dtype, it names that of the parameters.
+
     Where parameters are spread over several hosts all of them must call; the first one writes.
 
     Args:
@@ -115,7 +120,7 @@ def save_pretrained(
         path.mkdir(parents=True, exist_ok=True)
         if like is not None:
             _copy_other_files(pathlib.Path(like), path)
-        _write_configs(path, model)
+        _write_configs(path, model, _most(params))
         if processor is not None:
             processor.save_pretrained(path)
     sources = jax.tree.leaves(_sources(model, params))
@@ -133,6 +138,25 @@ def save_pretrained(
 
 
 # -------------------------------------------------------------------------- reading
+
+
+def stored_dtype(path: str | pathlib.Path) -> str:
+    """The dtype of most numbers in a checkpoint directory, such as "bfloat16"; of its files' heads.
+
+    Raises ValueError where they are of a dtype that policies are not written in.
+    """
+    path = pathlib.Path(path)
+    counts: collections.Counter[str] = collections.Counter()
+    files = {_SINGLE} if (path / _SINGLE).exists() else {*_read_index(path).values()}
+    for file in sorted(files):
+        with safe_open(path / file, framework="numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                part = tensors.get_slice(name)
+                counts[part.get_dtype()] += math.prod(part.get_shape())
+    found = counts.most_common(1)[0][0]
+    if found not in _DTYPES:
+        raise ValueError(f"{path}: most weights are {found}, expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[found]
 
 
 def _sources(model: VLM, params: Params) -> Any:
@@ -337,11 +361,33 @@ def _copy_other_files(like: pathlib.Path, path: pathlib.Path) -> None:
             shutil.copy2(file, path / file.name)
 
 
-def _write_configs(path: pathlib.Path, model: VLM) -> None:
+def _most(params: Params) -> str:
+    """The dtype of most numbers."""
+    counts: collections.Counter[str] = collections.Counter()
+    for leaf in jax.tree.leaves(params):
+        counts[str(leaf.dtype)] += leaf.size
+    return counts.most_common(1)[0][0]
+
+
+def _with_dtype(raw: str, dtype: str) -> str:
+    """The text of a config.json, the dtype that it names, for its parts too, exchanged."""
+
+    def exchanged(node: Any) -> Any:
+        if not isinstance(node, dict):
+            return node
+        said = {name for name in ("dtype", "torch_dtype") if isinstance(node.get(name), str)}
+        return {name: dtype if name in said else exchanged(value) for name, value in node.items()}
+
+    found = json.loads(raw)
+    named = exchanged(found)
+    return raw if named == found else json.dumps(named, indent=2) + "\n"
+
+
+def _write_configs(path: pathlib.Path, model: VLM, dtype: str) -> None:
     config = model.config
     if not config.raw:
         raise ValueError("the model's config was not read from a config.json, so none can be saved")
-    (path / "config.json").write_text(config.raw)
+    (path / "config.json").write_text(_with_dtype(config.raw, dtype))
     generation = path / "generation_config.json"
     if not generation.exists():
         ids = {"eos_token_id": list(config.eos_token_ids), "pad_token_id": config.pad_token_id}
