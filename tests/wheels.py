@@ -27,8 +27,9 @@ SMALL = (  # a run of seconds beside its compilations
 )
 COMMANDS = (
     ("help",),
-    ("memory", "--config=quickstart"),
+    ("check", "--config=quickstart", *SMALL),
     ("train", "--config=quickstart", "--workdir=run", *SMALL),
+    ("memory", "--config=quickstart", "--config.model.path=run/base"),
     ("report", "run"),
     ("export", "run@1", "--out=exported"),
     ("train", "--config=configs/quickstart.py", "--workdir=run", *SMALL),  # finished: at once
@@ -66,7 +67,12 @@ def try_in(python: str, wheel: pathlib.Path, folder: pathlib.Path) -> str:
     here.mkdir(parents=True)
 
     def run(*words: str) -> str:
-        return subprocess.check_output(words, cwd=here, env=environment, text=True)
+        done = subprocess.run(
+            words, cwd=here, env=environment, text=True, capture_output=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)}\n{done.stdout}\n{done.stderr}")
+        return done.stdout
 
     start = time.monotonic()
     run(python, "-m", "venv", str(folder / "env"))
