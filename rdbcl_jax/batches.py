@@ -55,7 +55,7 @@ class TrainBatch:
     reasoning_mask: Bool[ArrayLike, "P G T"]
     answer_mask: Bool[ArrayLike, "P G T"]
     rewards: Float[ArrayLike, "P G"]  # NaN: does not apply, as for a demonstration
-    accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right
+    accuracies: Float[ArrayLike, "P G"]  # 1 where the answer was right; graded, in between
     demonstrated: Bool[ArrayLike, "P G"]  # responses that the policy did not sample
     prompt_values: Float[ArrayLike, "P"]  # what the method knows of each prompt: see Method
     step: Int[ArrayLike, ""]  # of the whole run: seeds what a method draws itself

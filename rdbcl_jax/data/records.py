@@ -3,10 +3,13 @@
 `rdbcl_jax.data.conventions` says which columns are read as question, answer and images. All others
 travel with the record and reach reward functions as keyword arguments. All but the bodies of images
 is checked when read, long before anything compiles; `rdbcl_jax.data.check` decodes those too.
+
+A list of answers means that any of them is right, but for verifiers whose gold answers are lists.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -36,11 +39,12 @@ class Record:
       task: the name of its task.
       prompt: the question. It holds `<image>` once per image, or not at all: then images go first.
       images: as `load_images` reads them.
-      answer: the gold answer, as the verifier parses it.
+      answer: the gold answer, as the verifier parses it; of several the most frequent.
       verifier: its name, see `rdbcl_jax.rewards.verifiers`.
       columns: all else that was known, for reward functions and tables.
       system: the system message of a chat; empty without one.
       where: file and line, or row; empty for records that a suite has made.
+      answers: all gold answers of a record that has several; empty otherwise.
     """
 
     id: str
@@ -52,6 +56,7 @@ class Record:
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     system: str = ""
     where: str = dataclasses.field(default="", compare=False)
+    answers: tuple[str, ...] = ()
 
 
 def load_records(
@@ -155,8 +160,8 @@ def _record(row: Row, task: str, verifier: str | None, trusted: Collection[str])
         name = _id(columns, row.id)
         found = asked(columns, row.folder)
         judge = verifier or _named_verifier(columns, trusted)
-        answer = _answer(found.answer)
-        _check_gold(judge, answer)
+        answers = _answers(found.answer, get_verifier(judge).reads_lists)
+        _check_gold(judge, answers)
     except ValueError as error:
         raise ValueError(f"{row.where} (id {name!r}): {error}") from error
     used = {"id", "task", "verifier", *USED}
@@ -164,16 +169,37 @@ def _record(row: Row, task: str, verifier: str | None, trusted: Collection[str])
     if found.system:
         others["system"] = found.system
     return Record(
-        name, task, found.prompt, found.images, answer, judge, others, found.system, row.where
+        id=name,
+        task=task,
+        prompt=found.prompt,
+        images=found.images,
+        answer=collections.Counter(answers).most_common(1)[0][0],
+        verifier=judge,
+        columns=others,
+        system=found.system,
+        where=row.where,
+        answers=answers if len(answers) > 1 else (),
     )
 
 
-def _answer(value: Any) -> str:
-    """The gold answer as text; `<answer>` tags around it, as in VLM-R1's files, are taken off."""
+def _answers(value: Any, reads_lists: bool) -> tuple[str, ...]:
+    """The gold answers as texts; `<answer>` tags around one, as in VLM-R1's files, are taken off.
+
+    Args:
+      reads_lists: a list is one gold answer.
+    """
+    if reads_lists or not isinstance(value, list | tuple):
+        value = [value]
+    if not (golds := [gold for gold in value if gold is not None]):
+        raise ValueError("answer: found an empty list, expected at least one answer")
     try:
-        text = written(value)
+        return tuple(map(_gold, golds))
     except ValueError as error:
         raise ValueError(f"answer: {error}") from None
+
+
+def _gold(value: Any) -> str:
+    text = written(value)
     block = _GOLD_BLOCK.search(text)
     return (block[1] if block else text).strip()
 
@@ -197,9 +223,9 @@ def _named_verifier(row: Mapping[str, Any], trusted: Collection[str]) -> str:
     return name
 
 
-def _check_gold(verifier: str, answer: str):
+def _check_gold(verifier: str, answers: tuple[str, ...]):
     try:
-        get_verifier(verifier).prepare(answer)
+        get_verifier(verifier).prepared(answers)
     except ValueError as error:
         raise ValueError(
             f"gold answer, for the verifier {verifier!r}: {error}; correct the answer, name "

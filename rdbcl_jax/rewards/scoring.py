@@ -44,6 +44,9 @@ class Scorable(Protocol):
     def answer(self) -> str: ...
 
     @property
+    def answers(self) -> tuple[str, ...]: ...
+
+    @property
     def verifier(self) -> str: ...
 
     @property
@@ -108,7 +111,8 @@ class Scores:
     Attributes:
       total: weighted sum of the components that apply; NaN where none does.
       components: each component before its weight, NaN where it does not apply.
-      accuracy: 1 where the answer is correct, else 0, whatever the weights.
+      accuracy: 1 where the answer is correct, else 0, whatever the weights; the verifier's score
+        where that is graded, as VQA soft accuracy is.
       parsed: whether the completion has the response format.
       problems: what was wrong with the format, None where nothing was.
     """
@@ -128,8 +132,8 @@ def score(
     """Scores each completion for the record beside it.
 
     Reward functions get the texts of the prompts and completions they apply to and, as keyword
-    arguments, `answer`, `task`, `id` and every column of the records (None where a record lacks
-    it).
+    arguments, `answer` (a list where a record has several), `task`, `id` and every column of the
+    records (None where a record lacks it).
 
     Raises:
       ValueError: lengths differ, or a reward function or verifier returned something wrong.
@@ -139,11 +143,13 @@ def score(
     if len(records) != len(completions):
         raise ValueError(f"found {len(records)} records for {len(completions)} completions")
     responses = [parse(text) for text in completions]
-    accuracy = np.array(list(map(_accuracy, records, responses)), np.float64)
+    found = np.array(list(map(_score, records, responses)), np.float64)
+    correct = (found == 1.0).astype(np.float64)
+    graded = np.array([get_verifier(record.verifier).graded for record in records], bool)
     built_in = {
         "format": np.array([response.ok for response in responses], np.float64),
-        "accuracy": accuracy,
-        "correct": (accuracy == 1.0).astype(np.float64),
+        "accuracy": found,
+        "correct": correct,
     }
     weights = _weights(records, config)
     components = {}
@@ -154,22 +160,23 @@ def score(
         else:
             values = _call(name, config.functions[name], records, completions, applies)
         if name in config.if_correct:
-            values = np.where((accuracy == 1.0) | np.isnan(values), values, 0.0)
+            values = np.where((correct == 1.0) | np.isnan(values), values, 0.0)
         components[name] = values
     return Scores(
         total=_total(components, weights, records),
         components=components,
-        accuracy=built_in["correct"],
+        accuracy=np.where(graded, found, correct),
         parsed=built_in["format"].astype(bool),
         problems=tuple(response.problem for response in responses),
     )
 
 
-def _accuracy(record: Scorable, response: Parsed) -> float:
+def _score(record: Scorable, response: Parsed) -> float:
     if not response.ok:
         return 0.0
     try:
-        return get_verifier(record.verifier).score(response.answer, record.answer)
+        golds = record.answers or record.answer
+        return get_verifier(record.verifier).score(response.answer, golds)
     except (RuntimeError, ValueError) as error:
         raise type(error)(f"record {record.id!r}: {error}") from error
 
@@ -230,7 +237,8 @@ def _call(
 def _arguments(records: Sequence[Scorable], completions: Sequence[str]) -> dict[str, list]:
     keys = dict.fromkeys(key for record in records for key in record.columns)
     columns = {key: [record.columns.get(key) for record in records] for key in keys}
-    own = {key: [getattr(record, key) for record in records] for key in ("answer", "task", "id")}
+    own: dict[str, list] = {key: [getattr(r, key) for r in records] for key in ("task", "id")}
+    own["answer"] = [[*record.answers] or record.answer for record in records]
     prompts = [record.prompt for record in records]
     return {**columns, **own, "prompts": prompts, "completions": list(completions)}
 

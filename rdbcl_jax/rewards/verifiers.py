@@ -3,10 +3,11 @@
 A verifier has two halves. `prepare` parses the gold answer and raises ValueError where it cannot;
 it runs once when a record is loaded, so that no unparsable gold can ever score. `compare` judges
 the text of one answer block and never raises: an answer that is not understood scores 0. Exactly
-1 means correct. Everything matches the *whole* answer: what it states is read without regard to the
-gold, by the same rule as the gold, and no verifier searches it for something right. The cost of one
-comparison is bounded by what is read, never by a clock, so that no verdict depends on the machine.
-What each accepts is written at its `prepare` function, and tabled in docs/verifiers.md.
+1 means correct. A record may have several gold answers: any of them is right. Everything matches
+the *whole* answer: what it states is read without regard to the gold, by the same rule as the gold,
+and no verifier searches it for something right. The cost of one comparison is bounded by what is
+read, never by a clock, so that no verdict depends on the machine. What each accepts is written at
+its `prepare` function, and tabled in docs/verifiers.md.
 
 A verifier of one's own is named by where it is, `package.module:function` in `config.tasks`: a
 function of an answer and the gold answer, or a `Verifier`. `register` gives it a short name, known
@@ -19,11 +20,11 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rdbcl_jax.rewards import boxes, mathematics, words
+from rdbcl_jax.rewards import boxes, mathematics, vqa, words
 from rdbcl_jax.rewards.functions import load_function
 from rdbcl_jax.rewards.numerals import Quantity, quantity, same, stated
 from rdbcl_jax.rewards.text import visible
@@ -36,24 +37,55 @@ class Verifier:
 
     `compare(answer, prepared_gold)` returns a score in [0, 1]; where `parameter` is set it is
     passed as a third argument, which lies in `limits`.
+
+    Attributes:
+      reads_lists: a list in a record is one gold answer, as of boxes, and not several.
+      reads_all: `prepare` gets all gold answers of a record at once, rather than each.
+      graded: the accuracy that evaluation reports is the score, not the share of scores of 1.
     """
 
     name: str
-    prepare: Callable[[str], Any]
+    prepare: Callable[[Any], Any]
     compare: Callable[..., float]
     parameter: float | None = None
     limits: tuple[float, float] = (0.0, math.inf)
+    reads_lists: bool = False
+    reads_all: bool = False
+    graded: bool = False
 
-    def score(self, answer: str, gold: str) -> float:
+    def prepared(self, gold: str | Sequence[str]) -> list[Any]:
+        """What `prepare` makes of the gold answers; of several, those that it cannot read are
+        passed over.
+
+        Raises:
+          ValueError: none can be read.
+        """
+        golds = [gold] if isinstance(gold, str) else [*gold]
+        if self.reads_all:
+            return [self.prepare(golds)]
+        found, problems = [], []
+        for text in golds:
+            try:
+                found.append(self.prepare(text))
+            except ValueError as error:
+                problems.append(error)
+        if not found:
+            raise problems[0] if problems else ValueError("there is no gold answer")
+        return found
+
+    def score(self, answer: str, gold: str | Sequence[str]) -> float:
         """The score in [0, 1] of the text of an answer block; an empty one is never right.
 
+        Args:
+          gold: one gold answer, or several: the highest score counts.
         Raises:
           ValueError: the gold answer is unparsable, or the score is not in [0, 1].
           RuntimeError: the comparison raised, as one's own may.
         """
-        prepared = self.prepare(gold)
-        if not visible(answer):
-            return 0.0
+        golds = self.prepared(gold)
+        return max(self._compared(answer, one) for one in golds) if visible(answer) else 0.0
+
+    def _compared(self, answer: str, prepared: Any) -> float:
         extra = () if self.parameter is None else (self.parameter,)
         try:
             found = self.compare(answer, prepared, *extra)
@@ -79,12 +111,16 @@ VERIFIERS: dict[str, Verifier] = {}
 
 def register(
     name: str,
-    prepare: Callable[[str], Any],
+    prepare: Callable[[Any], Any],
     compare: Callable[..., float],
     parameter: float | None = None,
     limits: tuple[float, float] = (0.0, math.inf),
+    *,
+    reads_lists: bool = False,
+    reads_all: bool = False,
+    graded: bool = False,
 ) -> Verifier:
-    """Makes a verifier known by `name`.
+    """Makes a verifier known by `name`; arguments are its attributes.
 
     Args:
       parameter: the default of its one parameter, if it has one.
@@ -92,7 +128,9 @@ def register(
     """
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"verifier name {name!r}: expected letters, digits and underscores")
-    VERIFIERS[name] = Verifier(name, prepare, compare, parameter, limits)
+    VERIFIERS[name] = Verifier(
+        name, prepare, compare, parameter, limits, reads_lists, reads_all, graded
+    )
     return VERIFIERS[name]
 
 
@@ -191,9 +229,10 @@ register("exact", words.prepare_exact, words.compare_exact)
 register("yes_no", words.prepare_yes_no, words.compare_yes_no)
 register("choice", words.prepare_choice, words.compare_choice)
 register("number", _prepare_number, _compare_number, _TOLERANCE, (0.0, 0.5))
-register("sequence", words.prepare_sequence, words.compare_sequence)
-register("jigsaw", words.prepare_jigsaw, words.compare_jigsaw)
+register("sequence", words.prepare_sequence, words.compare_sequence, reads_lists=True)
+register("jigsaw", words.prepare_jigsaw, words.compare_jigsaw, reads_lists=True)
 # IoU from which two boxes match
-register("boxes", boxes.prepare, boxes.compare, 0.5, (0.05, 1.0))
+register("boxes", boxes.prepare, boxes.compare, 0.5, (0.05, 1.0), reads_lists=True)
 # relative tolerance, beside rounding
 register("math", mathematics.prepare, mathematics.compare, 0.0, (0.0, 0.5))
+register("vqa", vqa.prepare, vqa.compare, reads_all=True, graded=True)

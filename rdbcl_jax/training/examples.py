@@ -51,7 +51,7 @@ def make_examples(
                 "spans": spans.tolist(),
                 "reward": float(scored.scores.total[sample]),
                 "gold": record.answer,
-                "correct": bool(scored.scores.accuracy[sample]),
+                "correct": bool(scored.scores.accuracy[sample] > 0.5),
                 **{n: float(samples[n][row, 0]) for n in ("rp", "kl_coef") if n in samples},
             }
         )

@@ -191,7 +191,8 @@ def keep_base(workdir: pathlib.Path, base: pathlib.Path, hashed: bool = True) ->
 def _records_hash(records: Sequence[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
-        parts = (record.id, record.prompt, record.answer, record.verifier, record.system)
+        parts: tuple = (record.id, record.prompt, record.answer, record.verifier, record.system)
+        parts += (record.answers,) if record.answers else ()
         digest.update(repr((parts, record.columns, [*_images(record)])).encode())
     return f"{len(records)} records, {digest.hexdigest()[:16]}"
 

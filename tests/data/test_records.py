@@ -15,6 +15,7 @@ from PIL import Image
 
 from rdbcl_jax.data.records import Record, load_images, load_records
 from rdbcl_jax.data.tasks import load_held_out, read_source
+from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import score
 from tests.engine import small_config
 
@@ -121,6 +122,48 @@ def test_a_gold_answer_may_be_structured(folder):
     record = one(jsonl(folder, row), verifier="boxes")
     response = "<think>there</think><answer>[[1, 2, 3, 4]]</answer>"
     assert score([record], [response]).accuracy == [1]
+
+
+def test_a_list_of_answers_means_any_of_them(folder):
+    rows = [
+        {"prompt": "?", "answer": ["3", "three"]},
+        {"prompt": "?", "answers": [4, None, "four", 4.0]},
+        {"prompt": "?", "solution": ["yes"]},
+        {"prompt": "?", "answer": ["lots", "7"], "verifier": "number"},
+        {"prompt": "?", "answer": [2, 1, 3], "verifier": "jigsaw"},
+    ]
+    records = load_records(jsonl(folder, *rows), task="t")
+    assert [r.answer for r in records] == ["3", "4", "yes", "lots", "[2, 1, 3]"]
+    assert [r.answers for r in records] == [
+        ("3", "three"),
+        ("4", "four", "4"),
+        (),
+        ("lots", "7"),
+        (),
+    ]
+    for answers in (["3", "4", "yes", "7", "2 1 3"], ["Three", "FOUR", "yes", "7.0", "[2, 1, 3]"]):
+        texts = [in_format(".", answer) for answer in answers]
+        assert score(records, texts).accuracy.tolist() == [1] * 5
+    wrong = [in_format(".", answer) for answer in ("3 three", "3", '["yes"]', "lots", "1 2 3")]
+    assert score(records, wrong).accuracy.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(
+    "row,message",
+    [
+        ({"answer": []}, "answer: found an empty list, expected at least one"),
+        ({"answers": [None]}, "answer: found an empty list"),
+        ({"answer": ["a", "b"], "verifier": "number"}, "expected a finite number, found 'a'"),
+        ({"answers": ["a", "b", "a"], "verifier": "vqa"}, "of at least 4 annotators, found"),
+        (
+            {"answer": "a", "verifier": "vqa"},
+            r"at least 4 .* found \['a'\]; for fewer name",
+        ),
+    ],
+)
+def test_lists_of_answers_of_which_none_can_be_right(folder, row, message):
+    with pytest.raises(ValueError, match=rf"data.jsonl, line 1 .*{message}"):
+        one(jsonl(folder, {"prompt": "?", **row}))
 
 
 def test_text_only_and_image_rows_mix(folder):
@@ -282,7 +325,7 @@ def test_files_that_cannot_be_read(folder):
         (pa.array([datetime.datetime(2026, 11, 25, 9, 30)]), "2026-11-25 09:30:00"),
         (pa.array(["a"]).dictionary_encode(), "a"),
         (pa.array([True]), "true"),
-        (pa.array([[0.1, 2.5]], pa.list_(pa.float32())), "[0.1, 2.5]"),
+        (pa.array([[[0.1, 2.5]]], pa.list_(pa.list_(pa.float32()))), "[0.1, 2.5]"),
         (pa.array([{"size": [9], "of": b"x"}]), '{"size": [9], "of": "x"}'),
     ],
 )

@@ -46,6 +46,20 @@ def test_the_jigsaw_reward_of_the_paper():
     np.testing.assert_array_equal(scores.accuracy, [1, 0, 0, 0])
 
 
+def test_a_graded_verifiers_score_is_reward_and_accuracy():
+    """VQA soft accuracy; of a jigsaw, three pieces in place are no right answer."""
+    words = ("red",) * 3 + ("blue",) * 2 + ("green",) + ("grey",) * 4
+    asked = Record("r0", "hue", "Which?", (), "grey", "vqa", answers=words)
+    texts = [respond(word) for word in ("grey", "red", "blue", "green", "pink")]
+    scores = score([asked] * 5, texts, RewardConfig(weights={"accuracy": 1.0, "correct": 1.0}))
+    np.testing.assert_allclose(scores.accuracy, [1, 0.9, 0.6, 0.3, 0])
+    np.testing.assert_allclose(scores.total, [2, 0.9, 0.6, 0.3, 0])
+    puzzle = record(answer="1 2 3 4", verifier="jigsaw")
+    scores = score([asked, puzzle], [respond("red"), respond("1 2 4 3")])
+    np.testing.assert_allclose(scores.components["accuracy"], [0.9, 0.5])
+    np.testing.assert_allclose(scores.accuracy, [0.9, 0])
+
+
 def test_rewards_apply_to_the_tasks_whose_weights_list_them():
     called = []
 

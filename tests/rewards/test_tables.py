@@ -21,8 +21,13 @@ def rows(name, kind):
     return list({(answer, gold): 0 for gold, row in TABLES[name].items() for answer in row[kind]})
 
 
+def golds(name, gold):
+    """A table's gold; several, in JSON, where the verifier reads all of them."""
+    return json.loads(gold) if get_verifier(name).reads_all else gold
+
+
 def right(name, answer, gold):
-    return get_verifier(name).score(answer, gold) == 1.0
+    return get_verifier(name).score(answer, golds(name, gold)) == 1.0
 
 
 def test_every_verifier_has_its_table():
@@ -37,7 +42,7 @@ def test_accepted_and_refused(name):
     assert [row for row in rows(name, "refused") if right(name, *row)] == []
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [name for name in TABLES if not get_verifier(name).reads_all])
 def test_gold_and_answer_change_places(name):
     """All but the precision of `math`, which the gold sets."""
     for kind in ("accepted", "refused"):

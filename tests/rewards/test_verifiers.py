@@ -250,6 +250,44 @@ def test_unknown_names_and_parameters(name):
         get_verifier(name)
 
 
+def test_of_several_gold_answers_any_is_right():
+    assert score("exact", "Three", ["3", "three"]) == score("math", "0.5", ["x", "1/2"]) == 1
+    assert score("number", "7", ["lots", "7"]) == 1 and score("number", "lots", ["lots", "7"]) == 0
+    assert score("sequence", "3 1 2", ["1 2 3", "3 1 4"]) == 2 / 3  # the best of them
+    assert score("exact", " ", ["3", "three"]) == 0
+    for golds in ([], ["lots", "few"]):
+        with pytest.raises(ValueError, match=r"gold answer|found 'lots'"):
+            score("number", "7", golds)
+
+
+@pytest.mark.parametrize("others", [9, 3])
+def test_vqa_accuracy_is_the_mean_over_annotators_left_out(others):
+    for count in range(others + 2):
+        golds = ["cat"] * count + [f"dog {n}" for n in range(others + 1 - count)]
+        left_out = [
+            min(1, (golds[:k] + golds[k + 1 :]).count("cat") / 3) for k in range(others + 1)
+        ]
+        assert score("vqa", "The cat.", golds) == pytest.approx(np.mean(left_out))
+
+
+def test_vqa_answers_are_compared_as_the_published_evaluation_does():
+    """Its verdicts on pairs that its normalisation makes the same, or not."""
+    same = [
+        ("dont", "don't"),
+        ("two-way", "2 way"),
+        ("1,000", "1000"),
+        ("a.m.", "am"),
+        ("none", "0"),
+    ]
+    same += [("stop/go", "stop go"), ("stop /go", "stop go"), ("he'dve", "he'd've"), ("-5", "5")]
+    other = [("1.5", "15"), ("don t", "don't"), ("eleven", "11"), ("wed", "we'd"), ("cats", "cat")]
+    for first, second in same + other:
+        assert score("vqa", first, [second] * 10) == ((first, second) in same), (first, second)
+    for nothing in ("the", "!", "an", "?!", "(@"):  # there each of these is any other
+        assert score("vqa", nothing, ["a"] * 5 + ["-"] * 5) == 0 == score("vqa", "", [nothing] * 9)
+        assert score("vqa", nothing, [nothing] * 10) == 1
+
+
 def test_a_verifier_of_ones_own():
     def prepare(gold):
         return int(gold)
