@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
+import shutil
 import sys
 
-from absl import flags
-
-from rdbcl_jax.commands import HELP, Command, Run, config_file, start
+from rdbcl_jax.commands import (
+    HELP,
+    Command,
+    Run,
+    Usage,
+    add_config,
+    add_repeatable,
+    count,
+    errors_in_one_line,
+    natural,
+    read_config,
+    start,
+)
 from rdbcl_jax.spelling import did_you_mean
 
-HEAD = "rdbcl: continual RL with verifiable rewards for vision-language models"
-FOOT = """\
-  rdbcl COMMAND --help
-      All flags of a command. Every field of a config is one: rdbcl_jax/config.py describes them."""
+HEAD = """\
+rdbcl: continual RL with verifiable rewards for vision-language models
+
+  rdbcl train --config=configs/quickstart.py --workdir=/tmp/quickstart
+"""
+FOOT = """
+`rdbcl COMMAND --help` has a command's flags and examples; every field of a config is a flag,
+--config.FIELD=VALUE. An error is one line; RDBCL_TRACEBACK=1 gives Python's whole traceback."""
 
 
 def run() -> None:
@@ -23,15 +39,23 @@ def run() -> None:
         name, argv = argv[0], ["--help"]
     if name in COMMANDS:
         start(COMMANDS[name], argv)
-    every = COMMANDS | _lab()
-    if name in every:
-        start(every[name], argv)
-    elif name in HELP or not name:
-        print("\n\n".join([HEAD, "\n".join([*(c.help() for c in every.values()), FOOT])]))
+    lab = _lab()
+    if name in lab:
+        start(lab[name], argv)
+    if name in HELP:
+        with errors_in_one_line("help"):
+            print(_help(COMMANDS, lab), flush=True)
     else:
-        near = did_you_mean(name, every)
+        near = did_you_mean(name, COMMANDS | lab)
         print(f"rdbcl: unknown command {name!r}{near} (rdbcl help)", file=sys.stderr)
         sys.exit(2)
+
+
+def _help(library: dict[str, Command], lab: dict[str, Command]) -> str:
+    lines = [HEAD]
+    for title, commands in (("Commands", library), ("The laboratory", lab)):
+        lines += [f"{title}:", *(f"  {c.name:<10}{c.summary}" for c in commands.values()), ""]
+    return "\n".join(lines).rstrip() + "\n" + FOOT
 
 
 def _lab() -> dict[str, Command]:
@@ -41,38 +65,56 @@ def _lab() -> dict[str, Command]:
     return COMMANDS
 
 
-def _train() -> Run:
-    config = config_file()
-    flags.mark_flag_as_required("config")
-    workdir = flags.DEFINE_string("workdir", None, "Where everything is written.", required=True)
-    distributed = flags.DEFINE_bool(
-        "distributed", False, "One of several processes: calls jax.distributed.initialize first."
+def _init(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("directory", metavar="DIR", help="A new directory.")
+
+    def run(args: argparse.Namespace) -> None:
+        from rdbcl_jax.toy.starter import write_starter
+
+        for path in write_starter(args.directory):
+            print(path)
+        print(f"\nNow: rdbcl check --config={args.directory}/config.py")
+
+    return run
+
+
+def _train(parser: argparse.ArgumentParser) -> Run:
+    add_config(parser, required=True)
+    parser.add_argument(
+        "--workdir", metavar="DIR", required=True, help="Where everything is written."
+    )
+    parser.add_argument(
+        "--distributed",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="One of several processes: calls jax.distributed.initialize first.",
     )
 
-    def run(args: list[str]) -> None:
-        if distributed.value:
+    def run(args: argparse.Namespace) -> None:
+        config = read_config(args)
+        if args.distributed:
             from rdbcl_jax.distributed import join_processes
 
             join_processes()
         from rdbcl_jax.training.run import train
 
-        train(config.value, workdir.value)
+        train(config, args.workdir)
 
     return run
 
 
-def _check() -> Run:
-    config = config_file()
-    records = flags.DEFINE_multi_string(
-        "records", [], "Data to check instead of the config's tasks; repeatable."
-    )
+def _check(parser: argparse.ArgumentParser) -> Run:
+    add_config(parser)
+    text = "Data to check instead of the config's tasks; repeatable."
+    add_repeatable(parser, "--records", "SOURCE", text)
 
-    def run(args: list[str]) -> None:
+    def run(args: argparse.Namespace) -> None:
+        if not (args.config or args.records):
+            raise Usage("give --config=FILE, --records=SOURCE or both")
+        config = read_config(args)
         from rdbcl_jax.training.check import check_all
 
-        if args or not (config.value or records.value):
-            sys.exit("rdbcl check: give --config=FILE, --records=SOURCE or both")
-        found, problems = check_all(config.value, records.value)
+        found, problems = check_all(config, args.records)
         for problem in problems:
             print(problem)
         print(f"good records: {found}, problems: {len(problems)}")
@@ -81,71 +123,99 @@ def _check() -> Run:
     return run
 
 
-def _memory() -> Run:
-    config = config_file()
-    flags.mark_flag_as_required("config")
+def _config(parser: argparse.ArgumentParser) -> Run:
+    add_config(parser)
+    parser.add_argument(
+        "section",
+        metavar="SECTION",
+        nargs="?",
+        default="",
+        help="A section (kl), a field (kl.beta) or a field's last name (beta); default: all.",
+    )
 
-    def run(args: list[str]) -> None:
+    def run(args: argparse.Namespace) -> None:
+        import rdbcl_jax.lab.config  # noqa: F401  # brings sections, too
+        from rdbcl_jax.json_files import flatten
+        from rdbcl_jax.settings import described
+
+        config = read_config(args)
+        values = flatten(config.to_dict()) if config else {}
+        width = min(shutil.get_terminal_size().columns, 100)
+        print(described(args.section, values, width))
+
+    return run
+
+
+def _memory(parser: argparse.ArgumentParser) -> Run:
+    add_config(parser, required=True)
+
+    def run(args: argparse.Namespace) -> None:
+        config = read_config(args)
         from rdbcl_jax.config import RunConfig
         from rdbcl_jax.training.footprint import footprint
 
-        print("\n".join(footprint(RunConfig.of(config.value)).lines()))
+        print("\n".join(footprint(RunConfig.of(config)).lines()))
 
     return run
 
 
-def _report() -> Run:
-    out = flags.DEFINE_string("out", "report", "Where a comparison of runs is written.")
+def _report(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("workdirs", metavar="DIR", nargs="+", help="A run's workdir.")
+    parser.add_argument(
+        "--out", metavar="DIR", default="report", help="Where a comparison goes; default: ./report."
+    )
 
-    def run(args: list[str]) -> None:
+    def run(args: argparse.Namespace) -> None:
         from rdbcl_jax.reporting.compare import compare_runs
         from rdbcl_jax.reporting.report import write_report
 
-        directories = [pathlib.Path(a) for a in args]
-        if not directories:
-            sys.exit("rdbcl report: give one or more workdirs")
-        if len(directories) == 1:
-            print(write_report(directories[0]))
+        if len(args.workdirs) == 1:
+            print(write_report(args.workdirs[0]))
         else:
-            compare_runs(directories, out.value)
-            print(pathlib.Path(out.value))
+            compare_runs(args.workdirs, args.out)
+            print(pathlib.Path(args.out))
 
     return run
 
 
-def _export() -> Run:
-    config = config_file("Config file of the run; default: what its results.json says.")
-    out = flags.DEFINE_string(
-        "out", None, "Where the policy is written: a new directory.", required=True
-    )
-    dtype = flags.DEFINE_enum(
-        "dtype", "", ["", "float32", "bfloat16", "float16"], "Of the weights; empty: the base's."
+def _export(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("policy", metavar="WORKDIR[@K]", help="A run's policy, after K tasks.")
+    add_config(parser, "Config file of the run; default: what its results.json says.")
+    parser.add_argument("--out", metavar="DIR", required=True, help="A new directory.")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="",
+        help="Of the weights; default: the base's.",
     )
 
-    def run(args: list[str]) -> None:
+    def run(args: argparse.Namespace) -> None:
+        config = read_config(args)
         from rdbcl_jax.export import export
 
-        if len(args) != 1:
-            sys.exit("rdbcl export: give one policy, WORKDIR or WORKDIR@K")
-        print(export(args[0], out.value, config.value, dtype.value))
+        print(export(args.policy, args.out, config, args.dtype))
 
     return run
 
 
-def _collect() -> Run:
-    config = config_file("Config file of the run; default: what its results.json says.")
-    out = flags.DEFINE_string("out", None, "Where the files are written.", required=True)
-    samples = flags.DEFINE_integer("samples", 4, "Responses to each record.", lower_bound=1)
-    limit = flags.DEFINE_integer("limit", 0, "Most records of each task; 0: all.", lower_bound=0)
+def _collect(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("workdir", metavar="WORKDIR", help="A run's.")
+    add_config(parser, "Config file of the run; default: what its results.json says.")
+    parser.add_argument("--out", metavar="DIR", required=True, help="Where the files are written.")
+    parser.add_argument(
+        "--samples", metavar="N", type=count, default=4, help="Responses to each record; default 4."
+    )
+    parser.add_argument(
+        "--limit", metavar="N", type=natural, default=0, help="Most records of each task; 0: all."
+    )
 
-    def run(args: list[str]) -> None:
+    def run(args: argparse.Namespace) -> None:
+        config = read_config(args)
         from rdbcl_jax.training.collect import collect
 
-        if len(args) != 1:
-            sys.exit("rdbcl collect: give one workdir")
-        found = collect(args[0], out.value, config.value, samples=samples.value, limit=limit.value)
+        found = collect(args.workdir, args.out, config, samples=args.samples, limit=args.limit)
         for task, (kept, tried) in found.items():
-            print(f"{pathlib.Path(out.value) / task}.parquet: {kept} of {tried} responses")
+            print(f"{pathlib.Path(args.out) / task}.parquet: {kept} of {tried} responses")
 
     return run
 
@@ -154,60 +224,89 @@ COMMANDS = {
     command.name: command
     for command in (
         Command(
-            "train",
-            "Learns a sequence of tasks.",
-            "--config=FILE --workdir=DIR [--config.FIELD=VALUE ...]",
+            "init",
+            "Writes a config, a reward and ten records of one's own to start from.",
             """\
-Learns a sequence of tasks; a second call with the same workdir resumes, after a kill too. SIGTERM
-and Ctrl-C save first. Writes results.json, report.html, samples/, metrics.jsonl, tb/ and
-checkpoints/ to the workdir.""",
-            _train,
+DIR/config.py names two small tasks and explains each setting, DIR/rewards.py holds a reward
+function, DIR/records/ ten records with a picture each. It trains as it is, on a tiny model.""",
+            """\
+rdbcl init mine
+rdbcl check --config=mine/config.py
+rdbcl train --config=mine/config.py --workdir=mine/run --config.dry_run=True""",
+            _init,
+        ),
+        Command(
+            "config",
+            "Says what every field of a config means, its default and its legal values.",
+            """\
+With --config: the values of that file, and the default beside those that differ from it.""",
+            """\
+rdbcl config kl
+rdbcl config temperature
+rdbcl config --config=configs/quickstart.py rollout""",
+            _config,
         ),
         Command(
             "check",
             "Lists all that is wrong with records.",
-            "--config=FILE [--config.FIELD=VALUE ...] [--records=SOURCE ...]",
             """\
 Reads every record as a run would: pictures decoded, prompts encoded and measured against the
 sizes allowed, gold answers parsed. --records: those of a file, a pattern or tfds:NAME/SPLIT,
 instead of the config's tasks, or without a config. Lists all problems; exit status 1 if any.""",
+            """\
+rdbcl check --config=configs/quickstart.py
+rdbcl check --records=data/train.jsonl --records='data/test-*.parquet'""",
             _check,
         ),
         Command(
             "memory",
             "Says what a run will hold on one device.",
-            "--config=FILE [--config.FIELD=VALUE ...]",
             """\
 Reads config.json, tokenizer and processor files of model.path, no weights: parameters, optimizer,
 earlier policies, and what an update and the sampler need beside them.""",
+            "rdbcl memory --config=configs/quickstart.py --config.rollout.prompts=16",
             _memory,
+        ),
+        Command(
+            "train",
+            "Learns a sequence of tasks.",
+            """\
+A second call with the same workdir resumes, after a kill too. SIGTERM and Ctrl-C save first. Writes
+results.json, report.html, samples/, metrics.jsonl, tb/ and checkpoints/ to the workdir.""",
+            """\
+rdbcl train --config=configs/quickstart.py --workdir=/tmp/quickstart
+rdbcl train --config=configs/quickstart.py --workdir=/tmp/two --config.sequence=sum,walk \\
+    --config.method=grpo --config.kl.beta=0.05""",
+            _train,
         ),
         Command(
             "report",
             "Shows one run, or compares several.",
-            "DIR [DIR ...] [--out=DIR]",
             """\
-One workdir: writes its report.html again. Several: compares the runs in one HTML page, a
-Markdown and a LaTeX table, in --out (default: ./report).""",
+One workdir: writes its report.html again, while the run goes on, too. Several: compares the runs in
+one HTML page, a Markdown and a LaTeX table, in --out.""",
+            """\
+rdbcl report /tmp/quickstart
+rdbcl report runs/grpo/seed* runs/rdbcl/seed* --out=comparison""",
             _report,
         ),
         Command(
             "export",
             "Writes a policy as a Hugging Face directory.",
-            "WORKDIR[@K] --out=DIR [--dtype=bfloat16]",
             """\
 The policy after K tasks (default: the last finished one) as a Hugging Face directory:
 weights with adapters merged, config, tokenizer and processor files.""",
+            "rdbcl export /tmp/quickstart@3 --out=/tmp/after-three-tasks",
             _export,
         ),
         Command(
             "collect",
             "Keeps a run's right responses, to learn from.",
-            "WORKDIR --out=DIR [--config=FILE] [--samples=4] [--limit=0]",
             """\
 For each finished task, the right responses to its training records of the policy that had just
 learned it: TASK.parquet, from which config.method=rft_sft learns. A run with functions, verifiers
 or suites of its own needs its config file: nothing is imported because a workdir says so.""",
+            "rdbcl collect /tmp/quickstart --out=/tmp/rollouts --samples=8",
             _collect,
         ),
     )

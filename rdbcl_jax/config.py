@@ -21,6 +21,7 @@ from rdbcl_jax.sections import (
     SECTIONS,
     Count,
     Decay,
+    Names,
     Natural,
     NonNegative,
     Positive,
@@ -90,7 +91,7 @@ class ModelConfig(Section):
     dtype: DType = "bfloat16"
     param_dtype: DType = "float32"
     remat: Literal["none", "full", "dots"] = "full"
-    attention: str = "auto"
+    attention: Annotated[str, Names("rdbcl_jax.models.attention:BACKENDS")] = "auto"
     freeze_vision: bool = False
     lora: LoRAConfig = LoRAConfig()
     min_pixels: Natural = 0
@@ -106,7 +107,14 @@ class ModelConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-    """Devices along each axis of the mesh; −1: all that the other axes leave."""
+    """Devices along each axis of the mesh; −1: all that the other axes leave.
+
+    Attributes:
+      data: copies of the model, each with rows of its own.
+      fsdp: shards of parameters and optimizer state, gathered where they are needed; each has rows
+        of its own, too.
+      tensor: shards of every layer's heads and hidden features.
+    """
 
     data: Axis = -1
     fsdp: Axis = 1
@@ -329,7 +337,7 @@ class RunConfig(Section):
       others: the sections that other modules bring, by name; `section` finds them by type.
     """
 
-    method: str = "rdbcl"
+    method: Annotated[str, Names("rdbcl_jax.methods:METHODS")] = "rdbcl"
     seed: Seed = 0
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()

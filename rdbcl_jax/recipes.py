@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import sys
 
 from ml_collections import ConfigDict
 
@@ -32,7 +33,8 @@ def find_config(name: str) -> str:
 
 def load_config(file: str | pathlib.Path, *args: str) -> ConfigDict:
     """`get_config(*args)` of a config file, or of the package's of that name: configs are files,
-    not a package.
+    not a package. Modules beside the file can be imported, as those beside a script: rewards and
+    suites of one's own.
 
     Raises ValueError where there is no such Python file.
     """
@@ -40,6 +42,9 @@ def load_config(file: str | pathlib.Path, *args: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{file}: expected a Python file, or one of {', '.join(recipes())}")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(*args)

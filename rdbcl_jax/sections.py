@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import math
 import re
 import types
@@ -48,6 +49,17 @@ class Rule(NamedTuple):
 
     expected: str
     holds: Callable[[Any], bool]
+
+
+class Names(NamedTuple):
+    """The names that a table or a list of another module has, "MODULE:TABLE": for help alone, since
+    that module checks them itself."""
+
+    where: str
+
+    def known(self) -> list[str]:
+        module, _, table = self.where.partition(":")
+        return [*getattr(importlib.import_module(module), table)]
 
 
 def _is_regex(text: str) -> bool:
@@ -157,6 +169,29 @@ def inner(hint: Any) -> tuple[Any, bool]:
         (other,) = (part for part in get_args(hint) if part is not type(None))
         return inner(other)[0], True
     return hint, False
+
+
+def expected(hint: Any) -> str:
+    """The values that a field's annotation allows, in words."""
+    kind, optional = inner(hint)
+    return _expected(kind, _rules(hint)) + (", or none" if optional else "")
+
+
+def _expected(kind: Any, rules: list[Any]) -> str:
+    if rules:
+        named = isinstance(rules[0], Names)
+        return f"one of {', '.join(rules[0].known())}" if named else rules[0].expected
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(parts)}"
+    if get_origin(kind) is tuple:
+        each = [expected(part) for part in parts if part is not ...]
+        if ... in parts:
+            return f"any number of values separated by commas, each {each[0]}"
+        return f"{len(each)} values separated by commas, each {each[0]}"
+    if get_origin(kind) is Mapping:
+        return "a table"
+    return _EXPECTED.get(kind, "any value")
 
 
 def _checked(value: Any, hint: Any) -> Any:

@@ -17,6 +17,7 @@ FLOORS = (
         "sharding",
         "checkpoint",
         "config",
+        "settings",
         "json_files",
         "integrity",
         "lock",

@@ -58,7 +58,11 @@ class EWCOptions(Section):
 @section("lwf")
 @dataclasses.dataclass(frozen=True)
 class LwFOptions(Section):
-    """Of `lwf`: the advantage of the previous policy's responses."""
+    """Of `lwf`.
+
+    Attributes:
+      weight: the advantage of the previous policy's responses.
+    """
 
     weight: NonNegative = 1.0
 

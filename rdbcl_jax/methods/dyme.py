@@ -20,7 +20,12 @@ from rdbcl_jax.sections import Section, section
 @section("dyme")
 @dataclasses.dataclass(frozen=True)
 class DyMEOptions(Section):
-    """Of `dyme`: which of its halves are on."""
+    """Of `dyme`: which of its halves are on.
+
+    Attributes:
+      memorise: groups that are all wrong learn the reference response.
+      explore: the other groups learn as GRPO's do.
+    """
 
     memorise: bool = True
     explore: bool = True
