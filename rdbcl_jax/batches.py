@@ -7,9 +7,11 @@ Masks travel as masks: nothing is ever inferred from a token id.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -69,6 +71,22 @@ class TrainBatch:
     replayed: Bool[ArrayLike, "P"] | bool = False  # prompts of an earlier task
 
 
+_measured: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(
+    "measured", default=None
+)
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[dict[str, int]]:
+    """Collects the sizes that `fitting_size` is asked for within, the largest of each name."""
+    sizes: dict[str, int] = {}
+    token = _measured.set(sizes)
+    try:
+        yield sizes
+    finally:
+        _measured.reset(token)
+
+
 def fitting_size(
     name: str, sizes: Sequence[int], allowed: Sequence[int], records: Sequence[str]
 ) -> int:
@@ -81,6 +99,8 @@ def fitting_size(
       ValueError: a record that does not fit, by name.
     """
     largest = int(np.argmax(sizes))
+    if (seen := _measured.get()) is not None:
+        seen[name] = max(seen.get(name, 0), int(sizes[largest]))
     fitting = [size for size in allowed if size >= sizes[largest]]
     if allowed and not fitting:
         raise ValueError(

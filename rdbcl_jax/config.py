@@ -138,6 +138,8 @@ class DataConfig(Section):
       system_prompt: for records without a system message of their own; empty: none.
       image_root: the directory in which all images of records lie, links followed; empty: that of
         the file that names them; "/": anywhere.
+      check: of every record, before anything is made: "full", with its pictures decoded and its
+        prompt encoded; "headers": nothing of its pictures but their headers is read.
       on_bad_record: "error": nothing is made while a record is wrong; "skip": such are left out,
         and listed in left_out.txt.
       threads: how many read and encode records.
@@ -153,6 +155,7 @@ class DataConfig(Section):
     template: Template = "{prompt}"
     system_prompt: str = ""
     image_root: str = ""
+    check: Literal["full", "headers"] = "full"
     on_bad_record: Literal["error", "skip"] = "error"
     threads: Natural = 2
 

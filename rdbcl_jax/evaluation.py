@@ -11,6 +11,7 @@ import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.continual_metrics import continual_metrics, held_out_metrics
+from rdbcl_jax.data.indexed import Joined
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
@@ -44,7 +45,7 @@ def evaluate(
 ) -> Evaluation:
     """Greedy responses to every record of every task. Tasks share batches: one shape, no waste."""
     owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])
-    records = [record for task in tasks for record in task]
+    records = Joined(tasks)
     totals = np.zeros((3, len(tasks)))
     for scored, valid in generate_scored(
         policy,

@@ -16,9 +16,8 @@ import numpy as np
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import ModelConfig, RunConfig
-from rdbcl_jax.data.check import Check, check_records
+from rdbcl_jax.data.check import Check
 from rdbcl_jax.data.prompts import PromptEncoder
-from rdbcl_jax.data.records import Record
 from rdbcl_jax.finite import check_finite
 from rdbcl_jax.models import (
     from_config,
@@ -185,11 +184,7 @@ def record_check(
         with directory() as path:
             return make_encoder(config, path), _key(config, path)
 
-    def check(records: Sequence[Record]) -> list[Record | str]:
-        of_files = any(record.where for record in records)
-        return check_records(records, *made()) if of_files else [*records]
-
-    return check
+    return Check(config.data.check, lambda: made()[0], lambda: made()[1])
 
 
 def _key(config: RunConfig, directory: pathlib.Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,27 @@ from PIL import ExifTags, Image
 
 from rdbcl_jax.data.values import line_of
 
-Picture = Image.Image | Path | bytes  # bytes are those of a file
+
+@dataclasses.dataclass(frozen=True)
+class OfRow:
+    """A picture that stands in the row of its record, and is read when it is needed.
+
+    Attributes:
+      where, position: of the row, and of the picture among its own.
+      size: in bytes.
+      read_bytes: those of a picture file.
+    """
+
+    where: str
+    position: int
+    size: int
+    read_bytes: Callable[[], bytes] = dataclasses.field(compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.size} bytes"
+
+
+Picture = Image.Image | Path | bytes | OfRow  # bytes are those of a file
 
 # raster formats alone: others that Pillow knows run programs (EPS) or draw (WMF)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -63,6 +85,8 @@ def _opened(picture: Picture) -> Image.Image:
         image = picture.copy()
     elif isinstance(picture, bytes):
         image = _identified(io.BytesIO(picture))
+    elif isinstance(picture, OfRow):
+        image = _identified(io.BytesIO(picture.read_bytes()))
     else:
         try:
             regular = stat.S_ISREG(picture.stat().st_mode)

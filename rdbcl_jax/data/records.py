@@ -1,8 +1,8 @@
-"""Records: one verifiable question each, read from a source and checked at once.
+"""Records: one verifiable question each, made of a row of a source.
 
 `rdbcl_jax.data.conventions` says which columns are read as question, answer and images. All others
-travel with the record and reach reward functions as keyword arguments. All but the bodies of images
-is checked when read, long before anything compiles; `rdbcl_jax.data.check` decodes those too.
+travel with the record and reach reward functions as keyword arguments. `rdbcl_jax.data.loading`
+reads the records of a source, `rdbcl_jax.data.check` looks at each long before anything compiles.
 
 A list of answers means that any of them is right, but for verifiers whose gold answers are lists.
 """
@@ -12,8 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from PIL import Image
 from rdbcl_jax.data import pictures
 from rdbcl_jax.data.conventions import USED, asked
 from rdbcl_jax.data.pictures import Picture
-from rdbcl_jax.data.sources import Row, open_source, rows_of
+from rdbcl_jax.data.sources import Row
 from rdbcl_jax.data.values import line_of, short, written
-from rdbcl_jax.data.waiting import shown
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
 _GOLD_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -59,77 +57,6 @@ class Record:
     answers: tuple[str, ...] = ()
 
 
-def load_records(
-    source: str | Path,
-    *,
-    task: str,
-    verifier: str | None = None,
-    trusted: Collection[str] = (),
-    image_root: str | Path = "",
-    problems: list[str] | None = None,
-) -> list[Record]:
-    """Reads and checks all records of a source.
-
-    Args:
-      source: as `rdbcl_jax.data.sources.open_source` takes it.
-      task: the name of the records' task.
-      verifier: of all records; None: each row's `verifier` column, else `exact`.
-      trusted: verifiers of the form `package.module:function` that rows may name. Others are
-        refused: no data file says what is imported.
-      image_root: the directory in which all images lie, links followed; empty: that of the file
-        that names them.
-      problems: where given, records that are wrong are left out, and what is wrong with each is
-        appended.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ImportError: the library that a source needs is not installed.
-      ValueError: the first record that is wrong: which one, what was found, what was expected. A
-        file that is not readable at all. No record is left.
-    """
-    records: list[Record | str] = []  # or what is wrong
-    roots: list[str | Path] = []
-    seen: dict[str, str] = {}  # id: where
-    for row in rows_of(open_source(str(source))):
-        roots.append(image_root or row.folder)
-        try:
-            record = _record(row, task, verifier, trusted)
-            if record.id in seen:
-                raise ValueError(
-                    f"{row.where}: id {record.id!r} was already used at {seen[record.id]}; "
-                    "give each record its own id, or none of them"
-                )
-            seen[record.id] = row.where
-            records.append(record)
-        except ValueError as error:
-            records.append(str(error))
-    shows = any(isinstance(record, Record) and record.images for record in records)
-    with ThreadPoolExecutor() as pool:  # files may be far away
-        found = (pool.map if shows else map)(_with_headers, records, roots)
-        return good(shown(found, len(records), f"reading {task!r}"), str(source), problems)
-
-
-def good(
-    found: Iterable[Record | str], source: str, problems: list[str] | None = None
-) -> list[Record]:
-    """The records among them; the others say what is wrong, which goes to `problems`.
-
-    Raises:
-      ValueError: a record is wrong, and there are no `problems`; none is left.
-    """
-    found = list(found)
-    wrong = [problem for problem in found if isinstance(problem, str)]
-    if wrong and problems is None:
-        more = f" (and {len(wrong) - 1} more: rdbcl check lists all)" if len(wrong) > 1 else ""
-        raise ValueError(wrong[0] + more)
-    if problems is not None:
-        problems += wrong
-    if len(wrong) == len(found):
-        first = f" that can be used; the first: {wrong[0]}" if wrong else ""
-        raise ValueError(f"{source}: holds no records{first}")
-    return [record for record in found if isinstance(record, Record)]
-
-
 def load_images(record: Record) -> tuple[Image.Image, ...]:
     """The record's images as people see them, decoded, in RGB; see `pictures.decode`.
 
@@ -151,8 +78,12 @@ def load_images(record: Record) -> tuple[Image.Image, ...]:
 # --- from a row to a record ----------------------------------------------------------------------
 
 
-def _record(row: Row, task: str, verifier: str | None, trusted: Collection[str]) -> Record:
-    """Builds a record; every error starts by saying which one it is."""
+def make_record(row: Row, task: str, verifier: str | None, trusted: Collection[str]) -> Record:
+    """The record of a row; arguments as of `rdbcl_jax.data.loading.load_records`.
+
+    Raises:
+      ValueError: it is none; the message starts by saying which row.
+    """
     if row.problem:
         raise ValueError(f"{row.where}: {row.problem}")
     columns, name = row.columns, row.id
@@ -236,10 +167,8 @@ def _check_gold(verifier: str, answers: tuple[str, ...]):
 # --- images --------------------------------------------------------------------------------------
 
 
-def _with_headers(record: Record | str, root: str | Path) -> Record | str:
-    """The record, or what is wrong with its images as far as their headers tell."""
-    if isinstance(record, str):
-        return record
+def header_problem(record: Record, root: str | Path) -> str:
+    """What is wrong with its images as far as their headers tell; empty: nothing."""
     for position, image in enumerate(record.images):
         try:
             if isinstance(image, Path):
@@ -250,7 +179,7 @@ def _with_headers(record: Record | str, root: str | Path) -> Record | str:
             hint = "; paths are relative to the file that names them" if missing else ""
             place = f"{record.where} (id {record.id!r})"
             return f"{place}: image {position} ({_describe(image)}): {error}{hint}"
-    return record
+    return ""
 
 
 def _check_place(path: Path, root: str | Path) -> None:

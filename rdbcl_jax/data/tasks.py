@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.check import Check
-from rdbcl_jax.data.records import Record, good, load_records
+from rdbcl_jax.data.check import HEADERS, Check
+from rdbcl_jax.data.loading import load_records
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import find_task, names_a_suite
 from rdbcl_jax.rewards.verifiers import get_verifier
 
@@ -21,9 +22,9 @@ class TaskData:
     """One task; `train` is empty where the task is only evaluated."""
 
     name: str
-    train: list[Record]
-    validation: list[Record]
-    test: list[Record]
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    test: Sequence[Record]
 
 
 def load_sequence(
@@ -32,11 +33,11 @@ def load_sequence(
     """Every task of `config.sequence`, in order.
 
     A task that `config.tasks` does not describe is built in, or `SUITE:TASK` of a suite; see
-    `rdbcl_jax.data.suites`. A split's source is a file, a pattern, `tfds:name/split`, or
-    `SUITE:TASK`.
+    `rdbcl_jax.data.suites`. A split's source is one that `rdbcl_jax.data.sources.open_source`
+    knows, or `SUITE:TASK`.
 
     Args:
-      check: of records beyond what `load_records` sees.
+      check: how each record is looked at.
       left_out: gets what is wrong with the records that `config.data.on_bad_record` leaves out.
     Raises:
       ValueError: an empty sequence, a task named twice, a task without a source for a split, a
@@ -108,7 +109,7 @@ def load_split(
     split: str,
     check: Check | None = None,
     left_out: list[str] | None = None,
-) -> list[Record]:
+) -> Sequence[Record]:
     """One split of a task that the config names; arguments as of `load_sequence`."""
     if name not in config.tasks:
         try:
@@ -149,8 +150,8 @@ def read_source(
     verifier: str | None = None,
     check: Check | None = None,
     left_out: list[str] | None = None,
-) -> list[Record]:
-    """The records of a file, a pattern, `tfds:name/split`, or `SUITE:TASK`; the last has splits of
+) -> Sequence[Record]:
+    """The records of a source that `open_source` knows, or of `SUITE:TASK`; the last has splits of
     its own, of the sizes in `config.data`. Of verifiers `package.module:function`, rows may name
     those that the config's tasks name."""
     if names_a_suite(source):
@@ -158,17 +159,17 @@ def read_source(
     problems = None
     if config.data.on_bad_record == "skip":
         problems = [] if left_out is None else left_out
-    records = load_records(
+    return load_records(
         source,
         task=task,
         verifier=verifier,
         trusted={str(own.get("verifier")) for own in config.tasks.values()},
         image_root=config.data.image_root,
         problems=problems,
+        check=check or HEADERS,
     )
-    return good(check(records), source, problems) if check else records
 
 
-def _from_suite(name: str, config: RunConfig, split: str) -> list[Record]:
+def _from_suite(name: str, config: RunConfig, split: str) -> Sequence[Record]:
     suite, task = find_task(name)
     return suite.make_records(task, split, getattr(config.data, f"{split}_count"), config.data.seed)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.check import check_records
+from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS, load_split, read_source
 from rdbcl_jax.training.setup import record_check
 
@@ -21,11 +22,11 @@ def check_all(
     Args:
       config: says what tokenizer, processor and sizes records must fit; None: images are decoded,
         and prompts and answers are read.
-      sources: files, patterns or `tfds:name/split`.
+      sources: as `rdbcl_jax.data.sources.open_source` takes them.
     Returns:
       How many records are good, and what is wrong with the others, each in one line.
     """
-    check = check_records if config is None else record_check(RunConfig.of(config))
+    check = Check() if config is None else record_check(RunConfig.of(config))
     once = {f"data.{split}_count": 1 for split in SPLITS}  # records of suites are not read
     config = RunConfig.of(config or {}).changed({"data.on_bad_record": "skip", **once})
     problems: list[str] = []
@@ -41,7 +42,8 @@ def check_all(
     found = 0
     for load in loads:
         try:
-            found += sum(bool(record.where) for record in load(check=check, left_out=problems))
+            records = load(check=check, left_out=problems)
+            found += len(records) if isinstance(records, Records) else 0
         except (ValueError, OSError, ImportError) as error:
             problems.append(str(error))
     return found, [*dict.fromkeys(problems)]

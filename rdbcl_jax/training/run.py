@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Evaluation, evaluate
@@ -40,6 +41,8 @@ from rdbcl_jax.training.stage import Anchors, make_stage
 from rdbcl_jax.training.state import TaskState, restore_state
 from rdbcl_jax.training.stop import Stop
 from rdbcl_jax.training.task import learn_task
+
+_AT_ONCE = 1024  # demonstrations that are tokenized
 
 
 def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) -> RunResults:
@@ -158,9 +161,12 @@ def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[P
     policy, base = load_policy(config, setup.mesh)
     for task in setup.evaluated:
         for split in SPLITS:
-            policy.encoder.check(getattr(task, split))
+            if not isinstance(records := getattr(task, split), Records):  # those were looked at
+                policy.encoder.check(records)
     for records, texts in setup.demonstrations:  # too long, or of words it has no token for
-        policy.encoder.encode_responses(texts, records)
+        for start in range(0, len(texts), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            policy.encoder.encode_responses(texts[part], records[part])
     return policy, base
 
 

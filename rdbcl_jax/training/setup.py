@@ -14,7 +14,8 @@ import numpy as np
 
 from rdbcl_jax import policy
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.check import Check, digest_of
+from rdbcl_jax.data.indexed import only
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import (
     BUILT_IN,
@@ -55,7 +56,7 @@ class Setup:
     mesh: jax.sharding.Mesh
     tasks: list[TaskData]
     held_out: list[TaskData]
-    demonstrations: list[tuple[list[Record], list[str]]]
+    demonstrations: list[tuple[Sequence[Record], list[str]]]
     left_out: list[str]
 
     @property
@@ -161,25 +162,25 @@ def _check_rewards(method: Method, rewards: RewardConfig, tasks: Sequence[TaskDa
 
 def _demonstrations(
     method: Method, tasks: Sequence[TaskData]
-) -> Iterator[tuple[list[Record], list[str]]]:
+) -> Iterator[tuple[Sequence[Record], list[str]]]:
     """Per task, the training records that have a demonstration, and those texts."""
     if method.demonstration is None:
         return
     for task in tasks:
         texts = [method.demonstration(record) for record in task.train]
-        pairs = [(r, text) for r, text in zip(task.train, texts, strict=True) if text is not None]
-        if not pairs:
+        taught = [i for i, text in enumerate(texts) if text is not None]
+        if not taught:
             raise ValueError(
                 f"task {task.name!r}: no training record has a demonstration; see "
                 "config.demonstrations"
             )
-        yield [record for record, _ in pairs], [text for _, text in pairs]
+        yield only(task.train, taught), [text for text in texts if text is not None]
 
 
 def _check_agreement(
     mesh: jax.sharding.Mesh,
     tasks: Sequence[TaskData],
-    demonstrations: Sequence[tuple[list[Record], list[str]]],
+    demonstrations: Sequence[tuple[Sequence[Record], list[str]]],
 ) -> None:
     """Finds processes that hold the same rows, but would not learn the same from them.
 
@@ -188,7 +189,7 @@ def _check_agreement(
     """
     if row_shard(mesh).alone:
         return
-    records = [(r.id, r.prompt, r.answer) for task in tasks for r in task.train]
+    records = [digest_of(task.train) for task in tasks]
     if not agree(repr((records, [texts for _, texts in demonstrations]))):
         raise ValueError(
             "processes that hold the same rows of a batch, since mesh.tensor spans them, have read "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.indexed import Joined, only
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import TaskData
 from rdbcl_jax.methods.classic import ReplayOptions
@@ -74,20 +75,24 @@ def make_stage(
     config: RunConfig, method: Method, tasks: Sequence[TaskData], k: int, anchors: Anchors
 ) -> Stage:
     """Task k (from 0) for a method, after the tasks before it."""
-    records, old = list(tasks[k].train), []
+    own, old = [tasks[k].train], list[Sequence[Record]]()
     if method.data == "joint":
-        records = [record for task in tasks for record in task.train]
+        own = [task.train for task in tasks]
     elif method.data == "replay":
         kept = config.section(ReplayOptions).per_task
-        old = [record for task in tasks[:k] for record in task.train[:kept]]
+        old = [task.train[:kept] for task in tasks[:k]]
     if method.responses == "demonstrations" and method.demonstration:
-        records, old = (
-            [record for record in part if method.demonstration(record) is not None]
-            for part in (records, old)
-        )
+        own, old = ([_taught(part, method) for part in parts] for parts in (own, old))
     consolidation = None
     if method.consolidation and k:
         assert anchors.fisher is not None, "a task was learned, so its Fisher information is there"
         consolidation = Consolidation(anchors.previous, anchors.fisher)
     reference = anchors.reference(method.reference or "previous")
-    return Stage([*records, *old], anchors.previous, reference, len(old), consolidation)
+    replayed = sum(map(len, old))
+    return Stage(Joined([*own, *old]), anchors.previous, reference, replayed, consolidation)
+
+
+def _taught(records: Sequence[Record], method: Method) -> Sequence[Record]:
+    """Those that have a demonstration."""
+    assert method.demonstration, "asked for where the method has some"
+    return only(records, [i for i, r in enumerate(records) if method.demonstration(r) is not None])

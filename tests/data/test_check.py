@@ -10,12 +10,14 @@ from transformers import AutoTokenizer
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data import check
-from rdbcl_jax.data.check import check_records
+from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.prompts import PromptEncoder
-from rdbcl_jax.data.records import load_records
 from rdbcl_jax.models import read_processor
-from rdbcl_jax.toy import digits_suite, tiny
+from rdbcl_jax.rewards.verifiers import Verifier
+from rdbcl_jax.toy import tiny
 from rdbcl_jax.training.check import check_all
+from rdbcl_jax.training.identity import differences, identity_of
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
 from tests.engine import small_config
@@ -96,7 +98,7 @@ def test_without_a_config_images_are_decoded(folder):
     path = write(folder, {"image": "good.jpg"}, *(row for row, _ in BAD.values()), {})
     found, problems = check_all(None, [str(path), str(folder / "none.jsonl")])
     assert found == 6 and len(problems) == 3
-    assert "expected an answer" in problems[0] and "body cannot be decoded" in problems[1]
+    assert "body cannot be decoded" in problems[0] and "expected an answer" in problems[1]
     assert "no file at" in problems[2]
 
 
@@ -122,34 +124,94 @@ def test_records_are_known_by_their_content(folder, model):
 
     def seen(key="k", **options):
         encoder = Counting(words, processor, **options)
-        found = check_records(load_records(path, task="t"), encoder, key)
-        assert [isinstance(record, str) for record in found][:2] == [False, False]
-        return {*encoder.seen[1:]}  # the first sets the tokenizer up
+        how, problems = Check("full", lambda: encoder, lambda: key), []
+        found = load_records(path, task="t", check=how, problems=problems)
+        assert [record.id for record in found] == ["a", "b"]
+        assert len(problems) == 1 and "body cannot be decoded" in problems[0]
+        return {*getattr(encoder, "seen", ())[1:]}  # the first sets the tokenizer up
 
     assert seen() == {"a", "b", "c"}
+    assert seen() == set()  # no file has changed
+    assert seen("other") == {"a", "b", "c"} == seen("") == seen("")
+    path.touch()
     assert seen() == {"c"}
-    assert seen("other") == {"a", "b", "c"} == seen("")
     (folder / "good.jpg").rename(folder / "moved.jpg")
     write(folder, {"id": "a", "image": "moved.jpg"}, {"id": "b", "prompt": "sum 5"}, rows[2])
     assert seen() == {"b", "c"}
     (folder / "moved.jpg").write_bytes(jpeg((24, 16)))
     assert seen() == {"a", "c"}
-    (file,) = (folder.parent / "cache/checked").glob("k")
-    file.write_bytes(file.read_bytes()[:-5])  # cut short
+    cache = folder.parent / "cache"
+    for file in [*cache.glob("*/*")]:
+        file.write_bytes(file.read_bytes()[:-5])  # cut short
     assert "c" in seen()
-    file.unlink()
-    file.mkdir()  # cannot be read or written: a help and no more
+    for file in [*cache.glob("*/*")]:
+        file.unlink()
+        file.mkdir()  # cannot be read or written: a help and no more
     assert seen() == seen() == {"a", "b", "c"}
 
 
-def test_records_of_suites_are_taken_as_they_are():
-    records = digits_suite.make_records("sum", "train", 3, seed=0)
-    assert check_records(records, None, "k") == [*records]
+def own_verifier(answer, gold):
+    return float(answer == gold)
+
+
+def picky(gold):
+    if gold == "5":
+        raise ValueError("not five")
+    return gold
+
+
+own = Verifier("own", picky, own_verifier)
+
+
+def test_verifiers_of_ones_own_are_asked_again(folder, model):
+    """Their code may change without a sign."""
+    path = write(folder, {}, {"answer": "5"})
+    how = Check("full", lambda: PromptEncoder(*parts), lambda: "k")
+    parts = AutoTokenizer.from_pretrained(model), read_processor(model)
+    for _ in range(2):
+        assert len(load_records(path, task="t", check=how)) == 2
+    assert len([*(folder.parent / "cache/sources").iterdir()]) == 1
+    with pytest.raises(ValueError, match="not five"):
+        load_records(path, task="t", verifier="tests.data.test_check:own", check=how)
+    assert len([*(folder.parent / "cache/sources").iterdir()]) == 1
+
+
+def test_headers_alone(folder, model):
+    """Decoded is nothing and measured is nothing, so that what only those would find is found when
+    its turn comes."""
+    config = config_of(model, write(folder, *(row for row, _ in BAD.values())))
+    config.data.check = "headers"
+    found, problems = check_all(config)
+    assert found == 3 * 5 and len(problems) == 1 and "expected an answer" in problems[0]
+
+
+def test_pictures_in_files_are_told_by_what_they_hold(folder, model):
+    config = config_of(model, write(folder, {"image": "good.jpg"}))
+    config.training.steps = 1
+
+    def held(level):
+        config.data.check = level
+        return identity_of(prepare(RunConfig.of(config)))
+
+    full, headers = held("full"), held("headers")
+    other = np.asarray(Image.open(io.BytesIO(jpeg())))[::-1]
+    buffer = io.BytesIO()
+    for quality in range(5, 100):  # of the same size in bytes
+        buffer = io.BytesIO()
+        Image.fromarray(other).save(buffer, "JPEG", quality=quality)
+        if len(buffer.getvalue()) <= len(jpeg()):
+            padded = buffer.getvalue() + b"\0" * (len(jpeg()) - len(buffer.getvalue()))
+    (folder / "good.jpg").write_bytes(padded)
+    setup = prepare(RunConfig.of(config))
+    assert differences(full, setup, held("headers")) == []
+    assert differences(headers, setup, held("full")) == []
+    (found, *_) = differences(full, setup, held("full"))
+    assert found.startswith("records of mine/train: 1 records, ") and "pictures" in found
 
 
 def test_a_long_check_says_how_far_it_is(monkeypatch, capsys, folder):
     monkeypatch.setattr("rdbcl_jax.data.waiting.SAYS_EVERY", -1.0)
-    check_records(load_records(write(folder, {}, {}), task="mine"))
+    load_records(write(folder, {}, {}), task="mine")
     assert "checking 'mine': 1 of 2 records\n" in capsys.readouterr().err
 
 

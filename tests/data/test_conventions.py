@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rdbcl_jax.data.records import load_images, load_records
+from rdbcl_jax.data.loading import load_records
+from rdbcl_jax.data.records import load_images
 
 
 def png(color=(255, 0, 0)) -> bytes:

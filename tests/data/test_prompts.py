@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.prompts import PromptEncoder, pad
-from rdbcl_jax.data.records import Record, load_records
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import read_processor
 from rdbcl_jax.toy import digits_suite, tiny
 

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from rdbcl_jax.data.records import Record, load_images, load_records
+from rdbcl_jax.data.loading import load_records
+from rdbcl_jax.data.records import Record, load_images
 from rdbcl_jax.data.tasks import load_held_out, read_source
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import score
@@ -196,7 +197,7 @@ def test_a_data_file_names_no_code_that_the_config_does_not(folder):
     with pytest.raises(ValueError, match="cannot name code to import"):
         read_source(path, config, split="test", task="mine")
     config.tasks.other = {"test": path, "verifier": own}
-    assert read_source(path, config, split="test", task="mine") == [
+    assert [*read_source(path, config, split="test", task="mine")] == [
         dataclasses.replace(record, task="mine") for record in records
     ]
 

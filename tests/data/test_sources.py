@@ -16,7 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from rdbcl_jax.data.records import load_images, load_records
+from rdbcl_jax.data.loading import load_records
+from rdbcl_jax.data.records import load_images
 from rdbcl_jax.data.sources import open_source, tables
 
 COUNT = 7
@@ -288,7 +289,8 @@ def test_tfds(prepared):
     """In a process of its own: it would find TensorFlow where another test has imported it."""
     code = """
 import json, sys
-from rdbcl_jax.data.records import load_images, load_records
+from rdbcl_jax.data.loading import load_records
+from rdbcl_jax.data.records import load_images
 found = load_records("tfds:counts/train", task="t", verifier="number")
 assert "tensorflow" not in sys.modules
 images = [load_images(record)[0].getpixel((0, 0))[0] for record in found]

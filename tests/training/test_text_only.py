@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.records import load_records
+from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.run_files import read_run

@@ -22,6 +22,7 @@ YOUNGER = {
     "data.system_prompt": "",
     "data.image_root": "",
     "data.on_bad_record": "error",
+    "data.check": "full",
     "base.model_type": "qwen2_5_vl",
 }
 

@@ -1,0 +1,116 @@
+"""Sequences of records that are not held: each is made of its row when it is asked for."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from rdbcl_jax.data.pictures import OfRow
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.sources import Row, Source
+
+_MADE = 4096  # records that are kept as they were made, without the pictures of their rows
+_WHOLE = 64  # and with them: a picture is read soon after its record
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What was found when every record was looked at.
+
+    Attributes:
+      digest: what all of them say.
+      needs: sizes of batches (`data.prompt_lengths` and so on) to the sizes that records need.
+    """
+
+    digest: str
+    needs: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+
+class Records(Sequence[Record]):
+    """Those of some rows of a source.
+
+    Args:
+      make: the record of a row; ValueError where it is none.
+      rows: which, in order; all by default.
+      facts: None: they have not been looked at, or these are some of those that were.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        make: Callable[[Row], Record],
+        rows: Any = None,
+        facts: Facts | None = None,
+    ):
+        self.source, self.make, self.facts = source, make, facts
+        self.rows = np.arange(len(source)) if rows is None else np.asarray(rows, np.int64)
+        self._whole = functools.lru_cache(_WHOLE)(lambda row: make(source[row]))
+        self._made = functools.lru_cache(_MADE)(self._light)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Records: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.only(range(len(self))[index])
+        return self._made(int(self.rows[index]))
+
+    def only(self, indices: Sequence[int]) -> Records:
+        """Some of them, in this order."""
+        chosen = self.rows[np.asarray(indices, np.int64)]
+        return Records(self.source, self.make, chosen)
+
+    def _light(self, row: int) -> Record:
+        """The record; pictures of the row itself are left there."""
+        record = self._whole(row)
+        images = [
+            OfRow(record.where, k, len(image), functools.partial(self._picture, row, k))
+            if isinstance(image, bytes)
+            else image
+            for k, image in enumerate(record.images)
+        ]
+        return dataclasses.replace(record, images=tuple(images))
+
+    def _picture(self, row: int, position: int) -> bytes:
+        image = self._whole(row).images[position]
+        assert isinstance(image, bytes), "as it was when the record was made"
+        return image
+
+
+class Joined(Sequence[Record]):
+    """Several sequences, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Record]]):
+        self.parts = [part for part in parts if len(part)]
+        self.ends = [*itertools.accumulate(map(len, self.parts))]
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]  # from the end, too
+        part = bisect.bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
+def only(records: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
+    """Some of the records, in this order."""
+    if isinstance(records, Records):
+        return records.only(indices)
+    return [records[index] for index in indices]

@@ -1,0 +1,56 @@
+"""Records of a source: opened, each looked at, made when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from rdbcl_jax.data.check import HEADERS, Check, examine
+from rdbcl_jax.data.indexed import Records
+from rdbcl_jax.data.records import Record, make_record
+from rdbcl_jax.data.sources import Row, open_source
+
+
+def load_records(
+    source: str | Path,
+    *,
+    task: str,
+    verifier: str | None = None,
+    trusted: Collection[str] = (),
+    image_root: str | Path = "",
+    problems: list[str] | None = None,
+    check: Check = HEADERS,
+) -> Records:
+    """The records of a source, checked.
+
+    Args:
+      source: as `rdbcl_jax.data.sources.open_source` takes it.
+      task: the name of the records' task.
+      verifier: of all records; None: each row's `verifier` column, else `exact`.
+      trusted: verifiers of the form `package.module:function` that rows may name. Others are
+        refused: no data file says what is imported.
+      image_root: the directory in which all images lie, links followed; empty: that of the file
+        that names them.
+      problems: where given, records that are wrong are left out, and what is wrong with each is
+        appended.
+      check: how each record is looked at.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ImportError: the library that a source needs is not installed.
+      ValueError: the first record that is wrong: which one, what was found, what was expected. A
+        file that is not readable at all. No record is left.
+    """
+
+    def make(row: Row) -> Record:
+        return make_record(row, task, verifier, trusted)
+
+    return examine(
+        Records(open_source(str(source)), make),
+        check,
+        task=task,
+        source=str(source),
+        root=image_root,
+        problems=problems,
+        settings=repr((verifier, sorted(trusted), str(image_root))),
+    )
