@@ -2,7 +2,8 @@
 
 import numpy as np
 import transformers
-from contract import IMAGE, Case
+
+from tests.models.contract import IMAGE, Case
 
 TEXT = dict(
     vocab_size=128,
@@ -68,8 +69,8 @@ CASE = Case(
         (["image", 1], "right"),
     ),
     prompts=(([3, "image", 4, "image", 5], "left"), ([7], "left"), ([2, "image", 16], "left")),
-    image=lambda image, beside: TOKENS,
+    image=lambda image, beside: [IMAGE] * TOKENS,
     pixels=pixels,
     vision=("vision_tower", "multi_modal_projector"),
-    token_types=True,
+    types="token_type_ids",
 )

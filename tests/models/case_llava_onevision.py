@@ -2,8 +2,9 @@
 
 import numpy as np
 import transformers
-from contract import IMAGE, Case
 from transformers.image_processing_utils import select_best_resolution
+
+from tests.models.contract import IMAGE, Case
 
 TEXT = dict(
     vocab_size=128,
@@ -92,7 +93,7 @@ CASE = Case(
         ([(31, 9), 2], "left"),  # and at both sides
     ),
     prompts=(([3, (20, 11), 4, (9, 9), 5], "left"), ([7], "left"), ([2, (25, 26), 6], "left")),
-    image=placeholders,
+    image=lambda image, beside: [IMAGE] * placeholders(image, beside),
     pixels=pixels,
     vision=("vision_tower", "multi_modal_projector", "image_newline"),
 )

@@ -2,7 +2,8 @@
 
 import numpy as np
 import transformers
-from contract import IMAGE, Case
+
+from tests.models.contract import IMAGE, Case
 
 TEXT = dict(
     vocab_size=128,
@@ -65,7 +66,7 @@ CASE = Case(
         ([(1,), (2,), 1], "right"),
     ),
     prompts=(([3, (1,), 4, (2,), 5], "left"), ([7], "left"), ([2, (3,), 6], "left")),
-    image=lambda image, beside: image[0] * TILE_TOKENS,
+    image=lambda image, beside: [IMAGE] * (image[0] * TILE_TOKENS),
     pixels=pixels,
     vision=("vision_model", "connector"),
 )

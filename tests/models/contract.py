@@ -1,4 +1,4 @@
-"""What a test of the contract that all families with vision keep needs to know of one: `Case`."""
+"""What a test of the contract that all families keep needs to know of one: `Case`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import torch
 import transformers
-from oracle import TEXT_IDS, Pair, checkpoint
 
 from rdbcl_jax.models import from_config, from_pretrained
+from tests.models.oracle import TEXT_IDS, Pair, checkpoint, worst
 
 # each: `case_FAMILY.py`, whose `CASE` is one
 FAMILIES = sorted(p.stem[len("case_") :] for p in pathlib.Path(__file__).parent.glob("case_*.py"))
@@ -33,24 +33,24 @@ class Case:
       rows: of a batch that mixes no, one and several images, and both sides of padding: (parts,
         side); a part is a number of random text tokens, or an image as `image` reads it.
       prompts: likewise, all padded on the left.
-      image: the number of an image's placeholders.
+      image: an image's tokens, given it and the number of images in its row.
       pixels: given the images of each row, what the processor returns beside the tokens.
-      vision: names of the parameters that see.
-      token_types: the processor says which tokens are an image's.
+      vision: names of the parameters that see; none of a family without vision.
+      types: the name of the array that says which tokens are an image's, if there is one.
     """
 
     model_class: type
     config: Callable[..., Any]
     rows: Sequence[tuple[list, str]]
     prompts: Sequence[tuple[list, str]]
-    image: Callable[[Any, int], int]
-    pixels: Callable[[list[list]], dict[str, np.ndarray]]
-    vision: tuple[str, ...]
-    token_types: bool = False
+    image: Callable[[Any, int], list[int]] | None = None
+    pixels: Callable[[list[list]], dict[str, np.ndarray]] | None = None
+    vision: tuple[str, ...] = ()
+    types: str = ""
 
 
 def case(family: str) -> Case:
-    return importlib.import_module(f"case_{family}").CASE
+    return importlib.import_module(f"tests.models.case_{family}").CASE
 
 
 def torch_model(family: str, *, tied: bool = False, seed: int = 0, **options):
@@ -73,9 +73,7 @@ def pair(family: str, tied: bool = False, **options) -> Pair:
     return Pair(model, path, *from_pretrained(path, dtype="float32"))
 
 
-def processed(
-    family: str, rows: Sequence[tuple[list, str]], seed: int = 0
-) -> dict[str, np.ndarray]:
+def processed(family: str, *rows: tuple[list, str], seed: int = 0) -> dict[str, np.ndarray]:
     """What the family's processor returns for rows of (parts, side)."""
     own, rng = case(family), np.random.default_rng(seed)
     token_rows = []
@@ -86,7 +84,7 @@ def processed(
             if isinstance(part, int):
                 tokens += rng.integers(0, TEXT_IDS, part).tolist()
             else:
-                tokens += [IMAGE] * own.image(part, len(shown))
+                tokens += own.image(part, len(shown))
         token_rows.append(tokens)
     length = max(map(len, token_rows))
     ids = np.full((len(rows), length), 7)  # padding is an ordinary id: only the mask tells
@@ -94,7 +92,7 @@ def processed(
     for i, (tokens, (_, side)) in enumerate(zip(token_rows, rows, strict=True)):
         where = slice(len(tokens)) if side == "right" else slice(length - len(tokens), None)
         ids[i, where], mask[i, where] = tokens, 1
-    types = {"token_type_ids": (ids == IMAGE) * mask} if own.token_types else {}
+    types = {own.types: (ids == IMAGE) * mask} if own.types else {}
     pixels = own.pixels(images) if any(images) else {}
     return {"input_ids": ids, "attention_mask": mask, **types, **pixels}
 
@@ -118,3 +116,11 @@ def check_shapes(path: pathlib.Path, model_class: type) -> int:
 
 def torch_logits(model, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
     return model(**{name: torch.tensor(array) for name, array in inputs.items()}).logits
+
+
+def check_logits(models: Pair, inputs: Mapping[str, np.ndarray], tolerance: float = 1e-4) -> None:
+    with torch.no_grad():
+        expected = torch_logits(models.torch_model, inputs).numpy()
+    found = models.model.logits(models.params, **inputs)
+    assert found.dtype == np.float32
+    assert worst(found, expected, inputs["attention_mask"]) <= tolerance

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import FAMILIES, pair, processed, worst
 
 from rdbcl_jax.models import attention_cudnn, attention_splash
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.sharding import make_mesh
+from tests.models.contract import pair, processed
+from tests.models.oracle import worst
+from tests.models.qwen import FAMILIES
 
 RNG = np.random.default_rng(0)
 
@@ -98,7 +100,7 @@ def test_auto_is_xla_where_there_is_no_tpu():
 def test_models_run_on_splash(family):
     models = pair(family)
     model = dataclasses.replace(models.model, attention="splash_interpret")
-    prompts = model.prepare(**processed(([80, (12, 16), 10], "left"), ([150], "left")))
+    prompts = model.prepare(**processed(family, ([80, (12, 16), 10], "left"), ([150], "left")))
     tokens = RNG.integers(0, 90, (2, 2, 140)).astype(np.int32)
     mask = np.arange(140) < np.array([[140, 7], [99, 130]])[..., None]
 
@@ -223,7 +225,7 @@ def test_models_lower_to_cudnn(family):
     text = dataclasses.replace(config.text, head_dim=16, mrope_section=(4, 2, 2))
     config = dataclasses.replace(config, vision=vision, text=text)
     model = QwenVL(config, "bfloat16", attention="cudnn")
-    prompts = model.prepare(**processed(([80, (12, 16), 10], "left"), ([150], "left")))
+    prompts = model.prepare(**processed(family, ([80, (12, 16), 10], "left"), ([150], "left")))
 
     def calls(run):
         traced = jax.jit(run).trace(model.abstract_params(), prompts)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from oracle import FAMILIES, TEXT, checkpoint, pair, processed, torch_logits, torch_model, worst
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rdbcl_jax.models import from_config, from_pretrained, read_config
 from rdbcl_jax.models.rope import TYPES, plain, read_rope
+from tests.models.contract import case, pair, processed, torch_logits, torch_model
+from tests.models.oracle import checkpoint, worst
+from tests.models.qwen import FAMILIES, TEXT
 
 
 def write(path, config):
@@ -21,8 +23,7 @@ def write(path, config):
 
 # ---------------------------------------------------------------------- defaults
 
-TEXT_FAMILIES = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
-CLASSES = {name: parts[0] for name, parts in FAMILIES.items()} | TEXT_FAMILIES
+CLASSES = {family: type(case(family).config(False)) for family in (*FAMILIES, "qwen2", "qwen3")}
 
 
 @pytest.mark.parametrize("family", CLASSES)
@@ -57,7 +58,7 @@ def test_a_vision_config_of_a_few_fields_is_read(family, tmp_path):
     """transformers 4.49 wrote what differs from the class's defaults, and hardly anything does."""
     config = json.loads((pair(family).path / "config.json").read_text())
     whole = json.loads(json.dumps(config))
-    defaults = FAMILIES[family][0]().vision_config.to_dict()
+    defaults = CLASSES[family]().vision_config.to_dict()
     for name in ("in_channels", "temporal_patch_size", "spatial_merge_size", "hidden_act"):
         assert config["vision_config"].pop(name) == defaults[name]
     expected = read_config(write(tmp_path, whole)).vision
@@ -228,7 +229,7 @@ def test_logits_under_scaled_rotary_embeddings(name, tmp_path):
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path)
-    inputs = processed(([40], "left"), ([25], "right"))
+    inputs = processed("qwen2", ([40], "left"), ([25], "right"))
     with torch.no_grad():
         expected = model(**{k: torch.tensor(v) for k, v in inputs.items()}).logits.numpy()
     ours, params = from_pretrained(tmp_path, dtype="float32")
@@ -242,10 +243,9 @@ def test_logits_under_scaled_rotary_embeddings(name, tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_logits_of_pictures_under_yarn(family):
-    rope = FAMILIES[family][2]["rope_parameters"] | SCALINGS["yarn"]
-    text = (("rope_parameters", tuple(rope.items())), ("num_hidden_layers", 1))
-    model = torch_model(family, text=[(k, dict(v) if k[0] == "r" else v) for k, v in text])
-    inputs = processed(([3, (6, 10), 9], "right"), ([7], "left"))
+    rope = case(family).config(False).text_config.rope_parameters | SCALINGS["yarn"]
+    model = torch_model(family, text=(("rope_parameters", rope), ("num_hidden_layers", 1)))
+    inputs = processed(family, ([3, (6, 10), 9], "right"), ([7], "left"))
     with torch.no_grad():
         expected = torch_logits(model, inputs).numpy()
     ours, params = from_pretrained(checkpoint(model), dtype="float32")
@@ -257,7 +257,7 @@ def test_texts_longer_than_the_frequencies_hold_for_are_refused(tmp_path):
     config = qwen2(dict(SCALINGS["dynamic"])).to_dict() | {"max_position_embeddings": 16}
     model = from_config(write(tmp_path, config), dtype="float32")
     params = model.abstract_params()
-    long = processed(([17], "left"))
+    long = processed("qwen2", ([17], "left"))
     with pytest.raises(ValueError, match=r"17 tokens, where .* hold up to 16"):
         model.logits(params, **long)
 

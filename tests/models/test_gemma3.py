@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from case_gemma3 import TEXT, TOKENS
-from contract import IMAGE, pair, processed, torch_logits
-from oracle import checkpoint, worst
 from PIL import Image
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, normalizers
@@ -28,6 +25,9 @@ from rdbcl_jax.models import (
 from rdbcl_jax.models.gemma3.tiny import write_tiny
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
+from tests.models.case_gemma3 import TEXT, TOKENS
+from tests.models.contract import IMAGE, pair, processed, torch_logits
+from tests.models.oracle import checkpoint, worst
 
 NARROW = (("sliding_window", 3),)
 PROMPTS = (([3, "image", 4], "left"), ([7], "left"))
@@ -51,7 +51,7 @@ def torch_greedy(model, inputs, length):
 
 def test_windows_narrower_than_a_response():
     """Tokens of a response leave the window of those after them, the prompt's before."""
-    models, inputs = pair("gemma3", text=NARROW), processed("gemma3", PROMPTS)
+    models, inputs = pair("gemma3", text=NARROW), processed("gemma3", *PROMPTS)
     model, length = models.model, 10
     expected = torch_greedy(models.torch_model, inputs, length)
     np.testing.assert_array_equal(greedy(model, models.params, inputs, length), expected)
@@ -73,7 +73,7 @@ def test_windows_narrower_than_a_response():
 
 
 def test_an_image_is_seen_in_both_directions():
-    models, inputs = pair("gemma3"), processed("gemma3", PROMPTS)
+    models, inputs = pair("gemma3"), processed("gemma3", *PROMPTS)
     mask = inputs["attention_mask"]
     found = models.model.logits(models.params, **inputs)
     # the placeholders say what the processor's types do
@@ -97,7 +97,7 @@ def test_long_contexts_of_the_layers_that_see_the_whole_text():
     ours, params = from_pretrained(checkpoint(model), dtype="float32")
     text = ours.config.text
     assert text.rope.frequencies[0] == 1 / 8 and text.sliding_rope.frequencies[0] == 1
-    inputs = processed("gemma3", (([30], "left"), ([21], "right")))
+    inputs = processed("gemma3", ([30], "left"), ([21], "right"))
     del inputs["token_type_ids"]
     with torch.no_grad():
         expected = torch_logits(model, inputs).numpy()
@@ -114,7 +114,7 @@ def test_the_model_without_vision(tmp_path):
         parameter.data += 0.1 * torch.randn_like(parameter)
     path = checkpoint(theirs)
     model, params = from_pretrained(path, dtype="float32")
-    inputs = processed("gemma3", (([14], "left"), ([5], "left")))
+    inputs = processed("gemma3", ([14], "left"), ([5], "left"))
     del inputs["token_type_ids"]
     save_pretrained(tmp_path, model, params)
     assert (

@@ -9,11 +9,11 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import pair
 from PIL import Image
 
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.processor import image_processor, save_limits, slot_sizes
+from tests.models.contract import pair
 
 QWEN2_5 = {
     "image_processor_type": "Qwen2VLImageProcessor",

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import IMAGE, pair, processed, torch_inputs
 from transformers.vision_utils import get_vision_window_index
 
 from rdbcl_jax.models.qwen_vl import inputs
+from tests.models.contract import IMAGE, pair, processed
 
 MERGE = 2
 grids = st.tuples(st.integers(1, 12), st.integers(1, 12)).map(lambda g: (g[0] * 2, g[1] * 2))
@@ -50,9 +50,9 @@ row = st.tuples(st.lists(part, min_size=1, max_size=5), st.sampled_from(["left",
 @settings(deadline=None, max_examples=40)
 def test_rope_positions_are_transformers(rows):
     models = pair("qwen2_5_vl")
-    arrays = processed(*rows)
+    arrays = processed("qwen2_5_vl", *rows)
     prompts = models.model.prepare(**arrays)
-    tensors = torch_inputs(arrays)
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
     if "pixel_values" not in arrays:
         return
     expected, delta = models.torch_model.model.get_rope_index(
@@ -72,21 +72,23 @@ def test_rope_positions_are_transformers(rows):
 
 
 def test_images_go_to_the_row_that_shows_them():
-    arrays = processed(([2, (4, 4)], "left"), ([3], "left"), ([(6, 4), 1, (4, 4)], "left"))
+    arrays = processed(
+        "qwen2_5_vl", ([2, (4, 4)], "left"), ([3], "left"), ([(6, 4), 1, (4, 4)], "left")
+    )
     images = pair("qwen2_5_vl").model.prepare(**arrays).model_inputs.images
     np.testing.assert_array_equal(images.grid[..., 0], [[4, 0], [0, 0], [6, 4]])
     np.testing.assert_array_equal(images.mask.sum(-1), [[16, 0], [0, 0], [24, 16]])
 
 
 def test_image_tokens_that_do_not_fit_their_images_name_the_row():
-    arrays = processed(([2], "left"), ([(4, 4), 1], "left"))
+    arrays = processed("qwen2_5_vl", ([2], "left"), ([(4, 4), 1], "left"))
     arrays["input_ids"][1][arrays["input_ids"][1] == IMAGE] = [5, IMAGE, IMAGE, IMAGE]
     with pytest.raises(ValueError, match=r"row 1: 3 image tokens .* 4 visual tokens"):
         pair("qwen2_5_vl").model.prepare(**arrays)
 
 
 def test_videos_are_refused():
-    arrays = processed(([(4, 4), 1], "left"))
+    arrays = processed("qwen2_5_vl", ([(4, 4), 1], "left"))
     with pytest.raises(NotImplementedError, match="videos"):
         pair("qwen2_5_vl").model.prepare(**arrays, pixel_values_videos=np.zeros((4, 96)))
     arrays["image_grid_thw"][0, 0] = 2

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from contract import check_shapes, pair, processed, torch_logits
-from oracle import worst
 from PIL import Image
 
 from rdbcl_jax.models import read_config, read_processor
 from rdbcl_jax.models.registry import family
+from tests.models.contract import check_shapes, pair, processed, torch_logits
+from tests.models.oracle import worst
 
 ROWS = (([3, (2,), 4, (1,), 5], "right"), ([7], "left"))
 RMS = (("norm_type", "rms_norm"), ("use_qk_norm", True), ("attention_bias", False))
@@ -32,7 +32,7 @@ NORMED = (("use_mean_pooling", False), ("layer_norm_eps", 1e-3), ("patch_size", 
 )
 def test_variants(options):
     models = pair("internvl", **options)
-    rows = processed("internvl", ROWS)
+    rows = processed("internvl", *ROWS)
     with torch.no_grad():
         expected = torch_logits(models.torch_model, rows).numpy()
     found = models.model.logits(models.params, **rows)
@@ -140,7 +140,7 @@ def test_tiles_of_another_size_than_the_models_are_refused(path):
     file.write_text(json.dumps(options | {"size": {"height": 32, "width": 32}}))
     with pytest.raises(ValueError, match=r"makes tiles of size .*32.*, where the model reads 16"):
         read_processor(path)
-    rows = processed("internvl", ROWS)
+    rows = processed("internvl", *ROWS)
     rows["pixel_values"] = np.repeat(rows["pixel_values"], 2, axis=-1)
     with pytest.raises(ValueError, match="tiles of 16 × 32 pixels, expected 16 × 16"):
         pair("internvl").model.prepare(**rows)

@@ -7,11 +7,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from case_llava_onevision import placeholders
-from contract import IMAGE, check_shapes, pair, processed, torch_logits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from oracle import worst
 from PIL import Image
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
@@ -21,6 +18,8 @@ from rdbcl_jax.models.llava_onevision import inputs
 from rdbcl_jax.models.llava_onevision.config import LlavaConfig
 from rdbcl_jax.models.registry import family
 from rdbcl_jax.models.siglip import SiglipConfig
+from tests.models.case_llava_onevision import placeholders
+from tests.models.contract import IMAGE, check_logits, check_shapes, pair, processed
 
 PUBLISHED = LlavaOnevisionConfig()
 TOWER = SiglipConfig(1, 8, 8, 1, patch_size=14, image_size=384, norm_eps=1e-6, activation="gelu")
@@ -67,19 +66,12 @@ ROWS = (([3, (20, 11), 4], "right"), ([7], "left"))
 )
 def test_variants(options):
     models = pair("llava_onevision", **options)
-    check_logits(models, processed("llava_onevision", ROWS))
-
-
-def check_logits(models, rows):
-    with torch.no_grad():
-        expected = torch_logits(models.torch_model, rows).numpy()
-    found = models.model.logits(models.params, **rows)
-    assert worst(found, expected, rows["attention_mask"]) <= 1e-4
+    check_logits(models, processed("llava_onevision", *ROWS))
 
 
 def test_several_images_that_the_processor_was_given_one_by_one():
     """A flat list of images: each is seen as if alone, whatever stands beside it."""
-    rows = processed("llava_onevision", (([3, (20, 11)], "left"), ([(9, 9)], "left")))
+    rows = processed("llava_onevision", ([3, (20, 11)], "left"), ([(9, 9)], "left"))
     # the second image moves to the first row
     together = rows["input_ids"][rows["attention_mask"] == 1]
     ids = np.stack([together, np.r_[np.full(len(together) - 3, 7), 5, 6, 7]])
@@ -186,7 +178,7 @@ def test_a_preprocessor_of_another_model_is_refused(path):
     changed(path, "preprocessor_config.json", size={"height": 32, "width": 32})
     with pytest.raises(ValueError, match=r"makes tiles of size .*32.*, where the model reads 16"):
         read_processor(path)
-    rows = processed("llava_onevision", ROWS)
+    rows = processed("llava_onevision", *ROWS)
     rows["pixel_values"] = np.repeat(rows["pixel_values"], 2, axis=-1)
     with pytest.raises(ValueError, match="tiles of 14 × 28 pixels, expected 14 × 14"):
         pair("llava_onevision").model.prepare(**rows)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from oracle import worst
 
 from rdbcl_jax.models import siglip
 from rdbcl_jax.models.decoder import Decoder, DecoderConfig
 from rdbcl_jax.models.text_only import TextModelConfig
 from rdbcl_jax.models.weights import WeightMap
+from tests.models.oracle import worst
 
 SIZES = dict(
     hidden_size=24,

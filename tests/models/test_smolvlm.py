@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from case_smolvlm import CASE, TEXT, VISION, config
-from contract import IMAGE, pair, processed, torch_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import checkpoint, worst
 from PIL import Image
 from transformers.models.idefics3.modeling_idefics3 import Idefics3VisionEmbeddings
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
@@ -24,6 +21,9 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import from_pretrained, read_config, read_processor, save_limits
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.smolvlm.tiny import TinySize, write_tiny
+from tests.models.case_smolvlm import CASE, TEXT, VISION, config
+from tests.models.contract import IMAGE, pair, processed, torch_logits
+from tests.models.oracle import checkpoint, worst
 
 # ------------------------------------------------------------------------------ the model
 
@@ -75,7 +75,7 @@ def test_idefics3_with_tiles_smaller_than_its_tower():
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     ours, params = from_pretrained(checkpoint(model), dtype="float32")
-    arrays = processed("smolvlm", CASE.rows)
+    arrays = processed("smolvlm", *CASE.rows)
     # tiles of 6 × 6 patches make 4 visual tokens each
     of_tile = np.cumsum(arrays["input_ids"] == IMAGE, 1) % 9
     arrays["input_ids"] = np.where(
@@ -88,7 +88,7 @@ def test_idefics3_with_tiles_smaller_than_its_tower():
 
 
 def test_without_a_pixel_mask_all_of_a_tile_is_real():
-    models, arrays = pair("smolvlm"), processed("smolvlm", CASE.rows)
+    models, arrays = pair("smolvlm"), processed("smolvlm", *CASE.rows)
     del arrays["pixel_attention_mask"]
     with torch.no_grad():
         expected = torch_logits(models.torch_model, arrays).numpy()
@@ -97,7 +97,7 @@ def test_without_a_pixel_mask_all_of_a_tile_is_real():
 
 
 def test_tiles_that_are_not_square_are_refused():
-    arrays = processed("smolvlm", CASE.prompts)
+    arrays = processed("smolvlm", *CASE.prompts)
     arrays["pixel_values"] = arrays["pixel_values"][..., :16]
     arrays["pixel_attention_mask"] = arrays["pixel_attention_mask"][..., :16]
     with pytest.raises(ValueError, match="tiles of 24 × 16 pixels; expected squares"):

@@ -2,31 +2,19 @@
 
 import re
 
-import contract
 import jax
 import jax.numpy as jnp
-import oracle
 import pytest
-import transformers
 
 from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.models import from_config, lora
 from rdbcl_jax.training.optimizer import decaying, make_optimizer
+from tests.models.contract import FAMILIES, case
 
-TEXTS = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}
 # what is no matrix that a product is taken with: norms and their like, biases, embeddings
 LEFT_ALONE = re.compile(
     r"norm|ln_q|/lambda_|bias$|/embedding$|position_embedding|pos_embed|cls_token|image_newline"
 )
-
-
-def config(family):
-    if family in TEXTS:
-        return TEXTS[family](**oracle.TEXT)
-    if family in contract.FAMILIES:
-        return contract.case(family).config(False)
-    kind, _, text, vision = oracle.FAMILIES[family]
-    return kind(text_config=text, vision_config=vision)
 
 
 def places(tree):
@@ -34,9 +22,9 @@ def places(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-@pytest.mark.parametrize("family", [*contract.FAMILIES, *oracle.FAMILIES, *TEXTS])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_what_decays_of_every_family(tmp_path, family):
-    config(family).save_pretrained(tmp_path)
+    case(family).config(False).save_pretrained(tmp_path)
     model = from_config(tmp_path)
     for adapted in (model, lora.adapt_model(model, lora.LoRA(rank=2))):
         found = places(decaying(adapted.abstract_params()))

@@ -18,7 +18,8 @@ from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests import engine
-from tests.models.oracle import FAMILIES, pair, processed, worst
+from tests.models.contract import pair, processed
+from tests.models.oracle import worst
 from tests.training.test_update import method
 
 G, T, BETA = 2, 5, 0.3
@@ -80,18 +81,18 @@ def batch(prompts, old_logps):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "rows,with_lora,remat,microbatches",
+    "family,rows,with_lora,remat,microbatches",
     [
-        ("pictures", False, "none", 1),
-        ("pictures", True, "full", 3),
-        ("text", False, "dots", 3),
+        ("qwen2_vl", "pictures", False, "none", 1),
+        ("qwen2_5_vl", "pictures", True, "full", 3),
+        ("qwen3_vl", "pictures", False, "full", 3),
+        ("qwen3_vl", "text", False, "dots", 3),
     ],
 )
 def test_loss_and_every_gradient_are_the_plain_forms(family, rows, with_lora, remat, microbatches):
     model, trained, frozen = models(family, with_lora)
-    rows = processed(*ROWS[rows])
+    rows = processed(family, *ROWS[rows])
     prompts = jax.tree.map(jnp.asarray, model.prepare(**rows))
     advantages = group_advantages(jnp.asarray(REWARDS))
 
