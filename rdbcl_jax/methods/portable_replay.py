@@ -1,7 +1,7 @@
 """Ours: RDB-CL on batches of which a share is prompts of earlier tasks.
 
 Alone, an anchor slows what is new, and what it should protect is forgotten all the same; beside
-replay it is kept (docs/studies.md, rdb_cl).
+replay it is kept (docs/studies/rdb_cl.md).
 """
 
 from __future__ import annotations
