@@ -2,13 +2,14 @@
 
 import functools
 import pathlib
+import pkgutil
 import re
 import shlex
 
 import pytest
-from absl import flags
 
 from rdbcl_jax.cli import COMMANDS
+from rdbcl_jax.commands import Parser
 from rdbcl_jax.lab import default_config
 from rdbcl_jax.lab.commands import COMMANDS as LAB
 from rdbcl_jax.recipes import find_config
@@ -49,12 +50,9 @@ def test_python_runs(page):
 @functools.cache
 def flags_of(command):
     """Names of a command's flags."""
-    before = {*flags.FLAGS}
-    (COMMANDS | LAB)[command].define()
-    own = {*flags.FLAGS} - before
-    for name in own:
-        delattr(flags.FLAGS, name)
-    return own
+    parser = Parser((COMMANDS | LAB)[command])
+    (COMMANDS | LAB)[command].define(parser)
+    return {flag.removeprefix("--") for flag in parser.flags()}
 
 
 def field(name):
@@ -102,3 +100,9 @@ def test_fields_that_are_named_exist(page):
     for name in names:
         if not name.endswith(".py"):
             field(name)
+
+
+@pages
+def test_functions_that_are_named_exist(page):
+    for name in re.findall(r"`((?:core|methods|lab)(?:\.\w+)+)`", page.read_text()):
+        assert pkgutil.resolve_name(f"rdbcl_jax.{name}"), name
