@@ -104,5 +104,8 @@ def test_fields_that_are_named_exist(page):
 
 @pages
 def test_functions_that_are_named_exist(page):
-    for name in re.findall(r"`((?:core|methods|lab)(?:\.\w+)+)`", page.read_text()):
+    text = page.read_text()
+    short = re.findall(r"`((?:core|methods|lab)(?:\.\w+)+)`", text)
+    described = re.findall(r"^::: rdbcl_jax\.(\S+)$", text, re.MULTILINE)
+    for name in (*short, *described):
         assert pkgutil.resolve_name(f"rdbcl_jax.{name}"), name
