@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -16,15 +16,18 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.results import SplitResults
-from rdbcl_jax.rewards.scoring import RewardConfig, score
+from rdbcl_jax.rewards.response_format import parse
+from rdbcl_jax.rewards.scoring import RewardConfig, Scores, score
+from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.rollout.sampling import sampling_of
-from rdbcl_jax.rollout.scored import generate_scored
+from rdbcl_jax.rollout.scored import ScoreFunction, generate_scored
 from rdbcl_jax.sharding import all_hosts_sum
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Per task, in the order given: fractions in [0, 1] and the number of records."""
+    """Per task, in the order given: fractions in [0, 1] and the number of records. The accuracy of
+    a graded verifier is the mean of its scores; that of captions their CIDEr-D, 0 to 10."""
 
     accuracy: list[float]
     parse_rate: list[float]
@@ -51,7 +54,7 @@ def evaluate(
         policy,
         params,
         records,
-        functools.partial(score, config=rewards),
+        over_splits(tasks, functools.partial(score, config=rewards)),
         sampling_of(policy, config.rollout, greedy=True),
         jax.random.key(0),  # greedy: never drawn from
         batch_size=config.evaluation.batch_size,
@@ -65,6 +68,29 @@ def evaluate(
         parse_rate=(parsed / count).tolist(),
         count=count.astype(int).tolist(),
     )
+
+
+def over_splits(tasks: Sequence[Sequence[Record]], score: ScoreFunction) -> ScoreFunction:
+    """`score`, whose accuracy is that over the whole split of a task where the verifier has one:
+    such a number depends on all gold answers."""
+    judged: dict[tuple[str, str], Callable[[str], float]] = {}
+    for records in tasks:
+        for name in {record.verifier for record in records}:
+            if over_split := get_verifier(name).over_split:
+                own = [record for record in records if record.verifier == name]
+                judge = over_split([record.answers or (record.answer,) for record in own])
+                for number, record in enumerate(own):
+                    judged[record.task, record.id] = functools.partial(judge, number)
+
+    def scored(records: Sequence[Record], texts: Sequence[str]) -> Scores:
+        found = score(records, texts)
+        accuracy = found.accuracy.copy()
+        for row, (record, text) in enumerate(zip(records, texts, strict=True)):
+            if judge := judged.get((record.task, record.id)):
+                accuracy[row] = judge(parse(text).answer)
+        return dataclasses.replace(found, accuracy=accuracy)
+
+    return scored if judged else score
 
 
 def split_results(rows: Sequence[Evaluation], learned: int) -> SplitResults:

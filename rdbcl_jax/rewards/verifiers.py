@@ -24,11 +24,13 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rdbcl_jax.rewards import boxes, mathematics, vqa, words
+from rdbcl_jax.rewards import boxes, captions, mathematics, vqa, words
 from rdbcl_jax.rewards.functions import load_function
 from rdbcl_jax.rewards.numerals import Quantity, quantity, same, stated
 from rdbcl_jax.rewards.text import visible
 from rdbcl_jax.spelling import did_you_mean
+
+OverSplit = Callable[[Sequence[Sequence[str]]], Callable[[int, str], float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Verifier:
       reads_lists: a list in a record is one gold answer, as of boxes, and not several.
       reads_all: `prepare` gets all gold answers of a record at once, rather than each.
       graded: the accuracy that evaluation reports is the score, not the share of scores of 1.
+      over_split: where that accuracy depends on all gold answers of a split: made of those of each
+        record, it gives (number of a record, answer) → accuracy.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Verifier:
     reads_lists: bool = False
     reads_all: bool = False
     graded: bool = False
+    over_split: OverSplit | None = None
 
     def prepared(self, gold: str | Sequence[str]) -> list[Any]:
         """What `prepare` makes of the gold answers; of several, those that it cannot read are
@@ -119,6 +124,7 @@ def register(
     reads_lists: bool = False,
     reads_all: bool = False,
     graded: bool = False,
+    over_split: OverSplit | None = None,
 ) -> Verifier:
     """Makes a verifier known by `name`; arguments are its attributes.
 
@@ -129,7 +135,7 @@ def register(
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"verifier name {name!r}: expected letters, digits and underscores")
     VERIFIERS[name] = Verifier(
-        name, prepare, compare, parameter, limits, reads_lists, reads_all, graded
+        name, prepare, compare, parameter, limits, reads_lists, reads_all, graded, over_split
     )
     return VERIFIERS[name]
 
@@ -236,3 +242,4 @@ register("boxes", boxes.prepare, boxes.compare, 0.5, (0.05, 1.0), reads_lists=Tr
 # relative tolerance, beside rounding
 register("math", mathematics.prepare, mathematics.compare, 0.0, (0.0, 0.5))
 register("vqa", vqa.prepare, vqa.compare, reads_all=True, graded=True)
+register("caption", captions.prepare, captions.compare, over_split=captions.Cider)
