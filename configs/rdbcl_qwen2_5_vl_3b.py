@@ -1,29 +1,59 @@
-"""RDB-CL on Qwen2.5-VL-3B-Instruct over seven visual question answering tasks.
+"""RDB-CL on Qwen2.5-VL-3B-Instruct over published task sequences:
 
-Fill in `model.path` and the tasks' files; `--config.dry_run=True` tries everything but the numbers
-without either. Task sequence, group size, learning rate, mean β and reward weights are those of
-RFT-CPT (arXiv 2507.05386), a GRPO recipe for the 7B model on the same sequence; how RDB-CL spreads
-β around that mean is a reconstruction.
+    rdbcl train --config=rdbcl_qwen2_5_vl_3b          RFT-CPT's seven tasks (arXiv 2507.05386)
+    rdbcl train --config=rdbcl_qwen2_5_vl_3b:ucit     UCIT's six (arXiv 2503.12941)
+    rdbcl train --config=rdbcl_qwen2_5_vl_3b:mllm_cl  the five domains of MLLM-CL (arXiv 2506.05453)
+
+Fill in `model.path`, and make the tasks' files with `rdbcl prepare` (docs/data.md): the seven with
+--out=/data, UCIT's with /data/ucit, MLLM-CL's with /data/mllm_cl. `--config.dry_run=True` tries
+everything but the numbers without either. Tasks, order and metrics are the papers'. Group size,
+learning rate, mean β and reward weights are those of RFT-CPT, a GRPO recipe for the 7B model; how
+RDB-CL spreads β around that mean is a reconstruction.
+
+Two of UCIT's six are captions, whose metric, CIDEr, is of a whole split: no reward tells one right
+caption. They are evaluated after each task and not learned; for methods that learn from
+demonstrations, `sft` among them, put all six into `sequence` and leave `evaluation.tasks` empty.
 """
 
 from ml_collections import ConfigDict
 
 from rdbcl_jax.config import default_config
 
-SEQUENCE = ("scienceqa", "textvqa", "vizwiz", "gqa", "geometry3k", "pathvqa", "superclevr")
-VERIFIERS = {"scienceqa": "choice", "geometry3k": "math"}  # the others: the same words
+TASKS = {  # in their order, with what compares answers
+    "rft_cpt": {
+        "scienceqa": "choice",
+        "textvqa": "vqa",  # soft accuracy over ten annotators
+        "vizwiz": "vqa",
+        "gqa": "exact",
+        "geometry3k": "math",
+        "pathvqa": "exact",
+        "superclevr": "exact",
+    },
+    "ucit": {
+        "imagenet_r": "exact",
+        "arxivqa": "choice",
+        "vizwiz_captions": "caption",
+        "iconqa": "exact",
+        "clevr_math": "exact",
+        "flickr30k": "caption",
+    },
+    "mllm_cl": dict.fromkeys(("rs", "med", "ad", "sci", "fin"), "exact"),
+}
+FOLDERS = {"rft_cpt": "/data", "ucit": "/data/ucit", "mllm_cl": "/data/mllm_cl"}
 
 
-def get_config() -> ConfigDict:
+def get_config(tasks: str = "rft_cpt") -> ConfigDict:
     config = default_config()
     config.model.path = "/models/Qwen2.5-VL-3B-Instruct"
-    config.sequence = SEQUENCE
-    for task in SEQUENCE:
-        config.tasks[task] = {
-            split: f"/data/{task}/{split}.jsonl" for split in ("train", "validation", "test")
-        }
-        config.tasks[task]["verifier"] = VERIFIERS.get(task, "exact")
+    verifiers = TASKS[tasks]
+    config.sequence = tuple(task for task in verifiers if verifiers[task] != "caption")
+    config.evaluation.tasks = tuple(task for task in verifiers if verifiers[task] == "caption")
+    for task, verifier in verifiers.items():
+        splits = ("train", "validation", "test")
+        config.tasks[task] = {s: f"{FOLDERS[tasks]}/{task}/{s}.jsonl" for s in splits}
+        config.tasks[task].verifier = verifier
 
+    config.data.image_root = "/data"  # of the pictures, which stay where they were downloaded
     config.data.template = (
         "{prompt}\nThink first, in <think> </think>, then give the final answer alone, in "
         "<answer> </answer>."

@@ -1,30 +1,31 @@
 """RDB-CL on SmolVLM-256M-Instruct over four visual question answering tasks, on one chip of 16 GB.
 
-Fill in `model.path` and the tasks' files; `--config.dry_run=True` tries everything but the numbers
-without either. The tasks are four of the seven of RFT-CPT (arXiv 2507.05386), whose reward weights,
-group size and mean β these are; the learning rate is ours, since a model of 256M needs steps larger
-than the paper's 1e-6 for 7B, and how RDB-CL spreads β around its mean is a reconstruction.
+Fill in `model.path`, and make the tasks' files with `rdbcl prepare --out=/data` (docs/data.md);
+`--config.dry_run=True` tries everything but the numbers without either. The tasks are four of the
+seven of RFT-CPT (arXiv 2507.05386), whose metrics, reward weights, group size and mean β these are;
+the learning rate is ours, since a model of 256M needs steps larger than the paper's 1e-6 for 7B,
+and how RDB-CL spreads β around its mean is a reconstruction.
 """
 
 from ml_collections import ConfigDict
 
 from rdbcl_jax.config import default_config
 
-SEQUENCE = ("scienceqa", "textvqa", "vizwiz", "gqa")
-VERIFIERS = {"scienceqa": "choice"}  # the others: the same words
+# in their order, with what compares answers; vqa: soft accuracy over ten annotators
+TASKS = {"scienceqa": "choice", "textvqa": "vqa", "vizwiz": "vqa", "gqa": "exact"}
 
 
 def get_config() -> ConfigDict:
     config = default_config()
     config.model.path = "/models/SmolVLM-256M-Instruct"
     config.base.model_type = "smolvlm"  # of a dry run without a model
-    config.sequence = SEQUENCE
-    for task in SEQUENCE:
-        config.tasks[task] = {
-            split: f"/data/{task}/{split}.jsonl" for split in ("train", "validation", "test")
-        }
-        config.tasks[task]["verifier"] = VERIFIERS.get(task, "exact")
+    config.sequence = (*TASKS,)
+    for task, verifier in TASKS.items():
+        splits = ("train", "validation", "test")
+        config.tasks[task] = {s: f"/data/{task}/{s}.jsonl" for s in splits}
+        config.tasks[task].verifier = verifier
 
+    config.data.image_root = "/data"  # of the pictures, which stay where they were downloaded
     config.data.template = (
         "{prompt}\nThink first, in <think> </think>, then give the final answer alone, in "
         "<answer> </answer>."

@@ -107,6 +107,7 @@ def _check(parser: argparse.ArgumentParser) -> Run:
     add_config(parser)
     text = "Data to check instead of the config's tasks; repeatable."
     add_repeatable(parser, "--records", "SOURCE", text)
+    parser.add_argument("--format", default="", help="Layout of --records, such as scienceqa.")
 
     def run(args: argparse.Namespace) -> None:
         if not (args.config or args.records):
@@ -114,11 +115,32 @@ def _check(parser: argparse.ArgumentParser) -> Run:
         config = read_config(args)
         from rdbcl_jax.training.check import check_all
 
-        found, problems = check_all(config, args.records)
+        found, problems = check_all(config, args.records, args.format)
         for problem in problems:
             print(problem)
         print(f"good records: {found}, problems: {len(problems)}")
         sys.exit(bool(problems))
+
+    return run
+
+
+def _prepare(parser: argparse.ArgumentParser) -> Run:
+    parser.add_argument("name", metavar="NAME", help="The data set.")
+    parser.add_argument("--source", metavar="DIR", required=True, help="Where it was downloaded.")
+    parser.add_argument("--out", metavar="DIR", required=True, help="Where records are written.")
+    parser.add_argument(
+        "--seed", metavar="N", type=natural, default=0, help="Of splits that are made; default 0."
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        from rdbcl_jax.data.preparing import prepare
+
+        found = prepare(args.name, args.source, args.out, args.seed)
+        for problem in found.problems:
+            print(problem)
+        for task, counts in found.counts.items():
+            print(f"{task}: {', '.join(f'{split} {count}' for split, count in counts.items())}")
+        print(f"{found.fragment} (left out: {len(found.problems)})")
 
     return run
 
@@ -257,6 +279,19 @@ instead of the config's tasks, or without a config. Lists all problems; exit sta
 rdbcl check --config=configs/quickstart.py
 rdbcl check --records=data/train.jsonl --records='data/test-*.parquet'""",
             _check,
+        ),
+        Command(
+            "prepare",
+            "Makes records of a published data set.",
+            """\
+A data set as it was downloaded, such as scienceqa, gqa or ucit (docs/data.md has them all), becomes
+OUT/TASK/SPLIT.jsonl, which refer to pictures where they are, and OUT/NAME.py, what a config needs.
+Says what to fetch where files are missing, makes splits that were not published, lists what is
+wrong.""",
+            """\
+rdbcl prepare scienceqa --source=/data/raw/ScienceQA --out=/data
+rdbcl prepare ucit --source=/data/raw/UCIT --out=/data/ucit""",
+            _prepare,
         ),
         Command(
             "memory",

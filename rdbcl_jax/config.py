@@ -335,7 +335,8 @@ class RunConfig(Section):
       method: a name in rdbcl_jax.methods.METHODS.
       seed: of everything drawn but the built-in tasks' records.
       sequence: names of the tasks, in the order they are learned.
-      tasks: per task: {"train", "validation", "test": source, "verifier": name}.
+      tasks: per task: {"train", "validation", "test": source, "verifier": name, "format": a name in
+        rdbcl_jax.data.layouts or a table of columns, "image_folder": where its images lie}.
       dry_run: take two steps a task on a few records, to see that everything fits together.
       others: the sections that other modules bring, by name; `section` finds them by type.
     """
@@ -345,7 +346,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     mesh: MeshConfig = MeshConfig()
     sequence: tuple[str, ...] = ()
-    tasks: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     data: DataConfig = DataConfig()
     rewards: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()

@@ -24,6 +24,7 @@ from rdbcl_jax.training.memory import OutOfMemory
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
 from tests.compiler import QUICK
+from tests.data import published_files
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -278,6 +279,22 @@ def test_check_lists_all_and_fails_where_anything_is_wrong(tmp_path):
         f"{file}, line 3: not JSON"
     )
     assert last == "good records: 1, problems: 2"
+
+
+def test_prepare_says_what_to_fetch_and_what_it_wrote(tmp_path):
+    out = rdbcl("prepare", "mllm_cl", f"--source={tmp_path}", f"--out={tmp_path}/made")
+    assert out.returncode == 1 and out.stderr.count("\n") == 1
+    assert "fetch RS/train.json, RS/test.json of Impression2805/MLLM-CL" in out.stderr
+    published_files.mllm_cl(tmp_path)
+    (tmp_path / "RS/images/3.png").unlink()
+    out = rdbcl("prepare", "mllm_cl", f"--source={tmp_path}", f"--out={tmp_path}/made")
+    assert out.returncode == 0 and not out.stderr
+    wrong, first, *_, last = out.stdout.splitlines()
+    assert wrong.startswith(f"{tmp_path}/RS/train.json, row 3: image 0: there is no such file")
+    assert first == "rs: train 10, validation 1, test 3"
+    assert last == f"{tmp_path}/made/mllm_cl.py (left out: 1)"
+    checked = rdbcl("check", f"--records={tmp_path}/Med/train.json", "--format=mllm_cl")
+    assert checked.stdout == "good records: 12, problems: 0\n"
 
 
 @pytest.mark.parametrize("error", [NotFinite("the loss"), OutOfMemory("while sampling")])

@@ -18,6 +18,7 @@ from PIL.Image import Image
 
 from rdbcl_jax.batches import measured
 from rdbcl_jax.data.indexed import Facts, Records
+from rdbcl_jax.data.pictures import Stored
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record, header_problem, load_images
 from rdbcl_jax.data.values import line_of
@@ -240,7 +241,8 @@ def says(record: Record) -> str:
             images.append((image.size, image.mode, zlib.crc32(image.tobytes())))
         elif file := _file(image):
             path = Path(file)
-            images.append((path.name, path.stat().st_size if path.exists() else None))
+            place = (image.row, image.column, image.position) if isinstance(image, Stored) else ()
+            images.append((path.name, path.stat().st_size if path.exists() else None, *place))
         else:
             images.append(hashlib.sha256(_content(image)).hexdigest())
     return repr((parts, record.columns, images))
@@ -258,6 +260,7 @@ def digest_of(records: Sequence[Record]) -> str:
 
 def _file(image: Any) -> str:
     """The file that holds it; empty: it is held here, or in its row."""
+    image = image.path if isinstance(image, Stored) else image
     return str(image) if isinstance(image, Path) else ""
 
 
@@ -274,7 +277,7 @@ def _digest(record: Record) -> bytes:
             return b""  # of a suite
         try:
             content.update(hashlib.blake2b(_content(image)).digest())
-        except OSError:
+        except (OSError, ValueError):
             return b""
     return content.digest()
 

@@ -9,8 +9,10 @@
 | chats | `messages`, the user's turn | the assistant's, or `answer` | in it, or `images` |
 | VQA | `question` | `answers`: any of them is right | `image` |
 
+Beside a question in plain text, a text in `system` is the system message.
 An image is a path relative to its file, the bytes of a picture file, those in base64 (as they are,
-or a data URL), or `{"bytes": …, "path": …}`. Data sets of other columns are read by a layout
+or a data URL), `{"bytes": …, "path": …}`, or `{"path": "x.parquet", "row": 7, "column": "image"}`,
+where in another file it is. Data sets of other columns are read by a layout
 (`rdbcl_jax.data.layouts`), which gives its rows the names above.
 """
 
@@ -25,7 +27,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from rdbcl_jax.data.pictures import Picture
+from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.values import short
 
 IMAGE_MARK = "<image>"  # where in a prompt an image stands
@@ -86,7 +88,8 @@ def _question(columns: Mapping[str, Any]) -> tuple[str, str | None, list[Any], s
             f"{', '.join(PROMPTS)}, or a format in the task's config that says where it is"
         )
     if isinstance(value, str):
-        return value, None, [], ""
+        system = columns.get("system")
+        return value, None, [], system if isinstance(system, str) else ""
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise ValueError(f"question: expected text or a list of messages, found {short(value)}")
     turns = collections.defaultdict(list)
@@ -160,6 +163,11 @@ def _answer(columns: Mapping[str, Any], second_turn: str | None) -> Any:
     if value is None and isinstance(judged := columns.get("reward_model"), Mapping):
         value = judged.get("ground_truth")
     value = second_turn if value is None else value
+    if isinstance(value, list | tuple) and all(isinstance(one, Mapping) for one in value):
+        # VizWiz's annotators: {"answer": "2", "answer_confidence": "yes"}
+        value = (
+            [one.get("answer") for one in value] if all("answer" in one for one in value) else value
+        )
     if value is None:
         raise ValueError(
             f"found the columns {sorted(columns)}; expected an answer in one of "
@@ -183,6 +191,11 @@ def _images(columns: Mapping[str, Any], inline: list[Any], folder: Path) -> tupl
 
 def _image(item: Any, folder: Path) -> Picture:
     given = item
+    if isinstance(item, Mapping) and isinstance(item.get("row"), int):
+        if not all(isinstance(item.get(name), str) for name in ("path", "column")):
+            raise ValueError(f"image: expected {{path, row, column}}, found {short(given)}")
+        place = folder / item["path"]
+        return Stored(place, item["row"], item["column"], int(item.get("position") or 0))
     if isinstance(item, Mapping):
         item = _first(item, ("bytes", "path", "url"))
     if isinstance(item, bytes | Image.Image):

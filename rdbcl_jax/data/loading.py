@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rdbcl_jax.data.check import HEADERS, Check, examine
 from rdbcl_jax.data.indexed import Records
+from rdbcl_jax.data.layouts import Layout, Named
 from rdbcl_jax.data.records import Record, make_record
 from rdbcl_jax.data.sources import Row, open_source
 
@@ -18,6 +19,7 @@ def load_records(
     verifier: str | None = None,
     trusted: Collection[str] = (),
     image_root: str | Path = "",
+    layout: Layout | None = None,
     problems: list[str] | None = None,
     check: Check = HEADERS,
 ) -> Records:
@@ -31,6 +33,7 @@ def load_records(
         refused: no data file says what is imported.
       image_root: the directory in which all images lie, links followed; empty: that of the file
         that names them.
+      layout: which columns are read; None: those of `rdbcl_jax.data.conventions`.
       problems: where given, records that are wrong are left out, and what is wrong with each is
         appended.
       check: how each record is looked at.
@@ -45,8 +48,9 @@ def load_records(
     def make(row: Row) -> Record:
         return make_record(row, task, verifier, trusted)
 
+    rows = open_source(str(source))
     return examine(
-        Records(open_source(str(source)), make),
+        Records(Named(rows, layout) if layout else rows, make),
         check,
         task=task,
         source=str(source),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from rdbcl_jax.data.sources import open_source
+from rdbcl_jax.data.sources.rows import Source
 from rdbcl_jax.data.values import line_of
 
 
@@ -33,7 +36,55 @@ class OfRow:
         return f"{self.size} bytes"
 
 
-Picture = Image.Image | Path | bytes | OfRow  # bytes are those of a file
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A picture in a row of a file of many, such as one of Parquet.
+
+    Attributes:
+      row: its number.
+      position: in a column that holds several.
+    """
+
+    path: Path
+    row: int
+    column: str
+    position: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path}, row {self.row}, column {self.column!r}"
+
+    def check_place(self) -> None:
+        """Raises ValueError where the file has no such row; its content is not read."""
+        try:
+            count = len(_source(self.path))
+        except OSError as error:
+            raise ValueError(f"it cannot be read ({line_of(error)})") from None
+        if not 0 <= self.row < count:
+            raise ValueError(f"there is no row {self.row}, expected one of 0 to {count - 1}")
+
+    def read_bytes(self) -> bytes:
+        """The bytes of the picture's own file.
+
+        Raises:
+          ValueError: there is no such picture.
+        """
+        self.check_place()
+        found = _source(self.path)[self.row]
+        value = found.columns.get(self.column)
+        several = value if isinstance(value, list) else [value]
+        one = several[self.position] if self.position < len(several) else None
+        content = one.get("bytes") if isinstance(one, Mapping) else one
+        if not isinstance(content, bytes):
+            raise ValueError(found.problem or "no picture is there")
+        return content
+
+
+@functools.lru_cache(maxsize=1024)
+def _source(path: Path) -> Source:
+    return open_source(str(path))
+
+
+Picture = Image.Image | Path | bytes | OfRow | Stored  # bytes are those of a file
 
 # raster formats alone: others that Pillow knows run programs (EPS) or draw (WMF)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -51,7 +102,11 @@ _UPRIGHT = {  # the EXIF orientation, and what undoes it
 
 def check_header(picture: Picture) -> None:
     """Raises ValueError for what is no picture of `FORMATS`, or none of 1 to `MOST_PIXELS` pixels.
-    Nothing is decoded."""
+    Nothing is decoded. Of one that is stored among others, its place alone is looked at: the whole
+    of their row group would be read for each."""
+    if isinstance(picture, Stored):
+        picture.check_place()
+        return
     with _opened(picture):
         pass
 
@@ -81,6 +136,8 @@ def decode(picture: Picture) -> Image.Image:
 
 def _opened(picture: Picture) -> Image.Image:
     """A new image object: closing it leaves the record's own untouched."""
+    if isinstance(picture, Stored):
+        picture = picture.read_bytes()
     if isinstance(picture, Image.Image):
         image = picture.copy()
     elif isinstance(picture, bytes):

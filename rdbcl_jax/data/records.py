@@ -20,7 +20,7 @@ from PIL import Image
 
 from rdbcl_jax.data import pictures
 from rdbcl_jax.data.conventions import USED, asked
-from rdbcl_jax.data.pictures import Picture
+from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.sources import Row
 from rdbcl_jax.data.values import line_of, short, written
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
@@ -171,8 +171,8 @@ def header_problem(record: Record, root: str | Path) -> str:
     """What is wrong with its images as far as their headers tell; empty: nothing."""
     for position, image in enumerate(record.images):
         try:
-            if isinstance(image, Path):
-                _check_place(image, root)
+            if isinstance(image, Path | Stored):
+                _check_place(image if isinstance(image, Path) else image.path, root)
             pictures.check_header(image)
         except ValueError as error:
             missing = isinstance(image, Path) and not image.exists()

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import HEADERS, Check
+from rdbcl_jax.data.layouts import Layout, layout_of
 from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import find_task, names_a_suite
 from rdbcl_jax.rewards.verifiers import get_verifier
+from rdbcl_jax.spelling import did_you_mean
 
 EVALUATED = ("validation", "test")
 SPLITS = ("train", *EVALUATED)
+TASK_FIELDS = (*SPLITS, "verifier", "format", "image_folder")
 BUILT_IN = "digits:"
 
 
@@ -121,6 +125,10 @@ def load_split(
                 f"task {name!r} is in config.{field}, but not in config.tasks, and {error}{advice}"
             ) from None
         return _from_suite(name, config, split)
+    for field in config.tasks[name]:
+        if field not in TASK_FIELDS:
+            hint = did_you_mean(field, TASK_FIELDS)
+            raise ValueError(f"config.tasks.{name}.{field} is no field of a task{hint}")
     source = config.tasks[name].get(split)
     verifier = config.tasks[name].get("verifier") or None
     if not source:
@@ -136,9 +144,23 @@ def load_split(
         split=split,
         task=name,
         verifier=verifier,
+        layout=task_layout(config, name),
         check=check,
         left_out=left_out,
     )
+
+
+def task_layout(config: RunConfig, name: str) -> Layout | None:
+    """How a task's rows are read; None: as `rdbcl_jax.data.conventions` says.
+
+    Raises:
+      ValueError: there is no such layout.
+    """
+    fields = config.tasks.get(name, {})
+    layout = layout_of(fields.get("format"), f"config.tasks.{name}.format")
+    if folder := fields.get("image_folder"):
+        return dataclasses.replace(layout or Layout(), image_folder=str(Path(folder).absolute()))
+    return layout
 
 
 def read_source(
@@ -148,6 +170,7 @@ def read_source(
     split: str,
     task: str,
     verifier: str | None = None,
+    layout: Layout | None = None,
     check: Check | None = None,
     left_out: list[str] | None = None,
 ) -> Sequence[Record]:
@@ -165,6 +188,7 @@ def read_source(
         verifier=verifier,
         trusted={str(own.get("verifier")) for own in config.tasks.values()},
         image_root=config.data.image_root,
+        layout=layout,
         problems=problems,
         check=check or HEADERS,
     )

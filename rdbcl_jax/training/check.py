@@ -10,12 +10,15 @@ from typing import Any
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import Check
 from rdbcl_jax.data.indexed import Records
+from rdbcl_jax.data.layouts import layout_of
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS, load_split, read_source
 from rdbcl_jax.training.setup import record_check
 
 
 def check_all(
-    config: RunConfig | Mapping[str, Any] | None, sources: Sequence[str] = ()
+    config: RunConfig | Mapping[str, Any] | None,
+    sources: Sequence[str] = (),
+    format: str | Mapping[str, Any] = "",
 ) -> tuple[int, list[str]]:
     """Reads all files of a config's tasks, or the given sources instead.
 
@@ -23,6 +26,7 @@ def check_all(
       config: says what tokenizer, processor and sizes records must fit; None: images are decoded,
         and prompts and answers are read.
       sources: as `rdbcl_jax.data.sources.open_source` takes them.
+      format: their layout, as a task's `format` names it.
     Returns:
       How many records are good, and what is wrong with the others, each in one line.
     """
@@ -37,7 +41,8 @@ def check_all(
         for split in splits
     ]
     if sources:
-        read = functools.partial(read_source, config=config, split="train")
+        layout = layout_of(format)
+        read = functools.partial(read_source, config=config, split="train", layout=layout)
         loads = [functools.partial(read, source, task=source) for source in sources]
     found = 0
     for load in loads:

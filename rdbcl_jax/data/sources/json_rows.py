@@ -59,8 +59,9 @@ def json_lines(path: Path) -> JsonRows:
 
 
 def json_file(path: Path) -> JsonRows:
-    """Objects of a list, that of `{"data": [...]}` or of an object of objects by their ids, as the
-    published ones are; a file of one object a line, which some call `.json`, too."""
+    """Objects of a list, that of `{"data": [...]}` or `{"questions": [...]}`, or of an object of
+    objects by their ids, as the published ones are; a file of one object a line, which some call
+    `.json`, too."""
     start = _start(path)
     if path.stat().st_size > start:
         text = _mapped(path)
@@ -102,6 +103,7 @@ _TEXT, _OPENS, _CLOSES = 1, 2, 3
 _COMMA = re.compile(rb"\s*,\s*")
 _KEY = re.compile(rb"\s*,?\s*(%s)\s*:\s*" % _STRING, re.DOTALL)
 _LONGEST_LINE = 1 << 26
+_LISTS = (b'"data"', b'"questions"')  # under which keys rows stand beside what is said of all
 _TELLING = 8  # so many objects by their ids, and nothing else, are rows
 _ENDS_LINE = re.compile(rb"[^\n]*\}\s*\n\s*\{")
 
@@ -150,7 +152,7 @@ def _first_row(text: mmap.mmap, start: int, path: Path) -> tuple[int, bool]:
     depth, objects, others, key = 0, 0, 0, b""
     for token in _TOKEN.finditer(text, opened.end()) if opened else ():
         if token.lastindex == _OPENS:
-            if not depth and key == b'"data"' and token[0] == b"[":
+            if not depth and key in _LISTS and token[0] == b"[":
                 return token.end(), False
             if not depth:
                 objects, others = objects + (token[0] == b"{"), others + (token[0] == b"[")

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.data.tasks import read_source
+from rdbcl_jax.data.tasks import read_source, task_layout
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.portability.measure import KINDS, LEVELS, SAMPLERS, Samples, Source, measure
 from rdbcl_jax.lab.portability.ranking import Estimate, reliability
@@ -121,7 +121,14 @@ def read_sources(
         _, colon, rest = name.partition(":")  # digits:TASK, tfds:name/split
         short = rest if colon else pathlib.Path(name).stem
         verifier = (task.get("verifier") or None) if task else None
-        records = read_source(source, config, split=split, task=short, verifier=verifier)
+        records = read_source(
+            source,
+            config,
+            split=split,
+            task=short,
+            verifier=verifier,
+            layout=task_layout(config, name),
+        )
         sources.append(Source(short, records[: limit or None], out_of_distribution))
     return sources
 

@@ -1,0 +1,332 @@
+"""Layouts: which columns of a published data set are question, options, answer and images.
+
+`config.tasks.NAME.format` names one of `LAYOUTS`, or is a table of `Layout`'s fields for columns
+of one's own: `{"prompt": "{query}", "answer": "label", "verifier": "number"}`. A layout gives a row
+the names that `rdbcl_jax.data.conventions` knows, and leaves alone what it has no columns for.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import string
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rdbcl_jax.data.conventions import IMAGE_MARK
+from rdbcl_jax.data.sources.rows import Row, Source
+from rdbcl_jax.data.values import short, written
+from rdbcl_jax.rewards.verifiers import get_verifier
+from rdbcl_jax.spelling import did_you_mean
+
+_COLUMN = re.compile(r"\{([\w.|]+)\}")
+_OWN_LETTER = re.compile(r"[(\[]?([A-Z])[).:\]]")  # A) a dog
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a row becomes a question. Columns are named `name`, `name.field` of an object, or `a|b`:
+    the first that holds something.
+
+    Attributes:
+      prompt: the question; `{column}` stands for a column, `{options}` for the options, each on a
+        line behind its letter. A line whose columns are all empty is left out.
+      answer: the column of the answer: with options a letter, a number from 0, or the text of one;
+        without them what the verifier reads, or a list of which any is right.
+      options: the column of the options: a list, a list in a text, or a text parted by commas.
+      option_images: columns of the options' pictures, which the question then shows.
+      images: columns that hold the question's pictures; one with `{column}` in it is a path.
+      image_folder: where the paths of pictures begin, seen from the row's file.
+      id: the column that tells rows apart; empty: file and row do.
+      system: the system message, written as `prompt` is.
+      verifier: of answers without options, unless the task's config names one. With options:
+        `choice`.
+    """
+
+    prompt: str = ""
+    answer: str = ""
+    options: str = ""
+    option_images: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    image_folder: str = ""
+    id: str = "id"
+    system: str = ""
+    verifier: str = ""
+
+    def named(self, row: Row) -> Row:
+        """The row, with the columns that `conventions` reads, or with what is wrong."""
+        folder = row.folder / self.image_folder
+        if row.problem:
+            return row
+        try:
+            return row._replace(columns=self._named(row.columns), folder=folder)
+        except ValueError as error:
+            return row._replace(problem=str(error))
+
+    def _named(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        found = {**row}
+        found.pop("id", None)
+        options = self._options(row)
+        shown = [picture for name in self.option_images for picture in _pictures(row, name)]
+        if self.prompt and _any_there(self.prompt, row):
+            lines = _lettered([IMAGE_MARK] * len(shown) or options)
+            found["prompt"] = _filled(self.prompt, {**row, "options": lines})
+        if self.system:
+            found["system"] = _filled(self.system, row)
+        if self.answer and (answer := _value(row, self.answer)) is not None:
+            found["answer"] = letter_of(answer, options) if options else answer
+        pictures = [picture for name in self.images for picture in _pictures(row, name)]
+        if pictures := [*pictures, *shown]:
+            found["images"] = pictures
+        if self.id and (own := _value(row, self.id)) is not None:
+            found["id"] = own
+        if verifier := "choice" if options else self.verifier:
+            found["verifier"] = verifier
+        return found
+
+    def _options(self, row: Mapping[str, Any]) -> list[str]:
+        value = _value(row, self.options) if self.options else None
+        if isinstance(value, str):
+            value = _parted(value)
+        if value is None or isinstance(value, list | tuple):
+            return [written(option) for option in value or ()]
+        raise ValueError(f"{self.options}: expected a list of options, found {short(value)}")
+
+
+class Named:
+    """A source whose rows have the columns that a layout names."""
+
+    def __init__(self, rows: Source, layout: Layout):
+        self.rows, self.layout, self.files = rows, layout, rows.files
+        self.version = f"{rows.version} {layout}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Row:
+        return self.layout.named(self.rows[number])
+
+
+def layout_of(given: str | Mapping[str, Any] | None, called: str = "format") -> Layout | None:
+    """The layout that a task's `format` names or describes; `called` is what errors call that.
+
+    Raises:
+      ValueError: no such layout, or a field that it does not have.
+    """
+    try:
+        return _layout_of(given)
+    except ValueError as error:
+        raise ValueError(f"{called} {error}") from None
+
+
+def _layout_of(given: str | Mapping[str, Any] | None) -> Layout | None:
+    if not given:
+        return None
+    if isinstance(given, str):
+        if given not in LAYOUTS:
+            raise ValueError(
+                f"is {given!r}, expected one of {', '.join(sorted(LAYOUTS))}, or a table of the "
+                f"fields of rdbcl_jax.data.layouts.Layout{did_you_mean(given, LAYOUTS)}"
+            )
+        return LAYOUTS[given]
+    fields = {field.name: field.type for field in dataclasses.fields(Layout)}
+    for name, value in given.items():
+        if name not in fields:
+            raise ValueError(f"has no field {name!r}{did_you_mean(name, fields)}")
+        several = isinstance(value, list | tuple)
+        if several != fields[name].startswith("tuple") or not all(
+            isinstance(one, str) for one in (value if several else [value])
+        ):
+            raise ValueError(f"{name} is {short(value)}, expected {fields[name]}")
+    values: dict[str, Any] = {k: v if isinstance(v, str) else (*v,) for k, v in given.items()}
+    layout = Layout(**values)
+    if layout.verifier:
+        get_verifier(layout.verifier)
+    return layout
+
+
+# --- columns -------------------------------------------------------------------------------------
+
+
+def _value(row: Mapping[str, Any], names: str) -> Any:
+    """What the first of the columns `a|b.c` holds that holds something, else None."""
+    for name in names.split("|"):
+        value = row.get(name)
+        if value is None and "." in name:
+            value = row
+            for step in name.split("."):
+                value = value.get(step) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    return None
+
+
+def _any_there(template: str, row: Mapping[str, Any]) -> bool:
+    names = _COLUMN.findall(template)
+    return not names or any(_value(row, name) is not None for name in names)
+
+
+def _filled(template: str, row: Mapping[str, Any]) -> str:
+    lines = []
+    for line in template.split("\n"):
+        texts = [_text(_value(row, name)) for name in _COLUMN.findall(line)]
+        if any(texts) or not texts:
+            between = _COLUMN.split(line)[::2]  # the names are at the odd places
+            lines.append("".join(a + b for a, b in zip(between, [*texts, ""], strict=True)))
+    return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else written(value).strip()
+
+
+def _pictures(row: Mapping[str, Any], name: str) -> list[Any]:
+    """The pictures of a column, or the one at a path."""
+    if _COLUMN.search(name):
+        return [_filled(name, row)] if _any_there(name, row) else []
+    value = _value(row, name)
+    several = value if isinstance(value, list | tuple) else [value]
+    return [picture for picture in several if picture is not None]
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def _parted(text: str) -> list[Any]:
+    """Options in a text: a list as Python or JSON writes it, else what stands between commas."""
+    if text.strip().startswith("["):
+        try:
+            found = ast.literal_eval(text.strip())
+        except (SyntaxError, ValueError):
+            raise ValueError(f"options: expected a list, found {short(text)}") from None
+        return [*found]
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _lettered(options: Sequence[str]) -> str:
+    """Options behind their letters, but for those that have them already."""
+    own = [_OWN_LETTER.match(option) for option in options]
+    letters = string.ascii_uppercase
+    if len(options) > len(letters):
+        raise ValueError(f"options: found {len(options)}, expected at most {len(letters)}")
+    if all(match and match[1] == letter for match, letter in zip(own, letters, strict=False)):
+        return "\n".join(options)
+    return "\n".join(f"{a}. {option}" for a, option in zip(letters, options, strict=False))
+
+
+def letter_of(answer: Any, options: Sequence[str]) -> str:
+    """The letter of the option that an answer names by number (from 0), text or letter.
+
+    Raises:
+      ValueError: it names none of them.
+    """
+    letters = string.ascii_uppercase[: len(options)]
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        if 0 <= answer < len(options):
+            return letters[answer]
+    elif isinstance(answer, str):
+        texts = [option.strip().casefold() for option in options]
+        if texts.count(answer.strip().casefold()) == 1:
+            return letters[texts.index(answer.strip().casefold())]
+        try:
+            letter = get_verifier("choice").prepare(answer)
+        except ValueError:
+            letter = ""
+        if letter and letter in letters:
+            return letter
+    raise ValueError(
+        f"answer: found {short(answer)}, expected the number (from 0), the letter or the text of "
+        f"one of the {len(options)} options {short([*options])}"
+    )
+
+
+# --- published data sets -------------------------------------------------------------------------
+
+_LETTERED = "{question}\n{options}"
+
+LAYOUTS: dict[str, Layout] = {
+    "scienceqa": Layout(
+        id="",
+        prompt=f"Context: {{hint}}\n{_LETTERED}",
+        answer="answer",
+        options="choices",
+        images=("image",),
+    ),
+    "textvqa": Layout(
+        prompt="{question}",
+        answer="answers",
+        images=("image",),
+        id="question_id",
+        verifier="vqa",
+    ),
+    "vizwiz": Layout(
+        prompt="{question}",
+        answer="answers",
+        images=("image",),
+        id="question_id",
+        verifier="vqa",
+    ),
+    "gqa": Layout(
+        prompt="{question}",
+        answer="answer",
+        images=("images/{imageId}.jpg",),
+        verifier="exact",
+    ),
+    "geometry3k": Layout(
+        id="", prompt="{problem}", answer="answer", images=("images",), verifier="math"
+    ),
+    "pathvqa": Layout(
+        id="", prompt="{question}", answer="answer", images=("image",), verifier="exact"
+    ),
+    "superclevr": Layout(
+        id="",
+        prompt="{question}",
+        answer="answer",
+        images=("{image_filename}",),
+        image_folder="images",
+        verifier="exact",
+    ),
+    "clevr_math": Layout(
+        id="", prompt="{question}", answer="label", images=("image",), verifier="number"
+    ),
+    "iconqa": Layout(
+        id="question_id",
+        prompt=f"{IMAGE_MARK}{_LETTERED}",
+        answer="answer|answers",
+        options="choices",
+        option_images=tuple(f"choice_image_{i}" for i in range(5)),
+        images=("query_image",),
+        verifier="exact",
+    ),
+    # MMInstruction's own files, and vidore's
+    "arxivqa": Layout(
+        id="",
+        prompt="{question|query}\n{options}",
+        answer="label|answer",
+        options="options",
+        images=("image",),
+    ),
+    "flickr30k": Layout(
+        id="",
+        prompt="Provide a one-sentence caption for the provided image.",
+        answer="caption",
+        images=("image",),
+        verifier="caption",
+    ),
+    "imagenet_r": Layout(
+        prompt="What is the object in the image? Answer with its name, in a word or two.",
+        answer="class",
+        images=("image",),
+        verifier="exact",
+    ),
+    # rows of LLaVA's form where they are learned, {question_id, image, text, answer} where tested
+    "ucit": Layout(id="", prompt="{text}", answer="answer", image_folder="../../datasets"),
+    "ucit_arxivqa": Layout(
+        id="", prompt="{text}", answer="answer", image_folder="../../datasets", verifier="choice"
+    ),
+    "ucit_captions": Layout(
+        id="", prompt="{text}", answer="answer", image_folder="../../datasets", verifier="caption"
+    ),
+    "mllm_cl": Layout(id="", prompt="{text}", answer="answer"),
+}

@@ -1,0 +1,365 @@
+"""What `rdbcl prepare` does: published data sets, as downloaded, become records to train on.
+
+Every row is read by its layout, joined with what stands in other files, checked, and written as a
+line of JSON that refers to its pictures where they are. Splits that were not published are made.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rdbcl_jax.data import pictures
+from rdbcl_jax.data.conventions import IMAGES, asked
+from rdbcl_jax.data.pictures import Picture, Stored
+from rdbcl_jax.data.published import ALL, DATA_SETS, Copy
+from rdbcl_jax.data.sources import Row, open_source
+from rdbcl_jax.data.values import written
+from rdbcl_jax.data.waiting import shown
+from rdbcl_jax.json_files import read_json
+from rdbcl_jax.rewards.verifiers import get_verifier
+from rdbcl_jax.spelling import did_you_mean
+
+SPLITS = ("train", "validation", "test")
+MADE = {"test": 3000, "validation": 1000}  # most records of a split that is made
+SHARE = 10  # into how many parts, one of them such a split, rows are divided at most
+_AT_ONCE = 1024  # rows that are read ahead
+_SPLIT_NAMES = {"val": "validation", "dev": "validation"}
+
+Rows = tuple[int, Callable[[int], Row]]  # how many, and each
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What was written.
+
+    Attributes:
+      counts: of each task, the records of each split.
+      problems: what is wrong with the rows that were left out.
+      fragment: the file of what a config needs.
+    """
+
+    counts: Mapping[str, Mapping[str, int]]
+    problems: Sequence[str]
+    fragment: Path
+
+
+class _Line(NamedTuple):
+    """A row as it is written.
+
+    Attributes:
+      group: the hash of its pictures, or of its question: rows of one group share a split.
+      split: the one that the row names; empty where it names none.
+    """
+
+    text: str
+    group: bytes
+    split: str
+
+
+def prepare(name: str, source: str | Path, out: str | Path, seed: int = 0) -> Prepared:
+    """Writes `OUT/TASK/SPLIT.jsonl` for each task of a data set, and `OUT/NAME.py`.
+
+    Splits that are made take whole groups of records that show the same pictures, in the order of a
+    hash of the pictures and the seed: the same ones wherever and however often they are made.
+
+    Args:
+      name: of the data set, in `DATA_SETS`.
+      source: the directory that it was downloaded into.
+      out: a directory, in which files of these names are replaced.
+    Raises:
+      ValueError: no such data set, files that are not there (what to fetch, and from where), or a
+        split without a record that can be used.
+    """
+    if name not in DATA_SETS:
+        hint = did_you_mean(name, DATA_SETS)
+        raise ValueError(f"prepare: no data set {name!r}; there are {', '.join(DATA_SETS)}{hint}")
+    source, out = Path(source).absolute(), Path(out).absolute()
+    found = {task: _copy_in(source, copies) for task, copies in DATA_SETS[name].items()}
+    counts: dict[str, Mapping[str, int]] = {}
+    problems: list[str] = []
+    for task, copy in found.items():
+        counts[task] = _write_task(copy, source, out / task, seed, problems)
+        if not all(counts[task].values()):
+            first = f"; the first of {len(problems)} that cannot: {problems[0]}" if problems else ""
+            raise ValueError(
+                f"prepare {name}: of {task}, records that can be used are {counts[task]}; expected "
+                f"some in each split{first}"
+            )
+    return Prepared(counts, problems, _write_fragment(out / f"{name}.py", source, counts))
+
+
+def _copy_in(source: Path, copies: Sequence[Copy]) -> Copy:
+    """The copy of a task's data that lies in a directory.
+
+    Raises:
+      ValueError: it lacks files.
+    """
+    needed = [_patterns(copy) for copy in copies]
+    lacking = [[pattern for pattern in own if not any(source.glob(pattern))] for own in needed]
+    for copy, missing in zip(copies, lacking, strict=True):
+        if not missing:
+            return copy
+    begun = [i for i in range(len(copies)) if len(lacking[i]) < len(needed[i])]
+    wanted = []
+    for i in begun or range(len(copies)):
+        note = f" ({copies[i].note})" if copies[i].note else ""
+        wanted.append(f"{', '.join(lacking[i])} of {copies[i].of}{note}")
+    raise ValueError(f"prepare: {source} lacks files; fetch {'; or '.join(wanted)}")
+
+
+def _patterns(copy: Copy) -> list[str]:
+    """Of all files that the copy needs."""
+    others = [copy.class_names] if copy.class_names else []
+    return [*copy.files.values(), *copy.pictures.values(), *copy.captions.values(), *others]
+
+
+def _write_fragment(path: Path, source: Path, tasks: Sequence[str] | Mapping[str, Any]) -> Path:
+    """What a config needs in order to name the tasks."""
+    lines = [f'"""Written by rdbcl prepare: the tasks of {path.stem}."""', "", ""]
+    lines += ["def add_tasks(config):"]
+    for task in tasks:
+        files = {split: str(path.parent / task / f"{split}.jsonl") for split in SPLITS}
+        lines.append(f"    config.tasks[{task!r}] = {files!r}")
+    lines.append(f"    config.sequence = {(*tasks,)!r}")
+    lines.append(f"    config.data.image_root = {os.path.commonpath([source, path.parent])!r}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+# --- one task ------------------------------------------------------------------------------------
+
+
+def _write_task(
+    copy: Copy, source: Path, out: Path, seed: int, problems: list[str]
+) -> Mapping[str, int]:
+    """Writes the files of a task's splits; returns how many records each has."""
+    out.mkdir(parents=True, exist_ok=True)
+    drafts = {part: out / f"{part}.jsonl.new" for part in copy.files}
+    parts: dict[str, list[tuple[bytes, str]]] = {}  # of each line its group and its split
+    for part, draft in drafts.items():
+        parts[part] = []
+        with draft.open("w", encoding="utf-8") as file:
+            for line in _lines(copy, part, source, out):
+                if isinstance(line, str):
+                    problems.append(line)
+                else:
+                    file.write(line.text + "\n")
+                    parts[part].append((line.group, line.split))
+    counts: collections.Counter[str] = collections.Counter()
+    files = {split: (out / f"{split}.jsonl.whole").open("w", encoding="utf-8") for split in SPLITS}
+    for part, splits in _splits_of(parts, seed).items():
+        with drafts[part].open(encoding="utf-8") as lines:
+            for line, split in zip(lines, splits, strict=True):
+                files[split].write(line)
+                counts[split] += 1
+        drafts[part].unlink()
+    for split, file in files.items():
+        file.close()
+        Path(file.name).replace(out / f"{split}.jsonl")
+    return {split: counts[split] for split in SPLITS}
+
+
+def _splits_of(parts: Mapping[str, Sequence[tuple[bytes, str]]], seed: int) -> dict[str, list[str]]:
+    """Of each part, the split of every line."""
+    found = {part: [split or part for _, split in lines] for part, lines in parts.items()}
+    divided = ALL if ALL in parts else "train"
+    named = {*itertools.chain(*found.values())}
+    sizes = collections.Counter(group for group, _ in parts[divided])
+    order = iter(sorted(sizes, key=lambda group: _digest(str(seed).encode(), group)))
+    given: dict[bytes, str] = {}
+    for split in MADE:
+        if split not in named:
+            wanted = min(MADE[split], max(1, len(parts[divided]) // SHARE))
+            while wanted > 0 and (group := next(order, None)):
+                given[group], wanted = split, wanted - sizes[group]
+    found[divided] = [
+        given.get(group, "train") if split == divided else split
+        for (group, _), split in zip(parts[divided], found[divided], strict=True)
+    ]
+    return found
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=8).digest()
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def _lines(copy: Copy, part: str, source: Path, out: Path) -> Iterator[_Line | str]:
+    """The rows of a part as lines, or what is wrong with them."""
+    layout = copy.read_as(str(source / copy.images))
+    joined = _joined(copy, part, source)
+    count, row_of = _rows(copy, source, copy.files[part])
+
+    def read(number: int) -> _Line | str:
+        raw = row_of(number)
+        try:
+            row = layout.named(raw._replace(columns=joined(number, raw.columns)))
+            if row.problem:
+                raise ValueError(row.problem)
+            return _line(raw, row, out, _named_split(copy, raw.columns))
+        except ValueError as error:
+            return f"{raw.where}: {error}"
+
+    with ThreadPoolExecutor() as pool:
+        chunks = (range(at, min(at + _AT_ONCE, count)) for at in range(0, count, _AT_ONCE))
+        found = itertools.chain.from_iterable(pool.map(read, chunk) for chunk in chunks)
+        yield from shown(found, count, f"reading {out.name} {part}")
+
+
+def _rows(copy: Copy, source: Path, pattern: str) -> Rows:
+    """Rows of the files of a pattern; of pictures, what their folders say."""
+    files = sorted(source.glob(pattern))
+    if not copy.class_names:
+        opened = [open_source(str(file)) for file in files]
+        ends = [*itertools.accumulate(map(len, opened), initial=0)]
+
+        def row(number: int) -> Row:
+            part = next(i for i in range(len(opened)) if number < ends[i + 1])
+            return opened[part][number - ends[part]]
+
+        return ends[-1], row
+    names = dict(
+        line.split(maxsplit=1)
+        for line in (source / copy.class_names).read_text(encoding="utf-8").splitlines()
+        if len(line.split(maxsplit=1)) == 2
+    )
+
+    def of_picture(number: int) -> Row:
+        file = files[number]
+        if (named := names.get(file.parent.name)) is None:
+            problem = f"{source / copy.class_names} names no class {file.parent.name!r}"
+            return Row(str(file), source, file.name, {}, problem)
+        place = f"{file.parent.name}/{file.name}"
+        return Row(str(file), source, place, {"image": str(file), "class": named.replace("_", " ")})
+
+    return len(files), of_picture
+
+
+def _joined(copy: Copy, part: str, source: Path) -> Callable[[int, Mapping[str, Any]], dict]:
+    """What a row's columns are once those of other files are beside them; it gets the row's number.
+
+    Raises:
+      ValueError: a picture or captions that the row should have are nowhere.
+    """
+    places = _places(source, copy.pictures[part]) if part in copy.pictures else {}
+    captions = _captions(source, copy.captions[part]) if part in copy.captions else {}
+
+    def join(number: int, columns: Mapping[str, Any]) -> dict[str, Any]:
+        found = {**columns}
+        if copy.picture_id and places:
+            if (place := places.get(str(columns.get(copy.picture_id)))) is None:
+                raise ValueError(
+                    f"there is no good picture {columns.get(copy.picture_id)!r} in "
+                    f"{copy.pictures[part]}; fetch all of those files again"
+                )
+            found["image"] = place
+        if captions:
+            if number + 1 not in captions:
+                raise ValueError(f"{copy.captions[part]} has no captions of image {number + 1}")
+            found["answer"] = captions[number + 1]
+        return found
+
+    return join
+
+
+def _places(source: Path, pattern: str) -> dict[str, Mapping[str, Any]]:
+    """Where the picture of each id is. All are looked at here, in their order: that of the rows
+    that name them would read most row groups once for each of their pictures."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(source.glob(pattern)):
+        opened = open_source(str(path))
+        for number in shown(range(len(opened)), len(opened), f"looking at {path.name}"):
+            columns = opened[number].columns
+            with contextlib.suppress(ValueError):  # the rows that name it say that it is missing
+                pictures.check_header((columns.get("image") or {}).get("bytes") or b"")
+                found[str(columns["id"])] = {"path": str(path), "row": number, "column": "image"}
+    return found
+
+
+def _captions(source: Path, pattern: str) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = collections.defaultdict(list)
+    for path in sorted(source.glob(pattern)):
+        for one in read_json(path, {}).get("annotations", ()):
+            found[int(one["image_id"])].append(str(one["caption"]))
+    return found
+
+
+def _named_split(copy: Copy, columns: Mapping[str, Any]) -> str:
+    """The split that a row says that it is of; empty where it does not."""
+    if copy.split_column:
+        own = str(columns.get(copy.split_column))
+        return _SPLIT_NAMES.get(own, own)
+    if copy.bounds:
+        column, validation, test = copy.bounds
+        value = Path(str(columns.get(column))).stem
+        return "test" if value >= test else "validation" if value >= validation else "train"
+    return ""
+
+
+def _line(raw: Row, row: Row, out: Path, split: str) -> _Line:
+    """A row, with its columns as its layout names them, as a record is written.
+
+    Raises:
+      ValueError: what is wrong with it.
+    """
+    found = asked(row.columns, row.folder)
+    verifier = get_verifier(row.columns.get("verifier") or "exact")
+    golds, several = found.answer, False
+    if isinstance(golds, list | tuple) and not verifier.reads_lists:
+        golds, several = [written(gold) for gold in golds if gold is not None], True
+    verifier.prepared(golds if several else written(golds))
+    images: Any = next((row.columns[name] for name in IMAGES if row.columns.get(name)), [])
+    given = images if isinstance(images, list | tuple) else [images]
+    for position, picture in enumerate(found.images):
+        try:
+            pictures.check_header(picture)
+        except ValueError as error:
+            raise ValueError(f"image {position}: {error}") from None
+    own = row.columns.get("id")
+    fields = {
+        "id": raw.id if own is None else written(own),
+        "prompt": found.prompt,
+        "images": [_reference(*pair, raw, out) for pair in zip(found.images, given, strict=True)],
+        "answers" if several else "answer": golds,
+        "verifier": verifier.name,
+        "source": raw.where,
+    }
+    shows = [_identity(picture) for picture in found.images] or [found.prompt.encode()]
+    return _Line(json.dumps(fields, ensure_ascii=False), _digest(*shows), split)
+
+
+def _reference(picture: Picture, given: Any, raw: Row, out: Path) -> Any:
+    """How a line in `out` says where a picture is, which the row had as `given`."""
+    if isinstance(picture, Path):
+        return os.path.relpath(picture, out)
+    if isinstance(picture, bytes) and isinstance(given, str):
+        return given  # base64
+    if not isinstance(picture, Stored):
+        name, _, number = raw.id.rpartition(":")
+        column, position = next(
+            (column, position)
+            for column, value in raw.columns.items()
+            for position, one in enumerate(value if isinstance(value, list) else [value])
+            if one is given
+        )
+        picture = Stored(raw.folder / name, int(number), column, position)
+    fields = dataclasses.asdict(picture)
+    return fields | {"path": os.path.relpath(picture.path, out)}
+
+
+def _identity(picture: Picture) -> bytes:
+    if isinstance(picture, bytes):
+        return _digest(picture)
+    return str(picture).encode()
