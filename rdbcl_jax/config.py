@@ -167,7 +167,8 @@ class RewardsConfig(Section):
     Attributes:
       weights: component → weight, for all tasks that `task_weights` does not name.
       task_weights: task → weights that replace those.
-      functions: name → "package.module:function", in TRL's form.
+      functions: name → "package.module:function" or "file.py:function", in TRL's form (see
+        rdbcl_jax.rewards.calls).
       if_correct: components that pay only a correct answer.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.results import SplitResults
 from rdbcl_jax.rewards.response_format import parse
-from rdbcl_jax.rewards.scoring import RewardConfig, Scores, score
+from rdbcl_jax.rewards.scoring import Scores, judge
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.rollout.scored import ScoreFunction, generate_scored
@@ -43,7 +44,6 @@ def evaluate(
     policy: Policy,
     params: Trained,
     tasks: Sequence[Sequence[Record]],
-    rewards: RewardConfig,
     config: RunConfig,
 ) -> Evaluation:
     """Greedy responses to every record of every task. Tasks share batches: one shape, no waste."""
@@ -54,7 +54,7 @@ def evaluate(
         policy,
         params,
         records,
-        over_splits(tasks, functools.partial(score, config=rewards)),
+        over_splits(tasks, judge),
         sampling_of(policy, config.rollout, greedy=True),
         jax.random.key(0),  # greedy: never drawn from
         batch_size=config.evaluation.batch_size,
@@ -78,16 +78,16 @@ def over_splits(tasks: Sequence[Sequence[Record]], score: ScoreFunction) -> Scor
         for name in {record.verifier for record in records}:
             if over_split := get_verifier(name).over_split:
                 own = [record for record in records if record.verifier == name]
-                judge = over_split([record.answers or (record.answer,) for record in own])
+                of_split = over_split([record.answers or (record.answer,) for record in own])
                 for number, record in enumerate(own):
-                    judged[record.task, record.id] = functools.partial(judge, number)
+                    judged[record.task, record.id] = functools.partial(of_split, number)
 
-    def scored(records: Sequence[Record], texts: Sequence[str]) -> Scores:
-        found = score(records, texts)
+    def scored(records: Sequence[Record], texts: Sequence[str], **others: Any) -> Scores:
+        found = score(records, texts, **others)
         accuracy = found.accuracy.copy()
         for row, (record, text) in enumerate(zip(records, texts, strict=True)):
-            if judge := judged.get((record.task, record.id)):
-                accuracy[row] = judge(parse(text).answer)
+            if of_split := judged.get((record.task, record.id)):
+                accuracy[row] = of_split(parse(text).answer)
         return dataclasses.replace(found, accuracy=accuracy)
 
     return scored if judged else score

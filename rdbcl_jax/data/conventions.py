@@ -71,6 +71,20 @@ def asked(columns: Mapping[str, Any], folder: Path) -> Asked:
     return Asked(prompt, images, _answer(columns, second_turn), system)
 
 
+def chat_of(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The messages of the row's question in the form of role and content, without the answer; None
+    where the question is a text."""
+    value = _first(columns, PROMPTS)
+    if not isinstance(value, list):
+        return None
+    turns = ((str(turn.get("role", turn.get("from"))), turn) for turn in value)
+    return [
+        {"role": role, "content": turn.get("content", turn.get("value"))}
+        for role, turn in ((_ROLES.get(role, role), turn) for role, turn in turns)
+        if role != "assistant"
+    ]
+
+
 def _first(columns: Mapping[str, Any], names: Sequence[str]) -> Any:
     """The first of these columns that holds something, else None."""
     return next((columns[name] for name in names if columns.get(name) is not None), None)

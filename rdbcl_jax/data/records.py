@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from rdbcl_jax.data import pictures
-from rdbcl_jax.data.conventions import USED, asked
+from rdbcl_jax.data.conventions import USED, asked, chat_of
 from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.sources import Row
 from rdbcl_jax.data.values import line_of, short, written
@@ -43,6 +43,7 @@ class Record:
       system: the system message of a chat; empty without one.
       where: file and line, or row; empty for records that a suite has made.
       answers: all gold answers of a record that has several; empty otherwise.
+      row: its columns as the source has them; empty for records that a suite has made.
     """
 
     id: str
@@ -55,6 +56,16 @@ class Record:
     system: str = ""
     where: str = dataclasses.field(default="", compare=False)
     answers: tuple[str, ...] = ()
+    row: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def chat(self) -> list[dict[str, Any]] | None:
+        """The messages that ask the question, where its source has it as a chat."""
+        return chat_of(self.row)
+
+    def pictures(self) -> tuple[Image.Image, ...]:
+        """Its images, decoded: see `load_images`."""
+        return load_images(self)
 
 
 def load_images(record: Record) -> tuple[Image.Image, ...]:
@@ -110,6 +121,7 @@ def make_record(row: Row, task: str, verifier: str | None, trusted: Collection[s
         system=found.system,
         where=row.where,
         answers=answers if len(answers) > 1 else (),
+        row=columns,
     )
 
 

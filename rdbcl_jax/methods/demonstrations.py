@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.rewards.functions import load_function
+from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.sections import Section, section
 
@@ -26,7 +26,8 @@ class DemonstrationOptions(Section):
       target: what is learned from.
       no_reasoning: what stands in place of the reasoning for "answer".
       rollouts: for "rollouts" and `rft_sft`: Parquet files, a name or a pattern.
-      refiner: "package.module:function" that writes the reasoning; empty: none.
+      refiner: "package.module:function" or "file.py:function" that writes the reasoning; empty:
+        none.
     """
 
     target: Literal["reasoning", "answer", "rollouts"] = "reasoning"
@@ -89,9 +90,9 @@ def _refined(record: Record, refine: Callable[..., str]) -> str:
     try:
         reasoning = refine(**{**record.columns, **known})
     except Exception as error:
-        raise RuntimeError(
+        raise FunctionFailed(
             f"demonstrations.refiner raised {type(error).__name__} on record {record.id!r}, which "
-            f"has columns {sorted(record.columns)}: {error}"
+            f"has columns {sorted(record.columns)}: {in_one_line(error)}"
         ) from error
     if not isinstance(reasoning, str) or not reasoning.strip():
         raise ValueError(

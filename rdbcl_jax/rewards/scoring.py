@@ -3,54 +3,34 @@
 A configuration is a table of weights. Three components are built in: `format` (1 if the response
 parses), `accuracy` (the verifier's score in [0, 1]) and `correct` (1 if that score is 1). The
 jigsaw reward of arXiv:2506.23508, hit fraction + all right + format, is then
-`{"accuracy": 1, "correct": 1, "format": 1}`. Evaluation calls the same function and reads
-`Scores.accuracy`.
+`{"accuracy": 1, "correct": 1, "format": 1}`. Evaluation calls the same function, without rewards,
+and reads `Scores.accuracy`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rdbcl_jax.rewards.functions import load_function
+from rdbcl_jax.rewards.calls import (
+    LIMIT,
+    Asked,
+    Logged,
+    RewardFunction,
+    Scorable,
+    TrainerState,
+    values_of,
+)
+from rdbcl_jax.rewards.functions import FunctionFailed, load_function, watched
 from rdbcl_jax.rewards.response_format import Parsed, parse
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 BUILT_IN = ("format", "accuracy", "correct")
-LIMIT = 1e15  # of a reward: float32, in which groups are normalised, holds its square
-
-# f(prompts, completions, **columns) -> one number per completion, None where it does not apply
-RewardFunction = Callable[..., Sequence[float | None]]
-
-
-class Scorable(Protocol):
-    """What scoring needs to know of a record."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def task(self) -> str: ...
-
-    @property
-    def prompt(self) -> str: ...
-
-    @property
-    def answer(self) -> str: ...
-
-    @property
-    def answers(self) -> tuple[str, ...]: ...
-
-    @property
-    def verifier(self) -> str: ...
-
-    @property
-    def columns(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +41,8 @@ class RewardConfig:
       weights: component → weight, for all tasks that `task_weights` does not name. A component
         that is not listed does not apply; one of weight 0 is computed and only logged.
       task_weights: task → a table of its own, which replaces `weights`.
-      functions: name → reward function in TRL's form, or `"package.module:function"`.
+      functions: name → reward function in TRL's form (see `rdbcl_jax.rewards.calls`), or where it
+        is: `"package.module:function"`, `"file.py:function"`.
       if_correct: components that pay only where the answer is correct, and 0 elsewhere. A length
         reward belongs here: on its own it pays a wrong answer of the right length in full.
 
@@ -115,6 +96,8 @@ class Scores:
         where that is graded, as VQA soft accuracy is.
       parsed: whether the completion has the response format.
       problems: what was wrong with the format, None where nothing was.
+      metrics: what reward functions logged with `log_metric`, means of this process.
+      extra: what they logged with `log_extra`: columns of texts, None where nothing was.
     """
 
     total: Float[np.ndarray, "n"]
@@ -122,28 +105,32 @@ class Scores:
     accuracy: Float[np.ndarray, "n"]
     parsed: Bool[np.ndarray, "n"]
     problems: tuple[str | None, ...]
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Sequence[str | None]] = dataclasses.field(default_factory=dict)
 
 
 def score(
     records: Sequence[Scorable],
     completions: Sequence[str],
     config: RewardConfig | None = None,
+    *,
+    completion_ids: Sequence[Sequence[int]] | None = None,
+    trainer_state: TrainerState | None = None,
 ) -> Scores:
     """Scores each completion for the record beside it.
 
-    Reward functions get the texts of the prompts and completions they apply to and, as keyword
-    arguments, `answer` (a list where a record has several), `task`, `id` and every column of the
-    records (None where a record lacks it).
-
+    Args:
+      completion_ids: their tokens, for reward functions; default: the bytes of the texts.
+      trainer_state: how far the run is, for reward functions.
     Raises:
       ValueError: lengths differ, or a reward function or verifier returned something wrong.
-      RuntimeError: a reward function or verifier raised; says which one, on which record.
+      FunctionFailed: a reward function or verifier raised; says which one, on which record.
     """
     config = config or RewardConfig()
     if len(records) != len(completions):
         raise ValueError(f"found {len(records)} records for {len(completions)} completions")
     responses = [parse(text) for text in completions]
-    found = np.array(list(map(_score, records, responses)), np.float64)
+    found = _verified(records, responses)
     correct = (found == 1.0).astype(np.float64)
     graded = np.array([get_verifier(record.verifier).graded for record in records], bool)
     built_in = {
@@ -151,14 +138,15 @@ def score(
         "accuracy": found,
         "correct": correct,
     }
-    weights = _weights(records, config)
+    weights, logged = _weights(records, config), Logged(len(records))
+    own = {name: config.functions[name] for name in config.names if name not in built_in}
+    ids = completion_ids if completion_ids is not None else [text.encode() for text in completions]
+    asked = Asked(records, completions, ids, trainer_state or TrainerState())
+    rows = {name: np.flatnonzero(~np.isnan(weights[name])).tolist() for name in own}
+    values_by_name = built_in | values_of(own, rows, asked, logged)
     components = {}
     for name in config.names:
-        applies = ~np.isnan(weights[name])
-        if name in built_in:
-            values = np.where(applies, built_in[name], np.nan)
-        else:
-            values = _call(name, config.functions[name], records, completions, applies)
+        values = np.where(np.isnan(weights[name]), np.nan, values_by_name[name])
         if name in config.if_correct:
             values = np.where((correct == 1.0) | np.isnan(values), values, 0.0)
         components[name] = values
@@ -168,7 +156,23 @@ def score(
         accuracy=np.where(graded, found, correct),
         parsed=built_in["format"].astype(bool),
         problems=tuple(response.problem for response in responses),
+        metrics=logged.metrics,
+        extra=logged.extra,
     )
+
+
+def judge(records: Sequence[Scorable], completions: Sequence[str], **others: Any) -> Scores:
+    """`score` without rewards: accuracy and format. Only a verifier of the user's may run."""
+    return score(records, completions, RewardConfig(weights={}), **others)
+
+
+def _verified(records: Sequence[Scorable], responses: Sequence[Parsed]) -> Float[np.ndarray, "n"]:
+    """The verifiers' scores; 0 without an answer."""
+    found, now = np.zeros(len(records)), 0
+    with watched(lambda: f"verifier {records[now].verifier!r} on record {records[now].id!r}"):
+        for now, (record, response) in enumerate(zip(records, responses, strict=True)):
+            found[now] = _score(record, response)
+    return found
 
 
 def _score(record: Scorable, response: Parsed) -> float:
@@ -177,8 +181,10 @@ def _score(record: Scorable, response: Parsed) -> float:
     try:
         golds = record.answers or record.answer
         return get_verifier(record.verifier).score(response.answer, golds)
-    except (RuntimeError, ValueError) as error:
-        raise type(error)(f"record {record.id!r}: {error}") from error
+    except FunctionFailed as error:
+        raise FunctionFailed(f"record {record.id!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"record {record.id!r}: {error}") from error
 
 
 def _weights(records, config: RewardConfig) -> dict[str, np.ndarray]:
@@ -204,78 +210,3 @@ def _total(components, weights, records) -> np.ndarray:
             f"{ {name: float(values[row]) for name, values in components.items()} }"
         )
     return np.where(applies, total, np.nan)
-
-
-# --- user functions ------------------------------------------------------------------------------
-
-
-def _call(
-    name: str,
-    function: RewardFunction,
-    records: Sequence[Scorable],
-    completions: Sequence[str],
-    applies: np.ndarray,
-) -> np.ndarray:
-    """The function's values [n], computed on the rows it applies to; NaN elsewhere."""
-    values = np.full(len(records), np.nan)
-    rows = np.flatnonzero(applies).tolist()
-    if not rows:
-        return values
-    chosen = [records[row] for row in rows]
-    texts = [completions[row] for row in rows]
-    try:
-        returned = function(**_arguments(chosen, texts))
-    except Exception as error:
-        culprit = _culprit(function, chosen, texts)
-        raise RuntimeError(
-            f"reward function {name!r} raised {type(error).__name__} on {culprit}: {error}"
-        ) from error
-    values[rows] = _checked(name, returned, chosen)
-    return values
-
-
-def _arguments(records: Sequence[Scorable], completions: Sequence[str]) -> dict[str, list]:
-    keys = dict.fromkeys(key for record in records for key in record.columns)
-    columns = {key: [record.columns.get(key) for record in records] for key in keys}
-    own: dict[str, list] = {key: [getattr(r, key) for r in records] for key in ("task", "id")}
-    own["answer"] = [[*record.answers] or record.answer for record in records]
-    prompts = [record.prompt for record in records]
-    return {**columns, **own, "prompts": prompts, "completions": list(completions)}
-
-
-def _culprit(function, records, completions) -> str:
-    """The first record on which the function also raises when called with it alone."""
-    for record, text in zip(records, completions, strict=True):
-        try:
-            function(**_arguments([record], [text]))
-        except Exception:
-            return f"record {record.id!r}"
-    return f"the {len(records)} records from {records[0].id!r} to {records[-1].id!r} together"
-
-
-def _checked(name: str, returned, records) -> list[float]:
-    try:
-        found: int | str = len(returned)
-    except TypeError:
-        found = type(returned).__name__
-    if found != len(records):
-        raise ValueError(
-            f"reward function {name!r}: expected {len(records)} values, one per completion "
-            f"(records {records[0].id!r} to {records[-1].id!r}), found {found}"
-        )
-    return [_number(name, value, record) for value, record in zip(returned, records, strict=True)]
-
-
-def _number(name: str, value, record: Scorable) -> float:
-    if value is None:
-        return math.nan
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not abs(number) <= LIMIT:
-        raise ValueError(
-            f"reward function {name!r} returned {value!r} for record {record.id!r}; expected a "
-            f"number within ±{LIMIT:g}, or None where the reward does not apply"
-        )
-    return number

@@ -9,9 +9,10 @@ and no verifier searches it for something right. The cost of one comparison is b
 read, never by a clock, so that no verdict depends on the machine. What each accepts is written at
 its `prepare` function, and tabled in docs/verifiers.md.
 
-A verifier of one's own is named by where it is, `package.module:function` in `config.tasks`: a
-function of an answer and the gold answer, or a `Verifier`. `register` gives it a short name, known
-only to processes that ran the same line; a study's workers run its config file for that.
+A verifier of one's own is named by where it is in `config.tasks`, `package.module:function` or
+`file.py:function`: a function of an answer and the gold answer, or a `Verifier`. `register` gives
+it a short name, known only to processes that ran the same line; a study's workers run its config
+file for that.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fractions import Fraction
 from typing import Any
 
 from rdbcl_jax.rewards import boxes, captions, mathematics, vqa, words
-from rdbcl_jax.rewards.functions import load_function
+from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.numerals import Quantity, quantity, same, stated
 from rdbcl_jax.rewards.text import visible
 from rdbcl_jax.spelling import did_you_mean
@@ -85,7 +86,7 @@ class Verifier:
           gold: one gold answer, or several: the highest score counts.
         Raises:
           ValueError: the gold answer is unparsable, or the score is not in [0, 1].
-          RuntimeError: the comparison raised, as one's own may.
+          FunctionFailed: the comparison raised, as one's own may.
         """
         golds = self.prepared(gold)
         return max(self._compared(answer, one) for one in golds) if visible(answer) else 0.0
@@ -95,9 +96,9 @@ class Verifier:
         try:
             found = self.compare(answer, prepared, *extra)
         except Exception as error:
-            raise RuntimeError(
+            raise FunctionFailed(
                 f"verifier {self.name!r} raised {type(error).__name__} on the answer "
-                f"{answer[:80]!r}: {error}"
+                f"{answer[:80]!r}: {in_one_line(error)}"
             ) from error
         try:
             score = float(found)
@@ -141,7 +142,7 @@ def register(
 
 
 def get_verifier(name: str) -> Verifier:
-    """The verifier of that name, or at `package.module:function`, which is imported.
+    """The verifier of that name, or at `package.module:function` or `file.py:function`.
 
     `number:0.05` and `package.module:function:0.05` set the parameter of a verifier that has one.
     A plain function is called with the answer and the gold answer, both text, and the parameter if
@@ -164,7 +165,7 @@ def _registered(name: str) -> Verifier:
     if base not in VERIFIERS:
         raise ValueError(
             f"unknown verifier {name!r}; there are: {', '.join(sorted(VERIFIERS))}, and your own "
-            f"as package.module:function{did_you_mean(base, VERIFIERS)}"
+            f"as package.module:function or file.py:function{did_you_mean(base, VERIFIERS)}"
         )
     return _with_parameter(VERIFIERS[base], name, parameter) if colon else VERIFIERS[base]
 

@@ -20,7 +20,8 @@ from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import local_rows, rows_of_leader
 
-ScoreFunction = Callable[[Sequence[Record], Sequence[str]], Scores]
+# (records, texts, completion_ids=…), one each
+ScoreFunction = Callable[..., Scores]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +116,11 @@ def score_rollouts(
     host = jax.tree.map(local_rows, responses.all)
     own = jax.tree.map(local_rows, responses.rollouts)
     rows, group, length = own.tokens.shape
-    texts = policy.texts(own.tokens.reshape(-1, length), own.mask.reshape(-1, length))
-    scores = _of_leader(score([record for record in mine for _ in range(group)], texts), policy)
+    tokens, mask = own.tokens.reshape(-1, length), own.mask.reshape(-1, length)
+    texts = policy.texts(tokens, mask)
+    ids = [row[said] for row, said in zip(tokens, mask, strict=True)]
+    owners = [record for record in mine for _ in range(group)]
+    scores = _of_leader(score(owners, texts, completion_ids=ids), policy)
     return ScoredRollouts(responses, mine, texts, scores, host, np.zeros((rows, group), bool))
 
 

@@ -7,7 +7,6 @@ checkpoints.
 from __future__ import annotations
 
 import contextlib
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from rdbcl_jax.data.tasks import load_sequence
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, record_check
 from rdbcl_jax.results import FILE
-from rdbcl_jax.rewards.scoring import RewardConfig, score
+from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoredRollouts, ScoreFunction, generate_scored
 from rdbcl_jax.sharding import make_mesh
@@ -70,7 +69,7 @@ def collect(
         raise FileNotFoundError(f"{workdir}: no task is finished, so nothing can be collected")
     check = record_check(config, lambda: contextlib.nullcontext(directory_of(start)))
     tasks = load_sequence(config, check)
-    rewards, mesh = RewardConfig(**config.rewards.to_dict()), make_mesh(data=1, fsdp=-1)
+    mesh = make_mesh(data=1, fsdp=-1)
     snapshots = load_snapshots(config, [f"{workdir}@{k + 1}" for k in range(finished)], mesh)
     found = {}
     for k, (task, snapshot) in enumerate(zip(tasks, snapshots, strict=False)):
@@ -79,7 +78,7 @@ def collect(
             snapshot.policy,
             snapshot.learned,
             task.train[: limit or None],
-            functools.partial(score, config=rewards),
+            judge,
             sampling_of(snapshot.policy, config.rollout),
             rng.of_collected(config.seed, k),
             batch_size=config.evaluation.batch_size,

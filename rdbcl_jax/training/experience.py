@@ -53,6 +53,7 @@ def replenished(scored: ScoredRollouts, more: ScoredRollouts, policy: Policy) ->
     ids = pick(*(np.asarray(j.responses.host_prompts.record_ids) for j in (scored, more)))
     prompts = policy.encoder.encode(records, ids)  # anew: the two batches may differ in shape
     on_device, rollouts = put_batch((prompts, host), policy.mesh)
+    nothing = [None] * len(scored.texts)
     scores = Scores(
         total=rows(scored.scores.total, more.scores.total).astype(float),
         components={
@@ -62,6 +63,11 @@ def replenished(scored: ScoredRollouts, more: ScoredRollouts, policy: Policy) ->
         accuracy=rows(scored.scores.accuracy, more.scores.accuracy).astype(float),
         parsed=rows(scored.scores.parsed, more.scores.parsed).astype(bool),
         problems=tuple(rows(scored.scores.problems, more.scores.problems)),
+        metrics=scored.scores.metrics,
+        extra={
+            name: rows(*(s.scores.extra.get(name, nothing) for s in (scored, more))).tolist()
+            for name in {**scored.scores.extra, **more.scores.extra}
+        },
     )
     responses = Responses(prompts, on_device, rollouts)
     texts = rows(scored.texts, more.texts).tolist()

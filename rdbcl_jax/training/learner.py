@@ -16,6 +16,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import Method
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
+from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.sampler import sample
@@ -59,6 +60,11 @@ class Learner:
             tracker=tracker and jax.device_get(tracker.start(unknown)),
             last_kl=np.full((), np.nan, np.float32),
         )
+
+    def score_at(self, run_step: int) -> ScoreFunction:
+        """`score` for the batch that is learned in a step of the run."""
+        total = self.config.training.steps * len(self.config.sequence)
+        return functools.partial(self.score, trainer_state=TrainerState(run_step, total))
 
     def sample(self, params: Trained, prompts: PromptBatch, rng: Array, samples: int) -> Rollouts:
         """Rollouts of a step, under any values of the parameters that learn."""

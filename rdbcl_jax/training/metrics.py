@@ -1,6 +1,7 @@
 """What is logged of a step: its row of metrics, and the rows of its sampled responses.
 
-Pure functions of host numbers; means are over the responses of all processes.
+Pure functions of host numbers; means are over the responses of all processes, but for what reward
+functions log themselves.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
         means["memorised_groups"] = scored.memorised.any(1).mean()
     values = all_hosts_sum(np.array(list(means.values())), shard) / shard.groups
     return {
+        **scored.scores.metrics,
         **reward_means(rewards, scored.informative, shard),
         **dict(zip(means, values.tolist(), strict=True)),
         **component_means(scored.scores.components, shard),
@@ -92,6 +94,7 @@ def sample_columns(
     if memorise:
         per_sample["memorised"] = scored.memorised.reshape(-1)
     return {
+        **scored.scores.extra,
         "record_id": [r.id for r in records],
         "prompt": [r.prompt for r in records],
         "completion": scored.texts,

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import time
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,8 @@ from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.results import RunResults
+from rdbcl_jax.rewards.functions import FunctionFailed
+from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.toy.base import make_base
 from rdbcl_jax.toy.options import BaseOptions
@@ -47,13 +51,15 @@ _AT_ONCE = 1024  # demonstrations that are tokenized
 
 def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) -> RunResults:
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
-    # ---------------------------------------------------------------- all checked, nothing made
-    setup, workdir = prepare(RunConfig.of(config)), pathlib.Path(workdir)
-    with one_run(workdir), Stop() as stop:
-        checkpoints = Checkpoints(workdir, **setup.config.checkpoint.to_dict())
-        start = find_start(workdir, setup, checkpoints)
-        with Journal(workdir, setup, start) as journal:
-            return _train(setup, workdir, checkpoints, start, journal, stop)
+    workdir = pathlib.Path(workdir)
+    with failures_logged(workdir):
+        # ------------------------------------------------------------ all checked, nothing made
+        setup = prepare(RunConfig.of(config))
+        with one_run(workdir), Stop() as stop:
+            checkpoints = Checkpoints(workdir, **setup.config.checkpoint.to_dict())
+            start = find_start(workdir, setup, checkpoints)
+            with Journal(workdir, setup, start) as journal:
+                return _train(setup, workdir, checkpoints, start, journal, stop)
 
 
 def _train(
@@ -141,6 +147,21 @@ def one_run(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def failures_logged(workdir: pathlib.Path) -> Iterator[None]:
+    """A function of the user's that raises ends the run in one line; the trace goes to a file."""
+    try:
+        yield
+    except FunctionFailed as error:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = workdir / "errors.log"
+        with file.open("a") as log:
+            log.write("".join([time.strftime("%F %T\n"), *traceback.format_exception(error), "\n"]))
+        raise FunctionFailed(
+            f"{error}; the trace is in {file}, and the same command goes on from what is saved"
+        ) from error
+
+
 @phase("loading")
 def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[Policy, Trained]:
     """The base policy, read, or made first; and its parameters that learn."""
@@ -203,7 +224,7 @@ def _evaluate(
     journal.progress.phase(f"evaluating all {len(tasks)} tasks")
     records = [getattr(task, split) for split in EVALUATED for task in tasks]
     with journal.timed("evaluation"), stop.at_once("while it evaluated"):
-        found = evaluate(policy, params, records, setup.rewards, setup.config)
+        found = evaluate(policy, params, records, setup.config)
     count = len(tasks)
     parts = [found.part(i * count, (i + 1) * count) for i in range(len(EVALUATED))]
     journal.add_row(dict(zip(EVALUATED, parts, strict=True)))
@@ -217,7 +238,7 @@ def _save(checkpoints: Checkpoints, before: int, done: int, state: TaskState) ->
 def _probe(setup: Setup, policy: Policy, params: Trained) -> dict[str, float]:
     """Validation accuracy on every task, as metrics of a step."""
     records = [task.validation for task in setup.evaluated]
-    found: Evaluation = evaluate(policy, params, records, setup.rewards, setup.config)
+    found: Evaluation = evaluate(policy, params, records, setup.config)
     pairs = zip(setup.evaluated, found.accuracy, strict=True)
     return {f"eval/{task.name}/accuracy": value for task, value in pairs}
 
@@ -262,7 +283,7 @@ def _collect(
             learner.policy,
             learned,
             task.train,
-            learner.score,
+            judge,
             learner.sampling,
             rng.of_collected(setup.config.seed, k),
             batch_size=setup.config.evaluation.batch_size,

@@ -27,6 +27,7 @@ from rdbcl_jax.data.tasks import (
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, from_config, lora, read_processor, read_tokenizer
+from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
 from rdbcl_jax.sharding import agree, make_mesh, row_shard
@@ -80,7 +81,7 @@ def prepare(config: RunConfig) -> Setup:
     records, left_out = record_check(config), list[str]()
     tasks = load_sequence(config, records, left_out)
     held_out = load_held_out(config, records, left_out)
-    _check_rewards(method, rewards, tasks)
+    _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
     return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations, left_out)
@@ -138,18 +139,23 @@ def _check_adapters(config: RunConfig) -> None:
         raise ValueError(f"config.model.lora.targets: {error}") from None
 
 
-def _check_rewards(method: Method, rewards: RewardConfig, tasks: Sequence[TaskData]) -> None:
+def _check_rewards(
+    method: Method, rewards: RewardConfig, tasks: Sequence[TaskData], total: int
+) -> None:
     """Tries the rewards on the first records of each task, as if they were answered right.
 
+    Args:
+      total: steps of the run.
     Raises:
       ValueError: no reward applies to a task.
-      RuntimeError: a reward function raised.
+      FunctionFailed: a reward function raised.
     """
     if method.responses != "sampled":
         return  # rewards are only logged
     for task in tasks:
         records = task.train[:TRIED]
-        found = score(records, [in_format(".", record.answer) for record in records], rewards)
+        texts = [in_format(".", record.answer) for record in records]
+        found = score(records, texts, rewards, trainer_state=TrainerState(0, total))
         if np.isnan(found.total).all():
             names = sorted(rewards.weights_of(task.name))
             raise ValueError(

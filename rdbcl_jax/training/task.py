@@ -17,6 +17,7 @@ from rdbcl_jax.data.pipeline import batches, indices, rehearsed
 from rdbcl_jax.finite import NotFinite, check_finite
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.models.partition import Trained
+from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
 from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_batch
 from rdbcl_jax.training import rng
@@ -205,7 +206,7 @@ def _prompt_values(
         learner.policy,
         stage.previous,
         stage.records,
-        learner.score,
+        judge,
         learner.sampling,
         rng.of_pretask_stats(config.seed, first_step),
         config.evaluation.batch_size,
@@ -279,15 +280,13 @@ def _score(
     run_step: int,
 ) -> tuple[ScoredRollouts, TaskState]:
     """Rewards, and what the method makes of the responses then: host work."""
-    policy, method = learner.policy, learner.method
-    scored = score_rollouts(responses, stage.records, policy, learner.score)
+    policy, method, score = learner.policy, learner.method, learner.score_at(run_step)
+    scored = score_rollouts(responses, stage.records, policy, score)
     for attempt in range(1, method.resample + 1):
         if not all_hosts_sum(np.array(~scored.informative.all()), policy.rows):
             break
         more, state = _draw(learner, stage, feed, state, run_step, attempt)
-        scored = replenished(
-            scored, score_rollouts(more, stage.records, policy, learner.score), policy
-        )
+        scored = replenished(scored, score_rollouts(more, stage.records, policy, score), policy)
     if method.memorise:
         scored = memorised(scored, method.demonstration, policy)
     return scored, state

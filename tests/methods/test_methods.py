@@ -16,6 +16,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import METHODS, make_method
 from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.methods.sft import negative_log_likelihood
+from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.toy import digits_suite
 
 
@@ -341,7 +342,7 @@ def test_demonstrations(tmp_path):
     assert asked == ["add"]  # a refiner may be a slow model: it is asked once a record
     # it comes before the record's own response, and says on which record it failed
     assert refined.demonstration(record(response="said", hint="add", facts="two cups")) == wanted
-    with pytest.raises(RuntimeError, match=r"TypeError on record 'r1', .* columns \['hint'\]"):
+    with pytest.raises(FunctionFailed, match=r"TypeError on record 'r1', .* columns \['hint'\]"):
         refined.demonstration(record(hint="add"))
     silent = method("dyme", **{"demonstrations.refiner": "tests.methods.test_methods:silent"})
     with pytest.raises(ValueError, match="returned '' for record 'r1'"):

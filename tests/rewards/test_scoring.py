@@ -1,13 +1,22 @@
 """The composite reward: weights, routing by task, and user functions in TRL's form."""
 
+import asyncio
+import json
 import math
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.records import Record, load_records
+from rdbcl_jax.rewards import functions
+from rdbcl_jax.rewards.calls import TrainerState
+from rdbcl_jax.rewards.functions import FunctionFailed, load_function
 from rdbcl_jax.rewards.scoring import RewardConfig, score
+from rdbcl_jax.rewards.verifiers import get_verifier
 
 
 def record(id="r0", task="sum", answer="7", verifier="exact", **columns):
@@ -83,11 +92,12 @@ def test_rewards_apply_to_the_tasks_whose_weights_list_them():
 
 
 def test_functions_get_trl_arguments_and_the_columns():
-    def check(prompts, completions, answer, task, id, solution, hint):
+    def check(prompts, completions, answer, task, id, solution, hint, **others):
         assert prompts == ["question of a", "question of b"]
         assert completions == ["x", "y"]
         assert (answer, task, id) == (["7", "7"], ["sum", "sum"], ["a", "b"])
         assert (solution, hint) == (["s", None], [None, "h"])
+        assert others.keys() == {"completion_ids", "trainer_state", "log_metric", "log_extra"}
         return [1, None]
 
     records = [record("a", solution="s"), record("b", hint="h")]
@@ -97,10 +107,143 @@ def test_functions_get_trl_arguments_and_the_columns():
     np.testing.assert_array_equal(scores.total, [2.0, np.nan])  # nothing applies to the second
 
 
+@pytest.fixture
+def rows(tmp_path):
+    """Records as TRL's users have them: a chat with an image, a text, a VLM-R1 conversation."""
+    Image.new("RGB", (4, 3), "red").save(tmp_path / "red.png")
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Which hue?"}]
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "so"}]
+    found = [
+        {"prompt": asked, "image": "red.png", "solution": "<answer>red</answer>", "level": 3},
+        {"prompt": "How many?", "answer": 2, "problem": "other", "completion": "not a column"},
+        {"conversations": turns, "image": None},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, found)))
+    return list(load_records(tmp_path / "rows.jsonl", task="t")), found
+
+
+def test_chats_get_chats_and_every_column_arrives(rows):
+    records, found = rows
+    seen = {}
+
+    def check(completions, trainer_state, log_metric, log_extra, **others):
+        seen.update(others, completions=completions)
+        log_metric("kindness", 1.0)
+        log_metric("kindness", 2.0)
+        log_extra("judged", [trainer_state.global_step, None, "no"])
+        said = [c[0]["content"] if isinstance(c, list) else None for c in completions]
+        return [text and float(text == "red") for text in said]
+
+    config = RewardConfig(weights={"check": 1.0}, functions={"check": check})
+    ids = [np.array([5, 6], np.int32), np.array([7], np.int32), []]
+    scores = score(
+        records, ["red", "2", "x"], config, completion_ids=ids, trainer_state=TrainerState(3, 9)
+    )
+    np.testing.assert_array_equal(scores.components["check"], [1.0, np.nan, 0.0])
+    assert scores.metrics == {"kindness": 1.5} and scores.extra == {"judged": ["3", None, "no"]}
+    why = [{"role": "user", "content": "Why?"}]
+    assert seen["prompts"] == [found[0]["prompt"], "How many?", why]
+    assert seen["completions"][1] == "2"
+    assert seen["completions"][2] == [{"role": "assistant", "content": "x"}]
+    assert seen["completion_ids"] == [[5, 6], [7], []]
+    assert seen["solution"] == ["<answer>red</answer>", None, None] and seen["level"] == [
+        3,
+        None,
+        None,
+    ]
+    assert seen["answer"] == ["red", 2, "so"]  # raw where a row has it
+    assert seen["problem"] == [None, "other", None] and "completion" not in seen
+    assert seen["conversations"][2] == found[2]["conversations"]
+    assert [image and image.size for image in seen["image"]] == [(4, 3), None, None]
+    assert [len(images) for images in seen["images"][:3]] == [1, 0, 0]
+    assert seen["image"][0].getpixel((0, 0)) == (255, 0, 0)
+    assert seen["image"][0] is seen["image"][0]  # decoded once
+
+
+def test_async_functions_run_side_by_side_and_keep_one_loop():
+    loops = []
+    both = threading.Barrier(2, timeout=5)
+
+    async def slow(completions, **_):
+        loops.append(asyncio.get_running_loop())
+        await asyncio.to_thread(both.wait)  # until the other one is there
+        return [1.0, None]
+
+    async def broken(completions, id, **_):
+        await asyncio.sleep(0)
+        return [1 / (name != "b") for name in id]
+
+    config = RewardConfig(weights={"a": 1.0, "b": 2.0}, functions={"a": slow, "b": slow})
+    records = [record("a"), record("b")]
+    for _ in range(2):
+        np.testing.assert_array_equal(score(records, ["", ""], config).total, [3.0, np.nan])
+    assert len(set(loops)) == 1 and len(loops) == 4
+    with pytest.raises(FunctionFailed, match="'c' raised ZeroDivisionError on record 'b': div"):
+        score(records, ["", ""], RewardConfig(weights={"c": 1}, functions={"c": broken}))
+
+
+def test_functions_in_files_beside_the_config(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "CALLS = []\ndef brief(completions, **_):\n    CALLS.append(1)\n"
+        "    return [len(c) < 5 for c in completions]\n"
+        "def close(answer, gold, by=1.0):\n    return abs(int(answer) - int(gold)) <= by\n"
+    )
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    config = RewardConfig(weights={"brief": 1.0}, functions={"brief": "mine.py:brief"})
+    np.testing.assert_array_equal(score([record()] * 2, ["abc", "abcdef"], config).total, [1, 0])
+    # by a path of its own it is the same module
+    assert load_function("f", f"{tmp_path}/mine.py:CALLS") == [1]
+    assert (
+        get_verifier("mine.py:close").score("8", "7")
+        == 1
+        == get_verifier(f"{tmp_path}/mine.py:close:3").score("9", "7")
+    )
+    assert get_verifier("mine.py:close").score("9", "7") == 0
+    for name, message in [
+        ("none.py:f", "no file 'none.py' here or beside the config"),
+        ("broken.py:f", r"cannot import 'broken.py:f': invalid syntax .*broken.py, line 1"),
+        ("mine.py:other", "has no attribute 'other'"),
+        ("mine.py", "expected package.module:function or file.py:function"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            RewardConfig(weights={"f": 1.0}, functions={"f": name})
+
+
+def test_what_hangs_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(functions, "PATIENCE", 0.05)
+
+    def slow(completions, **_):
+        time.sleep(0.2)
+        return [0.0]
+
+    score([record("a")], [""], RewardConfig(weights={"slow": 1.0}, functions={"slow": slow}))
+    assert (
+        "reward function 'slow' on record 'a' has been running for 0 s; Ctrl-C"
+        in capsys.readouterr().err
+    )
+    mine = record("b", verifier="tests.rewards.test_scoring:sleepy")
+    score([record("a"), mine], [respond("7")] * 2)
+    assert "verifier 'tests.rewards.test_scoring:sleepy' on record 'b'" in capsys.readouterr().err
+    score([record("a")], [respond("7")])
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+
+
+def sleepy(answer, gold):
+    time.sleep(0.2)
+    return 1.0
+
+
 def test_functions_may_be_named_in_a_configuration():
     config = RewardConfig(weights={"m": 1.0}, functions={"m": "math:fsum"})
     assert config.functions["m"] is math.fsum
-    for bad, found in [("math", "package.module"), ("math:nope", "nope"), ("nope.no:f", "nope")]:
+    for bad, found in [
+        ("math", "package.module"),
+        ("math:nope", "nope"),
+        ("nope.no:f", "nope"),
+        (":f", "file.py"),
+    ]:
         with pytest.raises(ValueError, match=found):
             RewardConfig(weights={"m": 1.0}, functions={"m": bad})
 
@@ -110,7 +253,7 @@ def test_a_function_that_raises_is_named_with_its_record():
         return [1 / (0 if id == "b" else 1) for id in columns["id"]]
 
     config = RewardConfig(weights={"picky": 1.0}, functions={"picky": picky})
-    with pytest.raises(RuntimeError, match=r"'picky' raised ZeroDivisionError on record 'b'"):
+    with pytest.raises(FunctionFailed, match=r"'picky' raised ZeroDivisionError on record 'b'"):
         score([record("a"), record("b")], ["", ""], config)
 
 
@@ -120,7 +263,7 @@ def test_a_function_that_raises_on_the_batch_alone():
         return [0.0]
 
     config = RewardConfig(weights={"lonely": 1.0}, functions={"lonely": lonely})
-    with pytest.raises(RuntimeError, match=r"'lonely' .* records from 'a' to 'b' together: too m"):
+    with pytest.raises(FunctionFailed, match=r"'lonely' .* records 'a' to 'b' together: too m"):
         score([record("a"), record("b")], ["", ""], config)
 
 

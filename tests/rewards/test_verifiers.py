@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdbcl_jax.rewards import boxes
+from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.rewards.verifiers import (
     VERIFIERS,
     Verifier,
@@ -346,5 +347,5 @@ def test_a_verifier_of_ones_own_that_returns_something_wrong(answer):
 
 
 def test_a_verifier_of_ones_own_that_raises():
-    with pytest.raises(RuntimeError, match=r"verifier '.*odd' raised KeyError on the answer 'x'"):
+    with pytest.raises(FunctionFailed, match=r"verifier '.*odd' raised KeyError on the answer 'x'"):
         score("tests.rewards.test_verifiers:odd", "x", "7")

@@ -14,6 +14,8 @@ from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import OptimizerConfig, RunConfig
 from rdbcl_jax.finite import NotFinite
 from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.samples import read_samples
+from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.sharding import RowShard
 from rdbcl_jax.training import learner, run
 from rdbcl_jax.training import task as one_task
@@ -109,6 +111,37 @@ def test_equal_rewards_leave_every_bit_as_it_was(base, tmp_path, capsys):
     assert "sum: nothing was learned" in warning and "3 of 3 batches had no signal" in warning
     assert warning in (tmp_path / "a/report.html").read_text()
     assert f"warning: {warning}" in capsys.readouterr().out
+
+
+def moody(prompts, completions, completion_ids, trainer_state, log_metric, log_extra, **columns):
+    """A reward of nothing that fails in the middle while it is in a bad mood."""
+    if trainer_state.global_step == 2 and MOODS:
+        raise KeyError("missing\nin two lines")
+    log_metric("mood", trainer_state.global_step / trainer_state.max_steps)
+    log_extra("tokens", [len(ids) for ids in completion_ids])
+    return [0.5] * len(completions)
+
+
+MOODS = ["bad"]
+
+
+def test_a_reward_function_that_raises_costs_no_step(base, tmp_path):
+    same = {"training.steps": 3, "optimizer.weight_decay": 0.1}  # as above: one program serves
+    asked = config(base, **same, **{"training.checkpoint_every": 1})
+    asked.rewards.functions = {"moody": f"{__name__}:moody"}
+    asked.rewards.weights = {"moody": 1.0}
+    message = r"'moody' raised KeyError on record 'sum-.*errors.log, and the same command goes on"
+    with pytest.raises(FunctionFailed, match=message) as end:
+        train(asked, tmp_path / "a")
+    MOODS.clear()
+    assert "\n" not in str(end.value)
+    trace = (tmp_path / "a/errors.log").read_text()
+    assert "Traceback" in trace and 'raise KeyError("missing' in trace
+    assert train(asked, tmp_path / "a").status == "done"
+    found = rows(tmp_path / "a")
+    assert [row["mood"] for row in found] == pytest.approx([0, 1 / 3, 2 / 3])
+    samples = read_samples(tmp_path / "a").to_pydict()
+    assert samples["tokens"] == [str(length) for length in samples["length"]]
 
 
 def test_updates_that_change_nothing_are_said(base, tmp_path):
