@@ -103,8 +103,12 @@ class Asked:
         return len(self.records)
 
     def only(self, rows: Sequence[int]) -> Asked:
-        parts = (self.records, self.completions, self.completion_ids)
-        return Asked(*([part[row] for row in rows] for part in parts), self.state)
+        return Asked(
+            [self.records[row] for row in rows],
+            [self.completions[row] for row in rows],
+            [self.completion_ids[row] for row in rows],
+            self.state,
+        )
 
     @property
     def name(self) -> str:
