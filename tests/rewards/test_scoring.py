@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rdbcl_jax.data.records import Record, load_records
+from rdbcl_jax.data.loading import load_records
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.rewards import functions
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.functions import FunctionFailed, load_function
