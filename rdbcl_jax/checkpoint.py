@@ -26,8 +26,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from rdbcl_jax.integrity import damage, manifest
-from rdbcl_jax.json_files import read_json, write_json
+from rdbcl_jax.integrity import damage, manifest, read_manifest
+from rdbcl_jax.json_files import write_json
 
 MANIFESTS = "manifests"
 _NAME = re.compile(r"(?:task|fisher)_\d\d+|step_\d{8}")
@@ -124,8 +124,8 @@ class Checkpoints:
             found = "has no manifest, so it was never finished, or somebody removed that"
             return found if path.exists() else "is not there"
         try:
-            saved = read_json(file, {})["files"]
-        except (ValueError, KeyError):
+            saved = read_manifest(file)
+        except (ValueError, OSError):
             return f"has a damaged manifest, {MANIFESTS}/{file.name}"
         found = damage(path, saved, hashed=self.verify)
         if not found:

@@ -7,6 +7,9 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rdbcl_jax.json_files import read_object
 
 Manifest = Mapping[str, Sequence]  # file, relative: (bytes, SHA-256 or None where it was left out)
 
@@ -25,6 +28,28 @@ def manifest(
         name: (path.stat().st_size, digest)
         for name, path, digest in zip(names, files, digests, strict=True)
     }
+
+
+def read_manifest(file: pathlib.Path) -> Manifest:
+    """What a file of ours lists under "files".
+
+    Raises:
+      ValueError: it lists none, or not as `manifest` does.
+      FileNotFoundError: there is no file.
+    """
+    saved = read_object(file).get("files")
+    if not is_manifest(saved):
+        raise ValueError(f"{file} is damaged, it does not list files with their sizes and hashes")
+    return saved
+
+
+def is_manifest(saved: Any) -> bool:
+    """Whether what JSON holds is one."""
+    if not isinstance(saved, Mapping):
+        return False
+    entries = [entry for entry in saved.values() if isinstance(entry, list) and len(entry) == 2]
+    fits = all(isinstance(n, int) and isinstance(h, str | None) for n, h in entries)
+    return fits and len(entries) == len(saved)
 
 
 def damage(directory: pathlib.Path, saved: Manifest, *, hashed: bool = True) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -77,5 +78,20 @@ def read_json(path: Path, default: Any) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: nested as no file of ours is
         raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
+
+
+def read_object(path: Path, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The names and values of a file that holds one JSON object.
+
+    Raises:
+      ValueError: it holds something else.
+      FileNotFoundError: there is no file, and no default.
+    """
+    if default is None and not path.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    found = read_json(path, default)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} holds {json.dumps(found)[:40]}, expected an object, {{…}}")
+    return dict(found)

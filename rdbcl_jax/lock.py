@@ -97,6 +97,7 @@ class WorkdirLock:
 def _owner(file: TextIO) -> dict[str, Any]:
     file.seek(0)
     try:
-        return json.loads(file.read() or "{}")
+        found = json.loads(file.read() or "{}")
     except ValueError:  # of a write that was cut short
         return {}
+    return found if isinstance(found, dict) else {}

@@ -31,6 +31,7 @@ _REMAT = {False: "none", True: "full"}
 _SHARD_BYTES = 5 * 10**9
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as files call them
+_KINDS = (*_DTYPES, "F64")  # of numbers that are weights as they are
 _ROWS = 4096  # of two matrices that are compared
 
 
@@ -179,7 +180,7 @@ class _Checkpoint:
             lambda file: safe_open(path / file, framework="numpy")
         )
         self.indexed = {} if (path / _SINGLE).exists() else _read_index(path)
-        # what is wrong with the files, by their names
+        # what is wrong with files and tensors, by their names
         self.unreadable: dict[str, str] = {}
         self.places: dict[str, tuple[str, str]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -198,7 +199,10 @@ class _Checkpoint:
         for key in tensors.keys():  # noqa: SIM118 (not a dict)
             name = self.weights.published_name(key)
             self.places[name] = file, key
-            self.shapes[name] = tuple(tensors.get_slice(key).get_shape())
+            found = tensors.get_slice(key)
+            self.shapes[name] = tuple(found.get_shape())
+            if (kind := found.get_dtype()) not in _KINDS:
+                self.unreadable[name] = f"numbers of {name}: {kind}, expected one of {_KINDS}"
 
     def slice(self, name: str) -> Any:
         """A lazy tensor: indexing it reads."""

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from rdbcl_jax.json_files import read_object
 from rdbcl_jax.models.rope import Rope, read_rope
+
+_OBJECTS = (  # files of a checkpoint directory, each of them one JSON object
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.json",
+)
 
 
 class ConfigFiles(NamedTuple):
@@ -78,10 +94,8 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
     """
     path = pathlib.Path(path)
     file = path / "config.json"
-    content = file.read_text()
-    generation_file = path / "generation_config.json"
-    generation = json.loads(generation_file.read_text()) if generation_file.exists() else {}
-    written = json.loads(content)
+    written, generation = read_object(file), read_object(path / "generation_config.json", {})
+    _check_whole(file, written)
     raw = _completed(file, written)
     text = {**raw, **raw.get("text_config", {})}
     # what a file says goes before a class's default
@@ -90,6 +104,13 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
         name: next((p[name] for p in places if p.get(name) is not None), None)
         for name in ("eos_token_id", "pad_token_id")
     }
+    for name, value in special.items():
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(number, int) for number in ids):
+            raise ValueError(
+                f"{path}: {name} is {value!r} in config.json or generation_config.json, expected "
+                "ids of tokens"
+            )
     # Gemma's is called hidden_activation, and read by its own family
     activation = "silu" if "hidden_activation" in text else text.get("hidden_act", "silu")
     problems = {
@@ -99,7 +120,57 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
     }
     if found := [name for name, is_set in problems.items() if is_set]:
         raise ValueError(f"{file}: {', '.join(found)} is not supported")
-    return ConfigFiles(path, content, raw, text, special)
+    return ConfigFiles(path, file.read_text(), raw, text, special)
+
+
+def _check_whole(file: pathlib.Path, written: Mapping[str, Any]) -> None:
+    """Raises ValueError for weights that are kept in fewer bits than any number here has."""
+    parts = (written, written.get("text_config") or {})
+    for part, name in itertools.product(parts, ("quantization_config", "compression_config")):
+        if found := part.get(name) if isinstance(part, Mapping) else None:
+            method = found.get("quant_method") if isinstance(found, Mapping) else None
+            how = f" ({method})" if method else ""
+            raise ValueError(
+                f"{file}: {name} says that the weights are quantised{how}, which cannot learn here;"
+                " use the checkpoint that they were made from, in bfloat16, float16 or float32"
+            )
+
+
+@contextlib.contextmanager
+def readable(path: str | pathlib.Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong within becomes one line that names the directory, or its file that is no
+    JSON: transformers' readers raise what they like, and so does code that meets other types than
+    it expects."""
+    path = pathlib.Path(path)
+    try:
+        yield
+    except Exception as error:
+        for name in _OBJECTS:
+            read_object(path / name, {})
+        if isinstance(error, ValueError | OSError) and str(path) in str(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path}: {what} cannot be read: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def read_tokenizer_files(path: str | pathlib.Path) -> Any:
+    """The tokenizer of a checkpoint directory; of none but its files."""
+    from transformers import AutoTokenizer
+
+    with readable(path, "its tokenizer"):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+def read_image_files(kind: str, path: str | pathlib.Path, **options: Any) -> Any:
+    """The image processor of a checkpoint directory: that of transformers with this name, in its
+    PIL backend. `AutoImageProcessor` would take torchvision's where that is installed, and resized
+    pixels would then differ between machines."""
+    import transformers
+
+    with readable(path, "its image processor"):
+        return getattr(transformers, f"{kind}ImageProcessorPil").from_pretrained(path, **options)
 
 
 def _completed(file: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +190,7 @@ def write_image_options(path: str | pathlib.Path, **options: Any) -> None:
     processor_config.json newer versions of transformers nest what preprocessor_config.json has."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         file = pathlib.Path(path) / name
-        content = json.loads(file.read_text()) if file.exists() else {}
+        content = read_object(file, {})
         if part := content.get("image_processor") if name.startswith("processor") else content:
             part |= options
             file.write_text(json.dumps(content, indent=2) + "\n")

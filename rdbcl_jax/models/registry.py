@@ -6,10 +6,11 @@ A new one is a folder whose `__init__.py` defines `FAMILY`, and a line here.
 from __future__ import annotations
 
 import importlib
-import json
 import pathlib
 from typing import Any
 
+from rdbcl_jax.json_files import read_object
+from rdbcl_jax.models.config_files import read_tokenizer_files, readable
 from rdbcl_jax.models.interface import VLM, Family, ModelConfig, Processor
 
 FAMILIES = {  # folder: model types
@@ -38,7 +39,7 @@ def family_of(path: str | pathlib.Path) -> Family:
     Raises ValueError for an unknown `model_type`.
     """
     file = pathlib.Path(path) / "config.json"
-    model_type = json.loads(file.read_text()).get("model_type")
+    model_type = read_object(file).get("model_type")
     if model_type not in MODEL_TYPES:
         why = f", which has {_OTHERS[model_type]}" if model_type in _OTHERS else ""
         raise ValueError(
@@ -58,7 +59,8 @@ def read_config(path: str | pathlib.Path) -> ModelConfig:
 
     Raises ValueError for an unknown `model_type`, and for options that are not supported.
     """
-    return family_of(path).read_config(path)
+    with readable(path, "its config.json"):
+        return family_of(path).read_config(path)
 
 
 def from_config(path: str | pathlib.Path, **options: Any) -> VLM:
@@ -67,8 +69,9 @@ def from_config(path: str | pathlib.Path, **options: Any) -> VLM:
     Args:
       options: `dtype`, `param_dtype`, `remat`, `attention` and `mesh`, as in `from_pretrained`.
     """
-    found = family_of(path)
-    return found.model(found.read_config(path), **options)
+    config = read_config(path)
+    with readable(path, "its config.json"):
+        return family_of(path).model(config, **options)
 
 
 def read_tokenizer(path: str | pathlib.Path) -> Any:
@@ -78,13 +81,11 @@ def read_tokenizer(path: str | pathlib.Path) -> Any:
 
     Raises ValueError where there is none at all.
     """
-    from transformers import AutoTokenizer
-
     path = pathlib.Path(path)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    tokenizer = read_tokenizer_files(path)
     for name in ("processor_config.json", "chat_template.json"):
         file = path / name
-        if file.exists() and (found := json.loads(file.read_text()).get("chat_template")):
+        if found := read_object(file, {}).get("chat_template"):
             tokenizer.chat_template = found
             return tokenizer
     if (raw := path / "chat_template.jinja").exists():
@@ -107,5 +108,4 @@ def save_limits(path: str | pathlib.Path, **limits: int | None) -> None:
 
 def read_processor(path: str | pathlib.Path, **options: Any) -> Processor:
     """The processor of a checkpoint directory; options as in `Family.processor`."""
-    found = family_of(path)
-    return found.processor(path, found.read_config(path), **options)
+    return family_of(path).processor(path, read_config(path), **options)

@@ -143,6 +143,6 @@ def read_steps(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             row = json.loads(line.decode("utf-8"))
         except ValueError:  # no UTF-8, or no JSON
             continue
-        if isinstance(row, dict) and "step" in row:
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     return rows

@@ -92,8 +92,8 @@ class RunLog:
         if examples.exists():
             try:
                 kept = [e for e in read_json(examples, []) if e["step"] < step]
-            except ValueError as error:
-                kept, lost = [], [str(error)]
+            except (ValueError, LookupError, TypeError):
+                kept, lost = [], [f"{examples.name} is damaged: its examples are lost"]
             write_json(examples, kept)
         damaged = truncate_samples(self._samples, step)
         lost += [f"samples/{name} cannot be read: set aside as {name}.damaged" for name in damaged]

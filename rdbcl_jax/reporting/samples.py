@@ -1,7 +1,8 @@
 """samples/: what each step sampled, as Parquet, one row per response and one file per task.
 
 Parquet cannot be appended to, so each step writes a small part, and the parts of a task are merged
-into one file when the task is over. A kill in the middle loses nothing.
+into one file when the task is over. A kill in the middle loses nothing. What has no name of these,
+or another than its rows say, such as a copy, is somebody's: it is neither read nor removed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from rdbcl_jax.json_files import plain, writing
 
+_PART, _MERGED = re.compile(r"part-(\d{8})\.parquet"), re.compile(r"\d{8}-[\w.-]+\.parquet")
 TEXT_COLUMNS = ("task", "record_id", "prompt", "completion", "gold")  # always stored as strings
 
 
@@ -48,11 +50,10 @@ def merge_parts(folder: Path) -> None:
     begun = {_task_of(path): path for path in merged}
     for task, own in itertools.groupby(parts, _task_of):
         paths = list(own)
-        name = re.sub(r"[^\w.-]+", "_", task)
-        path = begun.get(task, folder / f"{paths[0].stem[5:]}-{name}.parquet")
+        path = begun.get(task, folder / _merged_name(_step_of(paths[0]), task))
         earlier = [path] if task in begun else []
         _write_table(_concat([pq.read_table(p) for p in earlier + paths]), path)
-    for path in folder.glob("part-*.parquet"):
+    for path in _parts(folder):
         path.unlink()
 
 
@@ -61,12 +62,12 @@ def truncate_samples(folder: Path, step: int) -> list[str]:
     are set aside as `NAME.damaged`."""
     for path in folder.glob("*.tmp"):  # of a write that was cut short
         path.unlink()
-    damaged = [path for path in sorted(folder.glob("*.parquet")) if not _readable(path)]
+    damaged = [path for path in [*_parts(folder), *_merged(folder)] if not _readable(path)]
     for path in damaged:
         path.rename(path.with_name(path.name + ".damaged"))
     merged, parts = _sample_files(folder)
-    for path in folder.glob("part-*.parquet"):
-        if path not in parts or int(path.stem[5:]) >= step:
+    for path in _parts(folder):
+        if path not in parts or _step_of(path) >= step:
             path.unlink()
     for path in merged:
         steps = np.asarray(_steps_of(path))
@@ -129,17 +130,41 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
 
 def _sample_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Merged files, and the parts that no merged file holds yet (a kill may leave both)."""
-    merged = sorted(p for p in folder.glob("*.parquet") if not p.name.startswith("part-"))
+    merged = [path for path in _merged(folder) if path.name == _name_by_rows(path)]
     last = max((max(_steps_of(path)) for path in merged), default=-1)
-    return merged, [p for p in sorted(folder.glob("part-*.parquet")) if int(p.stem[5:]) > last]
+    return merged, [path for path in _parts(folder) if _step_of(path) > last]
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if _PART.fullmatch(path.name))
+
+
+def _merged(folder: Path) -> list[Path]:
+    """What may be merged files, by their names."""
+    return sorted(path for path in folder.glob("*") if _MERGED.fullmatch(path.name))
+
+
+def _step_of(part: Path) -> int:
+    return int(part.stem[len("part-") :])
+
+
+def _merged_name(step: int, task: str) -> str:
+    name = re.sub(r"[^\w.-]+", "_", task)
+    return f"{step:08}-{name}.parquet"
+
+
+def _name_by_rows(path: Path) -> str:
+    """What a merged file with its rows is called."""
+    first = next(pq.ParquetFile(path).iter_batches(1, columns=["step", "task"]), None)
+    return _merged_name(first["step"][0].as_py(), str(first["task"][0])) if first else ""
 
 
 def _readable(path: Path) -> bool:
     try:
-        pq.read_table(path)
+        rows = pq.read_table(path)
     except (OSError, ValueError):  # Arrow's errors are of both kinds
         return False
-    return True
+    return path.is_file() and {"step", "task"} <= {*rows.column_names}
 
 
 def _task_of(path: Path) -> str:

@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
-from rdbcl_jax.integrity import damage, manifest
-from rdbcl_jax.json_files import flatten, plain, read_json, write_json
+from rdbcl_jax.integrity import damage, manifest, read_manifest
+from rdbcl_jax.json_files import flatten, plain, read_object, write_json
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.policy import load_policy
@@ -95,17 +95,19 @@ def make_base(
 def _check_made(directory: pathlib.Path, config: RunConfig) -> None:
     """A base of before there was a list of its files is taken as it is."""
     advice = "use a new workdir, or remove that folder and it is made again"
-    made = read_json(directory / MADE, None)
-    if made is None and (directory / WEIGHTS).exists():
-        return
-    problem = f"has no {WEIGHTS}" if made is None else ""
-    if made is not None:
-        now = flatten(_settings(config))
-        problem = damage(directory, made["files"], hashed=config.checkpoint.verify) or ", ".join(
-            f"was made with {name} = {value!r}, not {now[name]!r}"
-            for name, value in flatten(made["settings"]).items()
-            if name in now and now[name] != value
-        )
+    try:
+        files, settings = read_manifest(directory / MADE), read_object(directory / MADE)["settings"]
+        problem = damage(directory, files, hashed=config.checkpoint.verify)
+    except FileNotFoundError:
+        settings, problem = {}, "" if (directory / WEIGHTS).exists() else f"has no {WEIGHTS}"
+    except (ValueError, KeyError):
+        settings, problem = {}, f"has a damaged {MADE}"
+    now = flatten(_settings(config))
+    problem = problem or ", ".join(
+        f"was made with {name} = {value!r}, not {now[name]!r}"
+        for name, value in flatten(settings).items()
+        if name in now and now[name] != value
+    )
     if problem:
         raise ValueError(f"the base model {directory} {problem}; {advice}")
 

@@ -13,8 +13,8 @@ import rdbcl_jax
 from rdbcl_jax.checkpoint import task_name
 from rdbcl_jax.data.check import digest_of
 from rdbcl_jax.data.tasks import SPLITS
-from rdbcl_jax.integrity import Manifest, file_hash, manifest
-from rdbcl_jax.json_files import plain, read_json, write_json
+from rdbcl_jax.integrity import Manifest, file_hash, is_manifest, manifest
+from rdbcl_jax.json_files import plain, read_object, write_json
 from rdbcl_jax.results import read_results
 from rdbcl_jax.training.setup import Setup
 from rdbcl_jax.version import __version__
@@ -80,15 +80,31 @@ def read_identity(workdir: pathlib.Path) -> Identity | None:
     Raises:
       ValueError: run.json cannot be read.
     """
-    saved = read_json(workdir / FILE, None)
-    if saved is not None:
-        fields = dataclasses.fields(Identity)
-        held = saved if isinstance(saved, dict) else {}
-        if "config" not in held or not all(isinstance(held.get(f.name, {}), dict) for f in fields):
+    if (workdir / FILE).exists():
+        saved = read_object(workdir / FILE)
+        if not _says_what_a_run_is(saved):
             raise ValueError(f"{workdir / FILE} is damaged, it does not say what the run is")
-        return Identity(**{f.name: held[f.name] for f in fields if f.name in held})
+        fields = dataclasses.fields(Identity)
+        return Identity(**{f.name: saved[f.name] for f in fields if f.name in saved})
     results = read_results(workdir)
     return Identity(results.config) if results and results.config else None
+
+
+def _says_what_a_run_is(saved: Mapping[str, Any]) -> bool:
+    """Whether it has the parts of an `Identity`, as far as they are read."""
+    if "config" not in saved:
+        return False
+    config, data, base, code = (saved.get(f.name, {}) for f in dataclasses.fields(Identity))
+    if not all(isinstance(part, dict) for part in (config, data, code)):
+        return False
+    training = config.get("training", {})
+    return (
+        is_manifest(base)
+        and isinstance(config.get("sequence", []), list)
+        and isinstance(training, dict)
+        and all(isinstance(training.get(n, 0), int) for n in ("steps", "checkpoint_every"))
+        and (not code or {"version", "sources"} <= code.keys())
+    )
 
 
 def write_identity(workdir: pathlib.Path, identity: Identity) -> None:

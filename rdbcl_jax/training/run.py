@@ -77,7 +77,7 @@ def _train(
         journal.left_out(setup.left_out)
     # ---------------------------------------------------------------- the base policy
     with stop.at_once("before the base was there"):
-        policy, base = _load_base(setup, workdir, journal)
+        policy, base = _load_base(setup, workdir, journal, stop)
     learner = make_learner(setup.config, policy, base, method, setup.rewards)
     if done:
         journal.progress.message(f"resuming after step {done} of {steps * len(tasks)}")
@@ -163,13 +163,16 @@ def failures_logged(workdir: pathlib.Path) -> Iterator[None]:
 
 
 @phase("loading")
-def _load_base(setup: Setup, workdir: pathlib.Path, journal: Journal) -> tuple[Policy, Trained]:
+def _load_base(
+    setup: Setup, workdir: pathlib.Path, journal: Journal, stop: Stop
+) -> tuple[Policy, Trained]:
     """The base policy, read, or made first; and its parameters that learn."""
     config = setup.config
     if not config.model.path:
         total = config.section(BaseOptions).steps
 
         def on_step(step: int, loss: float) -> None:
+            stop.check("before the base was there")  # all processes are at this step
             if step % 50 == 0 or step == total - 1:
                 journal.progress.phase(f"SFT of the base: step {step}/{total}, loss {loss:.3f}")
 
@@ -228,6 +231,8 @@ def _evaluate(
     count = len(tasks)
     parts = [found.part(i * count, (i + 1) * count) for i in range(len(EVALUATED))]
     journal.add_row(dict(zip(EVALUATED, parts, strict=True)))
+    if row < len(setup.tasks):
+        stop.check(f"after {row} tasks, which are saved")
 
 
 def _save(checkpoints: Checkpoints, before: int, done: int, state: TaskState) -> None:

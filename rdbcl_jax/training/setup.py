@@ -7,15 +7,18 @@ import contextlib
 import dataclasses
 import glob
 import itertools
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
+from PIL import Image
 
 from rdbcl_jax import policy
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import Check, digest_of
 from rdbcl_jax.data.indexed import only
+from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import (
     BUILT_IN,
@@ -27,6 +30,7 @@ from rdbcl_jax.data.tasks import (
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, from_config, lora, read_processor, read_tokenizer
+from rdbcl_jax.models.config_files import readable
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
@@ -89,21 +93,22 @@ def prepare(config: RunConfig) -> Setup:
 
 def record_check(config: RunConfig) -> Check:
     """Whether the run's policy, or the base that is still to be made, can read records."""
+    return policy.record_check(config, lambda: _directory(config))
+
+
+def _directory(config: RunConfig) -> contextlib.AbstractContextManager[pathlib.Path]:
+    """The checkpoint directory of the model that the run starts from, or of what it will make."""
     path = config.model.path
-    return policy.record_check(
-        config,
-        lambda: contextlib.nullcontext(directory_of(path)) if path else draft_directory(config),
-    )
+    return contextlib.nullcontext(directory_of(path)) if path else draft_directory(config)
 
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, or FileNotFoundError for the model, for settings that cannot work."""
     rollout, training = config.rollout, config.training
     attention.resolve(config.model.attention, mesh)
-    if config.model.path:
-        _check_processor(config)
-    else:
+    if not config.model.path:
         check_base(config)
+    _check_processor(config)
     if config.model.lora.rank and config.model.lora.targets:
         _check_adapters(config)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -123,10 +128,20 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 
 
 def _check_processor(config: RunConfig) -> None:
-    """Raises ValueError for a model, its chat template or limits of images that cannot be."""
-    path, limits = directory_of(config.model.path), ("min_pixels", "max_pixels")
-    read_processor(path, **{name: getattr(config.model, name) or None for name in limits})
-    read_tokenizer(path)
+    """Raises ValueError for a model, its chat template or limits of images that cannot be; a prompt
+    with a picture is made, of whatever size."""
+    limits = {name: getattr(config.model, name) or None for name in ("min_pixels", "max_pixels")}
+    with _directory(config) as path:
+        processor, tokenizer = read_processor(path, **limits), read_tokenizer(path)
+        encoder = PromptEncoder(
+            tokenizer,
+            processor,
+            system_prompt=config.data.system_prompt,
+            template=config.data.template,
+        )
+        images = (Image.new("RGB", (64, 48)),) if processor.reads_images else ()
+        with readable(path, "its tokenizer, chat template and image processor"):
+            encoder.encode([Record("of a first try", "", "1", images, "1", "exact", {})])
 
 
 def _check_adapters(config: RunConfig) -> None:

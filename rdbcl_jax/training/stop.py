@@ -1,5 +1,5 @@
 """SIGTERM and Ctrl-C: the run saves its state within a step and ends. A second Ctrl-C ends it at
-once, whatever it is doing."""
+once, whatever it is doing, and so does a second SIGTERM that is no echo of the first."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 from rdbcl_jax.distributed import most_anywhere
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 5.0  # seconds: a scheduler, a launcher and a shell may each pass the same SIGTERM on
 
 
 class Stopped(KeyboardInterrupt):
@@ -75,7 +77,7 @@ class Stop:
     @contextlib.contextmanager
     def at_once(self, doing: str) -> Iterator[None]:
         """Within, nothing is to be saved, so that a stop waits for nothing. Of several processes
-        each would leave the others waiting: they go on to the next step."""
+        each would leave the others waiting: they go on to where all of them `check`."""
         self._at_once = doing if jax.process_count() == 1 else ""
         try:
             if self._at_once and self._asked:
@@ -91,16 +93,17 @@ class Stop:
 
     def _watch(self, pipe: int) -> None:
         """The interpreter may be busy for minutes, as in a compilation; this thread is not."""
-        asked = False
+        asked = 0.0  # when
         while received := os.read(pipe, 1):
-            signum = received[0]
-            if signum == signal.SIGINT and asked:
+            signum, now = received[0], time.monotonic()
+            echo = signum == signal.SIGTERM and now - asked < ECHO
+            if signum in _SIGNALS and asked and not echo:
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
                 print(f"{show_cursor}stopped at once: what was saved is there", file=sys.stderr)
                 sys.stderr.flush()
-                os._exit(130)
+                os._exit(128 + signum)
             if signum in _SIGNALS and not asked:
-                asked = True
+                asked = now
                 print("stopping after this step (Ctrl-C again: at once)", file=sys.stderr)
                 sys.stderr.flush()
         os.close(pipe)

@@ -25,7 +25,7 @@ def test_norms_by_hand():
     norms = token_norms(hidden, head, jnp.array([0]), chunk_size=1)
     # π = (½, ½): A = [[½, −½], [−½, ½]], π − e₀ = (−½, ½)
     assert norms.projection.item() == 1.0 and norms.residual.item() == 0.5
-    assert influence(jnp.array(3.0), jnp.array(2.0), jnp.array(0.5)) == 3.0
+    assert influence(jnp.array(3.0), jnp.array(4.0), jnp.array(0.5)) == 1.5
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
@@ -64,6 +64,19 @@ def test_a_linear_model_whose_kernel_is_known(chunk_size):
         delta = -a @ sum(features_v[b, t] @ features_u[s] * g[s] for s in range(3))
         np.testing.assert_allclose(found.squared[b, t], np.square(delta).sum(), rtol=1e-4)
         np.testing.assert_allclose(found.chosen[b, t], delta[tokens[b, t]], rtol=1e-4, atol=1e-4)
+
+
+def test_a_chunk_of_positions_is_made_at_one_time_and_in_float32(state):
+    hidden, head, tokens = state
+    half, half_head = hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16)
+    calls = {
+        token_norms: (half, half_head, tokens),
+        step_change: (half, half_head, half, half_head, tokens),
+        first_order_change: (half, half_head, half, half_head, tokens),
+    }
+    for function, args in calls.items():
+        traced = jax.make_jaxpr(lambda *a, f=function: f(*a, chunk_size=4))(*args)
+        assert f"f32[4,{V}]" in str(traced) and f"[{T},{V}]" not in str(traced)
 
 
 def test_a_real_step_is_the_first_order_change_and_an_error_that_vanishes(state):

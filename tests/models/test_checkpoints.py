@@ -208,6 +208,18 @@ def test_an_index_that_is_none_is_named(content, tmp_path):
         from_pretrained(tmp_path)
 
 
+def test_weights_of_few_bits_are_refused(tmp_path):
+    """Whether config.json says so (test_config_files.py) or not."""
+
+    def quantised(tensors):
+        name = next(name for name in tensors if "layers.1.mlp.up_proj" in name)
+        return tensors | {name: tensors[name].astype(np.int8)}
+
+    path = copy_checkpoint(pair("qwen2_vl").path, tmp_path, edit=quantised)
+    with pytest.raises(ValueError, match=r"numbers of \S*layers\.1\.mlp\.up_proj\S*: I8, expected"):
+        from_pretrained(path)
+
+
 def test_a_file_that_was_cut_off_is_named(tmp_path):
     in_several_files(tmp_path, pair("qwen2_vl"))
     victim = sorted(tmp_path.glob("model-*.safetensors"))[1]

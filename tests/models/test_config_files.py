@@ -2,6 +2,7 @@
 that no family here has."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,19 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from rdbcl_jax.models import from_config, from_pretrained, read_config
+from rdbcl_jax.models import (
+    from_config,
+    from_pretrained,
+    read_config,
+    read_processor,
+    read_tokenizer,
+)
 from rdbcl_jax.models.rope import TYPES, plain, read_rope
+from rdbcl_jax.toy.tiny import write_tiny_model
 from tests.models.contract import case, pair, processed, torch_logits, torch_model
 from tests.models.oracle import checkpoint, worst
 from tests.models.qwen import FAMILIES, TEXT
+from tests.reliability.faults import NO_OBJECTS, put, rewrite
 
 
 def write(path, config):
@@ -301,3 +310,74 @@ def test_models_of_another_kind_are_refused_by_what_they_have(model_type, reason
     supported = r"expected one of \('qwen2_vl', 'qwen2_5_vl', 'qwen3_vl'"
     with pytest.raises(ValueError, match=f"model_type is {model_type!r}{reason}, {supported}"):
         from_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------------- files that are none
+
+QUANTISED = {
+    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "awq": {"quant_method": "awq", "bits": 4},
+    "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+}
+
+
+@pytest.mark.parametrize("method", QUANTISED)
+def test_quantised_weights_are_refused(method, tmp_path):
+    config = json.loads((pair("qwen2_vl").path / "config.json").read_text())
+    for own in (
+        config | {"quantization_config": QUANTISED[method]},
+        config | {"text_config": config["text_config"] | {"quantization_config": {}}},
+    ):
+        own["text_config"].get("quantization_config", {}).update(QUANTISED[method])
+        with pytest.raises(ValueError, match=rf"config\.json: .* quantised \({method}\), .*; use"):
+            read_config(write(tmp_path, own))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+READ = {
+    "config.json": read_config,
+    "generation_config.json": read_config,
+    "preprocessor_config.json": read_processor,
+    "tokenizer.json": read_tokenizer,
+    "tokenizer_config.json": read_tokenizer,
+    "chat_template.json": read_tokenizer,
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_file_that_is_no_json_object_is_named(name, tiny, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(tiny, path)
+    (path / name).touch()
+    for what, content in NO_OBJECTS.items():
+        if (name, what) == ("tokenizer_config.json", "a directory"):
+            continue  # transformers takes that for none
+        put(path / name, content)
+        with pytest.raises((ValueError, OSError)) as error:
+            READ[name](path)
+        assert str(path / name) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_of_other_types_are_errors_that_name_the_directory(tiny, tmp_path):
+    path = shutil.copytree(tiny, tmp_path / "model")
+    for name, part, value in (
+        ("config.json", "text_config", 5),
+        ("config.json", "vision_config", "x"),
+        ("config.json", "rope_scaling", [1]),
+        ("config.json", "num_hidden_layers", "two"),
+        ("generation_config.json", "eos_token_id", "the end"),
+        ("preprocessor_config.json", "patch_size", "x"),
+        ("preprocessor_config.json", "merge_size", 3),
+        ("tokenizer.json", "model", 5),
+    ):
+        before = (path / name).read_text()
+        rewrite(path / name, lambda held, part=part, value=value: held.update({part: value}))
+        with pytest.raises(ValueError) as error:
+            read_processor(path), read_tokenizer(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value), (name, part)
+        (path / name).write_text(before)

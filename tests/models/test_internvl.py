@@ -129,8 +129,9 @@ def test_limits_of_pixels_are_limits_of_tiles(path):
     assert tiles((90, 30), max_pixels=2 * 16**2) == 3
     assert tiles((90, 30), max_pixels=16**2) == 1
     assert tiles((16, 16), min_pixels=3 * 16**2 + 1) == 5
-    for limits in ({"max_pixels": 255}, {"min_pixels": 5 * 16**2, "max_pixels": 4 * 16**2}):
-        with pytest.raises(ValueError, match="expected at least 1, and the smaller number first"):
+    crossed = {"min_pixels": 5 * 16**2, "max_pixels": 4 * 16**2}
+    for limits in ({"max_pixels": 255}, crossed, {"max_pixels": 2**31}):
+        with pytest.raises(ValueError, match=r"at least 1, the smaller number first, .*256"):
             read_processor(path, **limits)
 
 

@@ -13,9 +13,14 @@ import signal
 import subprocess
 import time
 
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.results import read_results
+from rdbcl_jax.training import task
 
 NOT_COMPARED = ("step_time",)
 
@@ -50,6 +55,67 @@ def biggest(folder):
     """The file that holds most of the arrays."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return max(files, key=lambda path: path.stat().st_size)
+
+
+# ------------------------------------------------------------------------------ NaN
+
+
+def spoil(directory, part, value=np.nan):
+    """One number of the first tensor of a checkpoint whose name has `part` in it; returns that
+    name."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if part in name)
+    tensors[name].flat[7] = value
+    save_file(tensors, file, {"format": "pt"})
+    return name
+
+
+@contextlib.contextmanager
+def reference_of_nan(from_step, row=slice(None)):
+    """The reference log-probs of one prompt are NaN, or those of all, from a step of a task on."""
+    found = task.frozen_logprobs
+
+    def broken(*args, index, **kwargs):
+        fields = found(*args, index=index, **kwargs)
+        if index >= from_step:
+            fields["reference_logps"] = fields["reference_logps"].at[row].set(np.nan)
+        return fields
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "frozen_logprobs", broken)
+        yield
+
+
+# ------------------------------------------------------------------------------ hostile
+
+# what a file holds that should hold one JSON object
+NO_OBJECTS = {
+    "nothing": "",
+    "half": '{"a": ',
+    "a number": "5",
+    "null": "null",
+    "a list": "[]",
+    "deep": "[" * 100_000,
+    "no text": b"\xff\xfe{\x00}\x00",
+    "a directory": None,
+}
+
+
+def put(file, content):
+    """Replaces a file, by a directory where there is no content."""
+    file.rmdir() if file.is_dir() else file.unlink()
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def rewrite(file, change):
+    """Changes what a JSON file holds."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
 
 
 # ------------------------------------------------------------------------------ fill

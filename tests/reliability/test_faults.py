@@ -127,18 +127,34 @@ def test_a_newest_state_that_is_gone_without_a_trace_is_told_by_the_log(config, 
 
 def test_results_of_another_run_are_found_again(config, cut):
     assert start_of(config, cut).results
-    results = json.loads((cut / "results.json").read_text())
-    results["config"]["seed"] += 1
-    (cut / "results.json").write_text(json.dumps(results))
+    faults.rewrite(cut / "results.json", lambda held: held["config"].update(seed=1))
     start = start_of(config, cut)
     assert not start.results and "results.json is of another run (seed: 1 in" in start.notes[-1]
 
 
-@pytest.mark.parametrize("content", ["5", "[]", "{}", '{"config": {}, "data": 3}'])
-def test_json_that_does_not_say_what_a_run_is(config, cut, content):
-    (cut / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        start_of(config, cut)
+OTHER_MANIFESTS = ('{"files": 5}', '{"files": {"a": 3}}', '{"files": {"a": ["x", "y"]}}')
+NO_RUN = (
+    "{}",
+    '{"config": {}, "data": 3}',
+    '{"config": {"training": 5}}',
+    '{"config": {"training": {"steps": "4"}}}',
+    '{"config": {"sequence": 5}}',
+    '{"config": {}, "base": {"config.json": 3}}',
+    '{"config": {}, "code": {"version": "0.1.0"}}',
+)
+
+
+def test_json_of_ours_that_holds_something_else(cut):
+    """Is damage like any other: that state is no state, that run no run."""
+    manifest = cut / "checkpoints/manifests/step_00000004.json"
+    for content in (*faults.NO_OBJECTS.values(), *OTHER_MANIFESTS):
+        faults.put(manifest, content)
+        problem = Checkpoints(cut).problem("step_00000004")
+        assert problem == "has a damaged manifest, manifests/step_00000004.json"
+    for content in (*faults.NO_OBJECTS.values(), *NO_RUN):
+        faults.put(cut / "run.json", content)
+        with pytest.raises((ValueError, OSError), match=r"run\.json"):
+            identity.read_identity(cut)
 
 
 def test_strays_are_named_and_then_removed_and_the_run_ends_in_the_same_bits(
@@ -191,9 +207,7 @@ def without(*names):
 
 
 def of_another_version(config, workdir):
-    saved = json.loads((workdir / "run.json").read_text())
-    saved["code"]["version"] = "0.0.9"
-    (workdir / "run.json").write_text(json.dumps(saved))
+    faults.rewrite(workdir / "run.json", lambda held: held["code"].update(version="0.0.9"))
 
 
 REFUSED = {
@@ -380,18 +394,22 @@ def test_a_signal_while_it_evaluates_ends_at_once_and_what_saved_nothing_is_repl
 
 
 BUSY = """
-import hashlib
-from rdbcl_jax.training.stop import Stop
-with Stop():
+import hashlib, sys
+from rdbcl_jax.training import stop
+stop.ECHO = float(sys.argv[1])
+with stop.Stop():
     print("busy", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000_000)  # as a compilation: no handler can run
 """
 
 
-def test_a_second_ctrl_c_stops_at_once_whatever_goes_on():
+@pytest.mark.parametrize("signals", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM")])
+def test_a_second_signal_stops_at_once_whatever_goes_on(signals):
+    """But not a SIGTERM that is the first once more, passed on by a launcher."""
+    first, second = (getattr(signal, name) for name in signals)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-c", BUSY],
+        [sys.executable, "-c", BUSY, "0.5"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -399,10 +417,14 @@ def test_a_second_ctrl_c_stops_at_once_whatever_goes_on():
     )
     with process:
         assert process.stdout.readline() == "busy\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(first)
         assert process.stderr.readline() == "stopping after this step (Ctrl-C again: at once)\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        if first == signal.SIGTERM:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(1)
+            assert process.poll() is None
+        process.send_signal(second)
+        assert process.wait(30) == 128 + second
 
 
 # ------------------------------------------------------------------------------ storage

@@ -38,6 +38,11 @@ METHODS = {
     "rdbcl": {"model.lora.rank": 4},
     "dapo": {"rollout.resample": 2},
     "sft": {"training.collect": 1},
+    "portable_replay": {"replay.per_task": 8},
+    "rapo": {},
+    "lwf": {},
+    "joint": {},
+    "grpo": {"model.path": "", "base.steps": 60},  # it makes its base itself
 }
 MOST_KILLS = 4  # of one run
 
@@ -89,9 +94,8 @@ def kills(folder, args):
             differing = ["exit code"] if code else faults.differing(expected, faults.trace(workdir))
             failed += bool(differing)
             killed, runs = killed + mine, runs + 1
-            if differing:
-                said("kills", method=method, workdir=str(workdir), differing=differing)
-            else:
+            said("kills", method=method, workdir=str(workdir), killed=mine, differing=differing)
+            if not differing:
                 shutil.rmtree(workdir)
         total += killed
         said("kills", method=method, runs=runs, killed=killed, seconds_of_a_run=round(seconds, 1))

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -51,6 +53,26 @@ def test_what_is_lost_of_the_log_is_named(tmp_path):
         "samples/ lacks the rows of steps 0–4",
     ]
     assert "examples.json is damaged" in log.lost[0]
+
+
+def test_files_of_somebody_among_the_samples_are_neither_read_nor_removed(tmp_path):
+    with RunLog(tmp_path) as log:
+        write_steps(log, range(2))
+    write_steps(RunLog(tmp_path, resume_step=2), (2, 3))
+    folder = tmp_path / "samples"
+    names = "part-x.parquet", "00000000-sum copy.parquet", "00000001-sum.parquet", "notes.parquet"
+    for name in names:
+        shutil.copy(folder / "00000000-sum.parquet", folder / name)
+    (folder / "part-7.parquet").mkdir()
+    assert read_samples(tmp_path)["step"].to_pylist()[::4] == [0, 1, 2, 3]
+    with RunLog(tmp_path, resume_step=3) as log:
+        write_steps(log, (3,))
+    assert log.lost == [] and read_samples(tmp_path)["step"].to_pylist()[::4] == [0, 1, 2, 3]
+    assert {path.name for path in folder.iterdir()} == {
+        "00000000-sum.parquet",
+        "part-7.parquet",
+        *names,
+    }
 
 
 def test_everything_comes_back(runs):

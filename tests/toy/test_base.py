@@ -8,7 +8,7 @@ import pytest
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.rewards.response_format import TAGS, parse
-from rdbcl_jax.toy.base import Careless, make_base
+from rdbcl_jax.toy.base import MADE, Careless, make_base
 from rdbcl_jax.training.run import train
 from tests.engine import one_device, small_config
 from tests.reliability.faults import flip
@@ -55,6 +55,17 @@ def test_a_base_that_cannot_be_made_is_refused_before_anything_is(tmp_path, fiel
     assert not (tmp_path / "run").exists()
 
 
+def test_limits_of_pictures_and_a_template_are_tried_before_a_base_is_made(tmp_path):
+    for changed, message in (
+        ({"model.min_pixels": 400_000, "model.max_pixels": 300_000}, "less than min_pixels"),
+        ({"base.model_type": "internvl", "model.max_pixels": 2**40}, "and 256 at most"),
+        ({"data.template": "<image> {prompt}"}, "image placeholders"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(RunConfig.of(small_config()).changed(changed), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A base as the program makes it, in as few steps as can be."""
@@ -85,6 +96,12 @@ def test_a_base_that_is_there_is_taken_if_it_is_what_was_made(made, tmp_path):
         ({}, lambda base: flip(base / "model.safetensors", 1), r"model\.safetensors is damaged"),
         ({}, lambda base: (base / "config.json").unlink(), r"config\.json is not there"),
         ({}, lambda base: shutil.rmtree(base) or base.mkdir(), r"has no model\.safetensors"),
+        ({}, lambda base: (base / MADE).write_text("{}"), r"has a damaged made/manifest\.json"),
+        (
+            {},
+            lambda base: (base / MADE).write_text('{"files": {}}'),
+            r"has a damaged made/manifest",
+        ),
     ):
         with pytest.raises(ValueError, match=problem) as error:
             take(changes, damage or (lambda base: None))

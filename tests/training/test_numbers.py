@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import OptimizerConfig, RunConfig
@@ -25,6 +24,7 @@ from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.supervised import fine_tune
 from tests import engine
+from tests.reliability import faults
 from tests.tiny_runs import tiny_config
 
 
@@ -48,26 +48,11 @@ def rows(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def poisoned(from_step, row):
-    """`frozen_logprobs` whose reference log-probs of one prompt are NaN, from a step on."""
-    found = one_task.frozen_logprobs
-
-    def broken(*args, index, **kwargs):
-        fields = found(*args, index=index, **kwargs)
-        if index >= from_step:
-            fields["reference_logps"] = fields["reference_logps"].at[row].set(jnp.nan)
-        return fields
-
-    return broken
-
-
-def test_a_run_stops_after_bad_steps_in_a_row_and_loses_nothing(base, tmp_path, monkeypatch):
+def test_a_run_stops_after_bad_steps_in_a_row_and_loses_nothing(base, tmp_path):
     """And a later call goes on from the state of the last good update."""
     asked = config(base, **{"training.steps": 7, "training.max_skipped": 3})
-    with monkeypatch.context() as fault:
-        fault.setattr(one_task, "frozen_logprobs", poisoned(2, row=5))
-        with pytest.raises(NotFinite) as error:
-            train(asked, tmp_path)
+    with faults.reference_of_nan(from_step=2, row=5), pytest.raises(NotFinite) as error:
+        train(asked, tmp_path)
     before = rows(tmp_path)
     assert [row["skipped_updates"] for row in before] == [0, 0, 1, 2, 3]
     assert [row["updates"] for row in before] == [1, 2, 2, 2, 2]
@@ -203,11 +188,7 @@ def test_reward_means_are_over_the_rewards_that_apply():
 def test_a_weight_that_is_not_finite_is_refused_with_its_name(base, tmp_path):
     """When a base is read, before anything is made of it."""
     shutil.copytree(base, tmp_path / "base")
-    file = tmp_path / "base/model.safetensors"
-    tensors = load_file(file)
-    name = next(name for name in tensors if "layers.1.mlp.up_proj" in name)
-    tensors[name][3, 4] = np.inf
-    save_file(tensors, file, {"format": "pt"})
+    name = faults.spoil(tmp_path / "base", "layers.1.mlp.up_proj", np.inf)
     with pytest.raises(NotFinite) as error:
         train(config(tmp_path / "base"), tmp_path / "run")
     assert str(error.value) == (

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rdbcl_jax.batches import fitting_size
+from rdbcl_jax.models.config_files import read_image_files, read_tokenizer_files
 from rdbcl_jax.models.gemma3.config import Gemma3Config
 from rdbcl_jax.models.gemma3.model import Inputs, lay_out
 from rdbcl_jax.models.pictures import check_size, expanded, per_prompt
@@ -53,15 +54,13 @@ class Gemma3Processor:
         Raises ValueError for limits of pixels, which do not apply, and for files that make other
         pictures than the model reads.
         """
-        from transformers import AutoTokenizer
-
         side = config.vision.image_size
         if min_pixels is not None or max_pixels is not None:
             raise ValueError(
                 f"model.min_pixels and model.max_pixels do not apply: every image becomes {side} × "
                 f"{side} pixels; leave both at 0"
             )
-        start = AutoTokenizer.from_pretrained(path).convert_ids_to_tokens(config.image_start_id)
+        start = read_tokenizer_files(path).convert_ids_to_tokens(config.image_start_id)
         if not isinstance(start, str):
             raise ValueError(
                 f"{path}: the tokenizer has no token {config.image_start_id}, boi_token_index of "
@@ -109,15 +108,10 @@ class Gemma3Processor:
 def image_processor(path: str | pathlib.Path, config: Gemma3Config) -> Any:
     """The image processor of a checkpoint directory.
 
-    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
-    and resized pixels would then differ between machines.
-
     Raises ValueError for images of another size than the model's, and for pan-and-scan (crops of
     long images), which transformers' own processor does only where a call asks for it.
     """
-    from transformers import Gemma3ImageProcessorPil
-
-    read = Gemma3ImageProcessorPil.from_pretrained(path)
+    read = read_image_files("Gemma3", path)
     check_size(path, read, config.vision.image_size, made="images")
     if read.do_pan_and_scan:
         raise ValueError(

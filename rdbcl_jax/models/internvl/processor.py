@@ -11,11 +11,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rdbcl_jax.models import tiles
-from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.config_files import (
+    read_image_files,
+    read_tokenizer_files,
+    write_image_options,
+)
 from rdbcl_jax.models.internvl.config import InternVLConfig, read_config
 from rdbcl_jax.models.internvl.model import Inputs, lay_out
 from rdbcl_jax.models.pictures import check_size, expanded, per_prompt
 
+MOST_TILES = 256  # of a picture: how they could lie is tried out, in the square of their number
 Pictures = list[np.ndarray]  # of a prompt's images: the tiles of each, [n, S, C]
 
 
@@ -52,9 +57,7 @@ class InternVLProcessor:
 
         Raises ValueError as `image_processor`, and for a tokenizer that does not name the tokens.
         """
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = read_tokenizer_files(path)
         names = ("start_image_token_id", "end_image_token_id")
         if not all(isinstance(getattr(tokenizer, name, None), int) for name in names):
             raise ValueError(
@@ -115,28 +118,24 @@ def image_processor(
     """The image processor of a checkpoint directory, as Hugging Face's processor calls it: pictures
     are cut into tiles, whatever `crop_to_patches` says in the file.
 
-    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
-    and resized pixels would then differ between machines.
-
     Args:
       min_pixels, max_pixels: the area of the tiles that an image is cut into (without the small
         copy of the whole) lies between them; default: as the checkpoint says.
     Raises:
-      ValueError: limits between which there is no number of tiles, and tiles of another size than
-        the model's.
+      ValueError: limits between which there is no number of tiles, or too many of them, and tiles
+        of another size than the model's.
     """
-    from transformers import GotOcr2ImageProcessorPil
-
-    read = GotOcr2ImageProcessorPil.from_pretrained(path, crop_to_patches=True)
+    read = read_image_files("GotOcr2", path, crop_to_patches=True)
     side = config.vision.image_size
     check_size(path, read, side)
     area = side**2
     least = read.min_patches if min_pixels is None else -(-min_pixels // area)
     most = read.max_patches if max_pixels is None else max_pixels // area
-    if not 1 <= least <= most:
+    if not 1 <= least <= most <= MOST_TILES:
         raise ValueError(
             f"{path}: min_pixels {min_pixels} and max_pixels {max_pixels} allow {least} to {most} "
-            f"tiles of {side}² = {area} pixels; expected at least 1, and the smaller number first"
+            f"tiles of {side}² = {area} pixels; expected at least 1, the smaller number first, and "
+            f"{MOST_TILES} at most"
         )
     read.min_patches, read.max_patches = least, most
     return read

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from rdbcl_jax.json_files import read_object
 from rdbcl_jax.models import tiles
-from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.config_files import read_image_files, write_image_options
 from rdbcl_jax.models.llava_onevision.config import LlavaConfig, read_config
 from rdbcl_jax.models.llava_onevision.inputs import Inputs, Picture, lay_out, layout
 from rdbcl_jax.models.pictures import check_size, expanded, per_prompt
@@ -104,14 +105,9 @@ class LlavaProcessor:
 def image_processor(path: str | pathlib.Path, config: LlavaConfig) -> Any:
     """The image processor of a checkpoint directory.
 
-    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
-    and resized pixels would then differ between machines.
-
     Raises ValueError for tiles or grids that are not the model's.
     """
-    from transformers import LlavaOnevisionImageProcessorPil
-
-    read = LlavaOnevisionImageProcessorPil.from_pretrained(path)
+    read = read_image_files("LlavaOnevision", path)
     check_size(path, read, config.vision.image_size)
     if (grids := tuple(map(tuple, read.image_grid_pinpoints))) != config.grids:
         raise ValueError(
@@ -142,5 +138,5 @@ def save_limits(
     grids = [list(grid) for grid in _grids_between(read_config(path), min_pixels, max_pixels)]
     write_image_options(path, image_grid_pinpoints=grids)
     file = pathlib.Path(path) / "config.json"
-    content = json.loads(file.read_text()) | {"image_grid_pinpoints": grids}
+    content = read_object(file) | {"image_grid_pinpoints": grids}
     file.write_text(json.dumps(content, indent=2) + "\n")

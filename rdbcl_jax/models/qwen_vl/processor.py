@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rdbcl_jax.batches import fitting_size
-from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.config_files import read_image_files, write_image_options
 from rdbcl_jax.models.pictures import expanded, per_prompt
 from rdbcl_jax.models.qwen_vl import inputs
 from rdbcl_jax.models.qwen_vl.config import QwenVLConfig, VisionConfig
@@ -46,8 +46,18 @@ class QwenProcessor:
         patch_slots: Sequence[int] = (),
         images_per_prompt: Sequence[int] = (),
     ) -> QwenProcessor:
-        """Reads a checkpoint directory; arguments as in `image_processor` and of the class."""
+        """Reads a checkpoint directory; arguments as in `image_processor` and of the class.
+
+        Raises ValueError as `image_processor`, and for patches of another size than the model's.
+        """
         processor = image_processor(path, min_pixels=min_pixels, max_pixels=max_pixels)
+        for name in ("patch_size", "merge_size", "temporal_patch_size"):
+            made, read = getattr(processor, name), getattr(config.vision, name)
+            if made != read:
+                raise ValueError(
+                    f"{path}: {name} is {made!r} in preprocessor_config.json, where the model of "
+                    f"config.json reads {read}"
+                )
         return cls(config, processor, tuple(patch_slots), tuple(images_per_prompt))
 
     def pictures(self, images: Sequence[Sequence[Any]]) -> list[Pictures]:
@@ -96,20 +106,15 @@ def image_processor(
 ) -> Any:
     """The image processor of a checkpoint directory, of all three families.
 
-    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
-    and resized pixels would then differ between machines.
-
     Args:
       min_pixels, max_pixels: an image is resized to an area between them, its aspect ratio kept;
         default: as the checkpoint says.
     Raises:
       ValueError: the one exceeds the other.
     """
-    from transformers import Qwen2VLImageProcessorPil
-
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     given = {name: value for name, value in limits.items() if value is not None}
-    processor = Qwen2VLImageProcessorPil.from_pretrained(path, **given)
+    processor = read_image_files("Qwen2VL", path, **given)
     low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
     if high < low:
         theirs = [name for name, value in limits.items() if value is None]

@@ -12,7 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from rdbcl_jax.models import tiles
-from rdbcl_jax.models.config_files import write_image_options
+from rdbcl_jax.models.config_files import (
+    read_image_files,
+    read_tokenizer_files,
+    write_image_options,
+)
 from rdbcl_jax.models.pictures import expanded
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.smolvlm.config import SmolVLMConfig
@@ -62,8 +66,6 @@ class SmolVLMProcessor:
         Raises ValueError for limits that cannot be kept, and for tiles or a tokenizer of another
         model than the config's.
         """
-        from transformers import AutoTokenizer
-
         processor = image_processor(path, min_pixels=min_pixels, max_pixels=max_pixels)
         tile, size = processor.max_image_size["longest_edge"], config.vision.image_size
         if tile != size:
@@ -71,7 +73,7 @@ class SmolVLMProcessor:
                 f"{path}: preprocessor_config.json makes tiles of {tile} × {tile} pixels, expected "
                 f"{size} × {size}, vision_config.image_size of config.json"
             )
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = read_tokenizer_files(path)
         if (found := tokenizer.convert_tokens_to_ids(_IMAGE)) != config.image_token_id:
             raise ValueError(
                 f"{path}: the tokenizer's id of {_IMAGE} is {found}, expected "
@@ -142,9 +144,6 @@ def image_processor(
 ) -> Any:
     """The image processor of a checkpoint directory, of all these models.
 
-    The PIL backend by name: `AutoImageProcessor` would take torchvision's where that is installed,
-    and resized pixels would then differ between machines.
-
     Args:
       max_pixels: of the largest square that an image is resized to fit in, before it is cut into
         whole tiles; default, and at most: as the checkpoint says.
@@ -152,21 +151,19 @@ def image_processor(
       ValueError: `min_pixels`, since every image is resized to the same length; a `max_pixels`
         below one tile.
     """
-    from transformers import SmolVLMImageProcessorPil
-
     if min_pixels is not None:
         raise ValueError(
             "model.min_pixels does not apply: images of all sizes get the same longest edge; "
             "set model.max_pixels, or leave both at 0"
         )
-    processor = SmolVLMImageProcessorPil.from_pretrained(path)
+    processor = read_image_files("SmolVLM", path)
     if max_pixels is None:
         return processor
     tile = processor.max_image_size["longest_edge"]
     if max_pixels < tile**2:
         raise ValueError(f"model.max_pixels is {max_pixels}, expected {tile**2}, one tile, or more")
     edge = min(processor.size["longest_edge"], math.isqrt(max_pixels) // tile * tile)
-    return SmolVLMImageProcessorPil.from_pretrained(path, size={"longest_edge": edge})
+    return read_image_files("SmolVLM", path, size={"longest_edge": edge})
 
 
 def save_limits(
