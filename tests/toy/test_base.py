@@ -10,6 +10,7 @@ from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.rewards.response_format import TAGS, parse
 from rdbcl_jax.toy.base import MADE, Careless, make_base
 from rdbcl_jax.training.run import train
+from rdbcl_jax.training.setup import prepare
 from tests.engine import one_device, small_config
 from tests.reliability.faults import flip
 
@@ -55,15 +56,13 @@ def test_a_base_that_cannot_be_made_is_refused_before_anything_is(tmp_path, fiel
     assert not (tmp_path / "run").exists()
 
 
-def test_limits_of_pictures_and_a_template_are_tried_before_a_base_is_made(tmp_path):
+def test_limits_of_pictures_are_tried_before_a_base_is_made():
     for changed, message in (
-        ({"model.min_pixels": 400_000, "model.max_pixels": 300_000}, "less than min_pixels"),
-        ({"base.model_type": "internvl", "model.max_pixels": 2**40}, "and 256 at most"),
-        ({"data.template": "<image> {prompt}"}, "image placeholders"),
+        ({"model.min_pixels": 2**30}, "less than min_pixels"),
+        ({"base.size": {}, "base.model_type": "internvl", "model.max_pixels": 2**30}, "and 256"),
     ):
         with pytest.raises(ValueError, match=message):
-            train(RunConfig.of(small_config()).changed(changed), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+            prepare(RunConfig.of(small_config()).changed(changed))
 
 
 @pytest.fixture(scope="module")
