@@ -330,7 +330,7 @@ class _Kept:
         if not self.file or not self.file.is_file():
             return None
         try:
-            with np.load(self.file) as held:
+            with np.load(self.file, allow_pickle=False) as held:
                 rows, stamps = held["rows"], held["stamps"]
                 said = json.loads(held["said"].tobytes())
                 files = held["files"].tobytes().decode(errors="surrogateescape").split("\0")
