@@ -168,7 +168,7 @@ class RewardsConfig(Section):
       weights: component → weight, for all tasks that `task_weights` does not name.
       task_weights: task → weights that replace those.
       functions: name → "package.module:function" or "file.py:function", in TRL's form (see
-        rdbcl_jax.rewards.calls).
+        rdbcl_jax.rewards.calls); "overlong:LONGEST:BUFFER" and "repetition:N" (tokens) are there.
       if_correct: components that pay only a correct answer.
     """
 

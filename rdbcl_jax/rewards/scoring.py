@@ -28,6 +28,7 @@ from rdbcl_jax.rewards.calls import (
 )
 from rdbcl_jax.rewards.functions import FunctionFailed, load_function, watched
 from rdbcl_jax.rewards.response_format import Parsed, parse
+from rdbcl_jax.rewards.shaping import shaped
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 BUILT_IN = ("format", "accuracy", "correct")
@@ -42,7 +43,8 @@ class RewardConfig:
         that is not listed does not apply; one of weight 0 is computed and only logged.
       task_weights: task → a table of its own, which replaces `weights`.
       functions: name → reward function in TRL's form (see `rdbcl_jax.rewards.calls`), or where it
-        is: `"package.module:function"`, `"file.py:function"`.
+        is: `"package.module:function"`, `"file.py:function"`; or `"overlong:LONGEST:BUFFER"`,
+        `"repetition:N"`, see `rdbcl_jax.rewards.shaping`.
       if_correct: components that pay only where the answer is correct, and 0 elsewhere. A length
         reward belongs here: on its own it pays a wrong answer of the right length in full.
 
@@ -59,7 +61,10 @@ class RewardConfig:
     if_correct: Collection[str] = ()
 
     def __post_init__(self):
-        functions = {name: load_function(name, f) for name, f in self.functions.items()}
+        functions = {
+            name: (shaped(f) if isinstance(f, str) else None) or load_function(name, f)
+            for name, f in self.functions.items()
+        }
         object.__setattr__(self, "functions", functions)
         known = {*BUILT_IN, *functions}
         if taken := set(BUILT_IN) & set(functions):

@@ -25,7 +25,16 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from rdbcl_jax.rewards import boxes, captions, mathematics, vqa, words
+from rdbcl_jax.rewards import (
+    boxes,
+    captions,
+    choices,
+    counting,
+    edits,
+    mathematics,
+    vqa,
+    words,
+)
 from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.numerals import Quantity, quantity, same, stated
 from rdbcl_jax.rewards.text import visible
@@ -244,3 +253,9 @@ register("boxes", boxes.prepare, boxes.compare, 0.5, (0.05, 1.0), reads_lists=Tr
 register("math", mathematics.prepare, mathematics.compare, 0.0, (0.0, 0.5))
 register("vqa", vqa.prepare, vqa.compare, reads_all=True, graded=True)
 register("caption", captions.prepare, captions.compare, over_split=captions.Cider)
+register("choices", choices.prepare, choices.compare, reads_lists=True)
+register("count", counting.prepare_count, counting.compare_count)
+# relative tolerance of numbers
+register("chart", counting.prepare_chart, counting.compare_chart, 0.05, (0.0, 0.5))
+# similarity below which nothing is right
+register("anls", edits.prepare, edits.compare, 0.5, (0.0, 1.0), graded=True)

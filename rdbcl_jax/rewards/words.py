@@ -84,7 +84,7 @@ def compare_yes_no(answer: str, gold: str) -> float:
 
 
 def _yes_no(text: str) -> str | None:
-    text = _bare(text).casefold()
+    text = bare(text).casefold()
     match = _YES_NO.fullmatch(text) if len(text) <= LONGEST else None
     if match is None:
         return None
@@ -154,7 +154,7 @@ def compare_choice(answer: str, gold: str) -> float:
 
 
 def _choice(text: str) -> str | None:
-    text = _bare(text)
+    text = bare(text)
     match = _CHOICE.fullmatch(text) if len(text) <= LONGEST else None
     if match is None:
         return None
@@ -164,7 +164,7 @@ def _choice(text: str) -> str | None:
     return text.lstrip("([")[0].upper()
 
 
-def _bare(text: str) -> str:
+def bare(text: str) -> str:
     """A text without formatting round it, round its first word, and without `the answer is`, which
     may be set apart by formatting of its own."""
     text = re.sub("^#{1,6} ", "", unwrapped(seen(text)))  # a heading

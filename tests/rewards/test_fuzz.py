@@ -23,6 +23,10 @@ GOLDS = {
     "jigsaw": "2 1 3 4",
     "boxes": "[[0, 0, 10, 10]]",
     "math": r"\frac{1}{2}",
+    "choices": "A, C",
+    "count": "three",
+    "chart": "20.5",
+    "anls": "Two dogs",
     "caption": "A dog runs, and isn't seen.",
     "vqa": ["Two dogs", "2 dogs", "dogs", "the two dogs", "two dogs"],
 }

@@ -211,6 +211,20 @@ def test_functions_in_files_beside_the_config(tmp_path, monkeypatch):
             RewardConfig(weights={"f": 1.0}, functions={"f": name})
 
 
+def test_rewards_of_length_and_repetition():
+    """DAPO's soft buffer, equation 13, and repeated runs as TRL counts them."""
+    functions = {"long": "overlong:10:4", "again": "repetition:2"}
+    config = RewardConfig(weights={"long": 1.0, "again": 2.0}, functions=functions)
+    ids = [range(6), range(7), range(10), range(99), [1, 2, 3, 4], [5] * 5, [1, 2, 1, 2], [7], []]
+    scores = score([record()] * len(ids), [""] * len(ids), config, completion_ids=ids)
+    np.testing.assert_allclose(scores.components["long"], [0, -0.25, -1, -1, 0, 0, 0, 0, 0])
+    again = [0, 0, 0, 0, 0, -0.75, -1 / 3, 0, 0]
+    np.testing.assert_allclose(scores.components["again"], again)
+    for name in ("overlong:10", "overlong:4:5", "overlong:9:0", "overlong:9:x", "repetition:0.5"):
+        with pytest.raises(ValueError, match=r"overlong|repetition|convert"):
+            RewardConfig(weights={"f": 1.0}, functions={"f": name})
+
+
 def test_what_hangs_is_named(monkeypatch, capsys):
     monkeypatch.setattr(functions, "PATIENCE", 0.05)
 

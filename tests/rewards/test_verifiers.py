@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rdbcl_jax.rewards import boxes
+from rdbcl_jax.rewards import boxes, edits
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.rewards.verifiers import (
     VERIFIERS,
@@ -287,6 +287,27 @@ def test_vqa_answers_are_compared_as_the_published_evaluation_does():
     for nothing in ("the", "!", "an", "?!", "(@"):  # there each of these is any other
         assert score("vqa", nothing, ["a"] * 5 + ["-"] * 5) == 0 == score("vqa", "", [nothing] * 9)
         assert score("vqa", nothing, [nothing] * 10) == 1
+
+
+def test_anls_is_the_share_of_a_text_that_is_right():
+    """Expectations of the published evaluation: 1 − distance / length of the longer, 0 below ½."""
+    expected = [("coca", "coke", 0.5), ("clay", "coke", 0), ("kitten", "sitting", 1 - 3 / 7)]
+    expected += [("1998", "1999", 0.75), ("a b", "A  B.", 1), ("cafe", "café", 0.75)]
+    for answer, gold, value in expected:
+        assert score("anls", answer, gold) == pytest.approx(value), (answer, gold)
+    assert score("anls:0", "clay", "coke") == 0.25 and score("anls:1", "1998", "1999") == 0
+    assert score("anls", "kitten", ["dog", "sitten", "sitting"]) == pytest.approx(5 / 6)
+    assert get_verifier("anls").graded
+
+
+@given(st.text("ab", max_size=8), st.text("abc", max_size=8))
+def test_edit_distance_is_that_of_the_table(first, second):
+    table = np.add.outer(np.arange(len(first) + 1), np.arange(len(second) + 1))
+    for i, a in enumerate(first):
+        for j, b in enumerate(second):
+            steps = (table[i, j + 1] + 1, table[i + 1, j] + 1, table[i, j] + (a != b))
+            table[i + 1, j + 1] = min(steps)
+    assert edits.distance(first, second) == table[-1, -1]
 
 
 def test_a_verifier_of_ones_own():
