@@ -260,6 +260,13 @@ LAYOUTS: dict[str, Layout] = {
         id="question_id",
         verifier="vqa",
     ),
+    "textvqa_original": Layout(
+        prompt="{question}",
+        answer="answers",
+        images=("{image_id}.jpg",),
+        id="question_id",
+        verifier="vqa",
+    ),
     "vizwiz": Layout(
         prompt="{question}",
         answer="answers",

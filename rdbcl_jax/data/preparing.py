@@ -33,7 +33,6 @@ SPLITS = ("train", "validation", "test")
 MADE = {"test": 3000, "validation": 1000}  # most records of a split that is made
 SHARE = 10  # into how many parts, one of them such a split, rows are divided at most
 _AT_ONCE = 1024  # rows that are read ahead
-_SPLIT_NAMES = {"val": "validation", "dev": "validation"}
 
 Rows = tuple[int, Callable[[int], Row]]  # how many, and each
 
@@ -198,7 +197,7 @@ def _digest(*parts: bytes) -> bytes:
 
 def _lines(copy: Copy, part: str, source: Path, out: Path) -> Iterator[_Line | str]:
     """The rows of a part as lines, or what is wrong with them."""
-    layout = copy.read_as(str(source / copy.images))
+    layout = copy.read_as(part, source)
     joined = _joined(copy, part, source)
     count, row_of = _rows(copy, source, copy.files[part])
 
@@ -208,7 +207,7 @@ def _lines(copy: Copy, part: str, source: Path, out: Path) -> Iterator[_Line | s
             row = layout.named(raw._replace(columns=joined(number, raw.columns)))
             if row.problem:
                 raise ValueError(row.problem)
-            return _line(raw, row, out, _named_split(copy, raw.columns))
+            return _line(raw, row, source, out, _named_split(copy, raw.columns))
         except ValueError as error:
             return f"{raw.where}: {error}"
 
@@ -298,9 +297,6 @@ def _captions(source: Path, pattern: str) -> dict[int, list[str]]:
 
 def _named_split(copy: Copy, columns: Mapping[str, Any]) -> str:
     """The split that a row says that it is of; empty where it does not."""
-    if copy.split_column:
-        own = str(columns.get(copy.split_column))
-        return _SPLIT_NAMES.get(own, own)
     if copy.bounds:
         column, validation, test = copy.bounds
         value = Path(str(columns.get(column))).stem
@@ -308,7 +304,7 @@ def _named_split(copy: Copy, columns: Mapping[str, Any]) -> str:
     return ""
 
 
-def _line(raw: Row, row: Row, out: Path, split: str) -> _Line:
+def _line(raw: Row, row: Row, source: Path, out: Path, split: str) -> _Line:
     """A row, with its columns as its layout names them, as a record is written.
 
     Raises:
@@ -336,7 +332,7 @@ def _line(raw: Row, row: Row, out: Path, split: str) -> _Line:
         "verifier": verifier.name,
         "source": raw.where,
     }
-    shows = [_identity(picture) for picture in found.images] or [found.prompt.encode()]
+    shows = [_identity(picture, source) for picture in found.images] or [found.prompt.encode()]
     return _Line(json.dumps(fields, ensure_ascii=False), _digest(*shows), split)
 
 
@@ -359,7 +355,11 @@ def _reference(picture: Picture, given: Any, raw: Row, out: Path) -> Any:
     return fields | {"path": os.path.relpath(picture.path, out)}
 
 
-def _identity(picture: Picture) -> bytes:
+def _identity(picture: Picture, source: Path) -> bytes:
+    """The same for the same picture, wherever the data set lies."""
     if isinstance(picture, bytes):
         return _digest(picture)
-    return str(picture).encode()
+    if isinstance(picture, Stored):
+        place = os.path.relpath(picture.path, source)
+        return f"{place}:{picture.row}:{picture.column}:{picture.position}".encode()
+    return os.path.relpath(str(picture), source).encode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from rdbcl_jax.data.layouts import LAYOUTS, Layout
 
@@ -23,10 +24,10 @@ class Copy:
       layout: its name in `LAYOUTS`.
       files: per split, a pattern of files below the directory that was downloaded into. Splits that
         are not there are made: of the rows of `ALL`, else of those of train.
-      images: the folder of the pictures below that directory, where the layout does not say.
+      images: the folder of the pictures below that directory, or that of each split, where the
+        layout does not say.
       pictures: per split, the Parquet files of pictures that rows name by `picture_id`.
       picture_id: that column; the pictures' files have `id` and `image`.
-      split_column: the column of a row of `ALL` that names its split.
       bounds: a column, and from which of its values on rows of `ALL` are validation, and test.
       class_names: a file whose lines name the class of a folder of pictures: `n01443537 goldfish`;
         files are then pictures, and their folders' classes the answers.
@@ -38,22 +39,22 @@ class Copy:
     of: str
     layout: str
     files: Mapping[str, str]
-    images: str = ""
+    images: str | Mapping[str, str] = ""
     pictures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     picture_id: str = ""
-    split_column: str = ""
     bounds: tuple[str, str, str] | None = None
     class_names: str = ""
     captions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     checked: str = ""
     note: str = ""
 
-    def read_as(self, folder: str) -> Layout:
-        """The layout, its pictures in `folder` where this copy names one, or joined with rows."""
+    def read_as(self, part: str, source: Path) -> Layout:
+        """The layout of the files of a part, its pictures joined, or in this copy's folder."""
         layout = LAYOUTS[self.layout]
         if self.pictures:
             return dataclasses.replace(layout, images=("image",))
-        return dataclasses.replace(layout, image_folder=folder) if self.images else layout
+        folder = self.images if isinstance(self.images, str) else self.images[part]
+        return dataclasses.replace(layout, image_folder=str(source / folder)) if folder else layout
 
 
 def _splits(pattern: str, validation: str = "validation", test: str = "test") -> dict[str, str]:
@@ -112,6 +113,13 @@ DATA_SETS: Mapping[str, Mapping[str, tuple[Copy, ...]]] = {
                 checked=_LMMS,
                 note="its test split has no answers: validation is tested on",
             ),
+            Copy(
+                "textvqa.org/dataset",
+                "textvqa_original",
+                {"train": "TextVQA_0.5.1_train.json", "test": "TextVQA_0.5.1_val.json"},
+                images="train_images",  # those of validation, too
+                checked="loaders of several repositories",
+            ),
         )
     },
     "vizwiz": {
@@ -122,6 +130,13 @@ DATA_SETS: Mapping[str, Mapping[str, tuple[Copy, ...]]] = {
                 {ALL: "data/val-*.parquet"},
                 checked=_LMMS,
                 note="only val has answers: all splits are made of it",
+            ),
+            Copy(
+                "vizwiz.org/tasks-and-datasets/vqa",
+                "vizwiz",
+                {"train": "Annotations/train.json", "test": "Annotations/val.json"},
+                images={"train": "train", "test": "val"},
+                note="its test has no answers: val is tested on",
             ),
         )
     },

@@ -186,7 +186,8 @@ def read_source(
         source,
         task=task,
         verifier=verifier,
-        trusted={str(own.get("verifier")) for own in config.tasks.values()},
+        trusted={str(own.get("verifier")) for own in config.tasks.values()}
+        | ({layout.verifier} if layout else set()),
         image_root=config.data.image_root,
         layout=layout,
         problems=problems,

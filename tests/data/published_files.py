@@ -116,6 +116,41 @@ def vizwiz(root: pathlib.Path) -> None:
         table(root / f"data/{split}-00000-of-00001.parquet", kinds, rows)
 
 
+def textvqa_original(root: pathlib.Path) -> None:
+    """The project's own files: a list of data, and a folder of pictures."""
+    for number, split in enumerate(("train", "val")):
+        rows = []
+        for i in range(6):
+            name = f"{number}{i}"
+            put(root / f"train_images/{name}.jpg", picture(i, "JPEG"))
+            rows.append(
+                {
+                    "question": f"what does sign {i} say?",
+                    "image_id": name,
+                    "image_classes": ["Sign"],
+                    "question_id": int(name),
+                    "answers": ["stop"] * 6 + ["Stop!"] * 2 + ["go", "no"],
+                    "set_name": split,
+                }
+            )
+        data = {"dataset_type": split, "dataset_name": "textvqa", "data": rows}
+        put(root / f"TextVQA_0.5.1_{split}.json", data)
+
+
+def vizwiz_original(root: pathlib.Path) -> None:
+    """The project's own files: annotators with their confidence, a folder of pictures a split."""
+    said = ["a mug"] * 7 + ["mug"] * 3
+    for split in ("train", "val"):
+        rows = []
+        for i in range(6):
+            name = f"VizWiz_{split}_{i:08}.jpg"
+            put(root / split / name, picture(i, "JPEG"))
+            answers = [{"answer": one, "answer_confidence": "yes"} for one in said]
+            about = {"answer_type": "other", "answerable": 1}
+            rows.append({"image": name, "question": f"what is {i}?", "answers": answers} | about)
+        put(root / f"Annotations/{split}.json", rows)
+
+
 def gqa(root: pathlib.Path) -> None:
     """lmms-lab/GQA: pictures and questions in configs of their own."""
     for number, split in enumerate(("train", "val", "testdev")):

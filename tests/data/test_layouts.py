@@ -157,6 +157,17 @@ def test_a_task_of_columns_of_ones_own(tmp_path):
     assert record.system == "You see x." and shown(record) == [3]
 
 
+def test_a_format_may_name_a_verifier_of_ones_own(tmp_path):
+    own = "tests.rewards.test_verifiers:within"
+    published_files.put(tmp_path / "a.jsonl", {"ask": "?", "gold": "7"})
+    config = small_config()
+    config.tasks.mine = {"format": {"prompt": "{ask}", "answer": "gold", "verifier": own}}
+    layout = task_layout(config, "mine")
+    source = str(tmp_path / "a.jsonl")
+    (record,) = read_source(source, config, split="test", task="mine", layout=layout)
+    assert record.verifier == own
+
+
 def test_images_in_a_folder_of_their_own(tmp_path):
     published_files.put(tmp_path / "rows/a.jsonl", {"prompt": "?", "answer": "x", "image": "3.png"})
     published_files.put(tmp_path / "shown/3.png", published_files.picture(3))

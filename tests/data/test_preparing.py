@@ -32,6 +32,8 @@ EXPECTED = {
     "scienceqa": ((4, 4, 4), ("choice", "A", [0])),
     "textvqa": ((5, 1, 6), ("vqa", "stop", [1])),
     "vizwiz": ((10, 1, 1), ("vqa", "unanswerable", [1])),
+    "textvqa_original": ((5, 1, 6), ("vqa", "stop", [0])),
+    "vizwiz_original": ((5, 1, 6), ("vqa", "a mug", [1])),
     "gqa": ((5, 5, 5), ("exact", "yes", [0])),
     "gqa_original": ((3, 3, 3), ("exact", "yes", [0])),
     "geometry3k": ((3, 3, 3), ("math", r"\frac{1}{2}", [0])),
@@ -104,9 +106,10 @@ def test_made_splits_are_the_same_again_and_share_no_picture(tmp_path):
     for i in range(20):
         published_files.put(tmp_path / f"raw/RS/images/{i}.png", published_files.picture(i))
     made = []
-    for place, order in (("a", rows), ("b", rows[::-1])):
-        published_files.put(tmp_path / "raw/RS/train.json", order)
-        found = prepare("mllm_cl", tmp_path / "raw", tmp_path / place).counts["rs"]
+    shutil.copytree(tmp_path / "raw", tmp_path / "elsewhere/raw")
+    for place, raw, order in (("a", "raw", rows), ("elsewhere/b", "elsewhere/raw", rows[::-1])):
+        published_files.put(tmp_path / raw / "RS/train.json", order)
+        found = prepare("mllm_cl", tmp_path / raw, tmp_path / place).counts["rs"]
         assert found == {"train": 54, "validation": 6, "test": 3}
         made.append(split_of(tmp_path / place / "rs"))
     assert made[0] == made[1]
