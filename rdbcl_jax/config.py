@@ -126,14 +126,16 @@ class DataConfig(Section):
     """Sizes of the built-in tasks' splits, and the shapes that batches are padded to.
 
     Each list holds the allowed sizes; the smallest that fits is taken. Few sizes, few compilations.
-    Several processes always take the largest: give none larger than the data needs.
+    Several processes always take the largest: give none larger than the data needs. Where a list is
+    empty, what the records need is measured, and the sizes are chosen from 1, 2, 3, 4, 6, 8, …
+    times 128 (of images: times 1). A run that goes on may add sizes.
 
     Attributes:
       train_count, validation_count, test_count: records of a built-in task.
       seed: of the built-in tasks' records, which are the same whatever the run's seed.
-      prompt_lengths: tokens of a prompt; empty: what each batch needs.
-      patch_slots: patches of an image, all that its windows or tiles hold; empty: likewise.
-      images_per_prompt: most images of a prompt; empty: likewise.
+      prompt_lengths: tokens of a prompt.
+      patch_slots: patches of an image, all that its windows or tiles hold.
+      images_per_prompt: most images of a prompt.
       template: the prompt's text; `{prompt}` stands for the record's.
       system_prompt: for records without a system message of their own; empty: none.
       image_root: the directory in which all images of records lie, links followed; empty: that of
@@ -149,9 +151,9 @@ class DataConfig(Section):
     validation_count: Count = 256
     test_count: Count = 512
     seed: Seed = 0
-    prompt_lengths: tuple[Count, ...] = (512, 1024, 2048)
-    patch_slots: tuple[Count, ...] = (1024, 2048, 4096)
-    images_per_prompt: tuple[Count, ...] = (1,)
+    prompt_lengths: tuple[Count, ...] = ()
+    patch_slots: tuple[Count, ...] = ()
+    images_per_prompt: tuple[Count, ...] = ()
     template: Template = "{prompt}"
     system_prompt: str = ""
     image_root: str = ""

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import ModelConfig, RunConfig
-from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.check import SIZES, Check
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.finite import check_finite
 from rdbcl_jax.models import (
@@ -156,6 +156,12 @@ def _assembled(
 
 def make_encoder(config: RunConfig, directory: pathlib.Path) -> PromptEncoder:
     """What makes prompts of records, with the tokenizer and processor of a checkpoint directory."""
+    return _encoder(config, directory, {name: allowed_sizes(config, name) for name in SIZES})
+
+
+def _encoder(
+    config: RunConfig, directory: pathlib.Path, sizes: Mapping[str, Sequence[int]]
+) -> PromptEncoder:
     options = config.model
     return PromptEncoder(
         read_tokenizer(directory),
@@ -163,10 +169,10 @@ def make_encoder(config: RunConfig, directory: pathlib.Path) -> PromptEncoder:
             directory,
             min_pixels=options.min_pixels or None,
             max_pixels=options.max_pixels or None,
-            patch_slots=allowed_sizes(config, "patch_slots"),
-            images_per_prompt=allowed_sizes(config, "images_per_prompt"),
+            patch_slots=sizes["patch_slots"],
+            images_per_prompt=sizes["images_per_prompt"],
         ),
-        lengths=allowed_sizes(config, "prompt_lengths"),
+        lengths=sizes["prompt_lengths"],
         response_lengths=(config.rollout.max_tokens,),
         system_prompt=config.data.system_prompt,
         template=config.data.template,
@@ -182,7 +188,8 @@ def record_check(
     @functools.cache
     def made() -> tuple[PromptEncoder, str]:
         with directory() as path:
-            return make_encoder(config, path), _key(config, path)
+            sizes = {name: getattr(config.data, name) for name in SIZES}  # or they are chosen now
+            return _encoder(config, path, sizes), _key(config, path)
 
     return Check(config.data.check, lambda: made()[0], lambda: made()[1])
 
@@ -190,7 +197,7 @@ def record_check(
 def _key(config: RunConfig, directory: pathlib.Path) -> str:
     """Names all that decides whether a record can be encoded."""
     data, options = config.data, config.model
-    sizes = (data.prompt_lengths, data.patch_slots, data.images_per_prompt, jax.process_count())
+    sizes = [getattr(data, name) for name in SIZES]
     texts = (data.template, data.system_prompt)
     versions = [metadata.version(package) for package in ("rdbcl_jax", "transformers", "pillow")]
     key = hashlib.sha256(repr((sizes, texts, versions)).encode())

@@ -28,7 +28,7 @@ DEFAULTS = {
     "tasks": {},
     "model.dtype": "bfloat16",
     "model.lora.rank": 0,
-    "data.prompt_lengths": (512, 1024, 2048),
+    "data.prompt_lengths": (),
     "rewards.weights.accuracy": 1.0,
     "rollout.resample": None,
     "loss.clip_low": None,

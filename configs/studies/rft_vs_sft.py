@@ -87,6 +87,7 @@ def _run() -> ConfigDict:
 
     config.data.prompt_lengths = (16, 24)
     config.data.patch_slots = (16, 36)
+    config.data.images_per_prompt = (1,)
     config.data.train_count = 1024
     config.data.validation_count = 128
     config.data.test_count = 256

@@ -33,6 +33,7 @@ def get_config(order: str = "first") -> ConfigDict:
 
     config.data.prompt_lengths = (16,)
     config.data.patch_slots = (16,)
+    config.data.images_per_prompt = (1,)
     config.data.validation_count = 256
     config.data.test_count = 256
 

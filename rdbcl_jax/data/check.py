@@ -168,7 +168,8 @@ def _looked_at(
     if files and check.level == "full":
         digest += f", pictures {held.hexdigest()[:16]}"
     sizes = {name: sorted({need[k] for need in needs}) for k, name in enumerate(SIZES)}
-    facts = Facts(digest, sizes if encoder and check.level == "full" else {})
+    measures = SIZES if encoder and check.level == "full" else SIZES[2:]
+    facts = Facts(digest, {name: sizes[name] for name in measures})
     return _Found(np.array(good, np.int64), problems, facts), [*files] if ours else None
 
 
@@ -198,7 +199,7 @@ def _look(
     files = tuple(file for image in record.images if (file := _file(image)))
     if problem := header_problem(record, root or row.folder):
         return _Seen(problem, files=files)
-    digest, needs = b"", known.nothing
+    digest, needs = b"", (0, 0, len(record.images))
     if check.level == "full":
         digest = _digest(record)
         if digest not in known.needs:
@@ -217,7 +218,7 @@ def _read(record: Record, encoder: PromptEncoder | None) -> tuple[str, tuple[int
     with measured() as sizes:
         read = (lambda: encoder.encode([record])) if encoder else (lambda: load_images(record))
         problem = _problem(record, read)
-    return problem, tuple(sizes.get(name, 0) for name in SIZES)
+    return problem, (*(sizes.get(name, 0) for name in SIZES[:2]), len(record.images))
 
 
 def _problem(record: Record, read: Callable[[], Any]) -> str:
@@ -289,7 +290,6 @@ class _Known:
     """Digests of records that were good, with what they need, in a file of their own for each key.
     The file is a help and no more: without it, or where it cannot be written, all is read again."""
 
-    nothing = (0,) * len(SIZES)
     _ENTRY = np.dtype([("digest", f"V{_BYTES}"), ("needs", np.int32, len(SIZES))])
 
     def __init__(self, key: str):

@@ -1,7 +1,7 @@
 """Suites: modules that make the records of their tasks, and how a task of one is named.
 
-`SUITE:TASK` names a task of a suite; SUITE is one of the built-in `SUITES`, or any module that can
-be imported, such as `my_package.my_suite`. A built-in task goes by its own name, too.
+`SUITE:TASK` names a task of a suite; SUITE is one of `SUITES`, or any module that can be imported,
+such as `my_package.my_suite`. A built-in task goes by its own name, too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sources import FILES, LIBRARIES
 from rdbcl_jax.spelling import did_you_mean
 
-# on floors above, and imported when asked for
+# imported when asked for: the first are on floors above, the others need libraries
 SUITES = {
     "digits": "rdbcl_jax.toy.digits_suite",
     "forks": "rdbcl_jax.lab.suites.forks",
     "puzzles": "rdbcl_jax.lab.suites.puzzles",
+    "easy_vqa": "rdbcl_jax.data.easy_vqa",
+    "reasoning_gym": "rdbcl_jax.data.reasoning_gym",
 }
+BUILT_IN = ("digits", "forks", "puzzles")  # a task of these goes by its own name, too
 
 
 class Suite(Protocol):
@@ -122,11 +125,11 @@ def find_task(name: str, needs: type = Suite) -> tuple[Any, str]:
                 f"suite {suite_name!r} has no task {task!r}, expected one of {[*suite.TASKS]}"
             )
         return suite, task
-    for suite_name in SUITES:
+    for suite_name in BUILT_IN:
         suite = load_suite(suite_name)
         if task in suite.TASKS:
             return load_suite(suite_name, needs), task
-    names = [task for suite in map(load_suite, SUITES) for task in suite.TASKS]
+    names = [task for suite in map(load_suite, BUILT_IN) for task in suite.TASKS]
     raise ValueError(f"task {task!r} is not built in (built in: {', '.join(names)})")
 
 

@@ -32,6 +32,7 @@ from rdbcl_jax.rewards import (
     counting,
     edits,
     mathematics,
+    reasoning_gym,
     vqa,
     words,
 )
@@ -245,6 +246,9 @@ register("exact", words.prepare_exact, words.compare_exact)
 register("yes_no", words.prepare_yes_no, words.compare_yes_no)
 register("choice", words.prepare_choice, words.compare_choice)
 register("number", _prepare_number, _compare_number, _TOLERANCE, (0.0, 0.5))
+register(
+    "reasoning_gym", reasoning_gym.prepare, reasoning_gym.compare, reads_lists=True, reads_all=True
+)
 register("sequence", words.prepare_sequence, words.compare_sequence, reads_lists=True)
 register("jigsaw", words.prepare_jigsaw, words.compare_jigsaw, reads_lists=True)
 # IoU from which two boxes match

@@ -75,13 +75,18 @@ def footprint(config: RunConfig) -> Footprint:
     """For the largest batches that the config allows, on one device.
 
     Args:
-      config: `model.path` names a checkpoint directory, whose weights may be missing.
+      config: `model.path` names a checkpoint directory, whose weights may be missing. Where it
+        leaves `data.images_per_prompt` to the data, one is taken.
     Raises:
       ValueError: sizes of batches that the config leaves open.
     """
+    config = config.changed({"data.images_per_prompt": config.data.images_per_prompt or (1,)})
     for name in _SIZES:
         if not getattr(config.data, name):
-            raise ValueError(f"config.data.{name} is empty, expected the sizes of batches")
+            raise ValueError(
+                f"config.data.{name} is empty, to be chosen from the data; expected the sizes of "
+                "batches: no data is read here"
+            )
     config = config.changed({f"data.{n}": (max(getattr(config.data, n)),) for n in _SIZES})
     policy, trained = abstract_policy(config, make_mesh(devices=jax.devices()[:1]))
     method, frozen = make_method(config), policy.frozen

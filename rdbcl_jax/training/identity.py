@@ -11,7 +11,7 @@ from typing import Any
 
 import rdbcl_jax
 from rdbcl_jax.checkpoint import task_name
-from rdbcl_jax.data.check import digest_of
+from rdbcl_jax.data.check import SIZES, digest_of
 from rdbcl_jax.data.tasks import SPLITS
 from rdbcl_jax.integrity import Manifest, file_hash, is_manifest, manifest
 from rdbcl_jax.json_files import plain, read_object, write_json
@@ -35,6 +35,8 @@ FREE = (
     "model.path",
     "dry_run",
 )
+
+GROWING = tuple(f"data.{name}" for name in SIZES)  # sizes of batches, to which some may be added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,7 @@ def differences(saved: Identity, setup: Setup, now: Identity) -> list[str]:
         if not name.startswith((*FREE, *own))
         and not (name == "sequence" and grown)
         and not (name == "training.steps" and more_steps(saved, setup))
+        and not (name in GROWING and {*(there or ())} < {*here})
     ]
     found += [
         f"records of {name}: {there} in the workdir, {now.data.get(name, 'none')} now"

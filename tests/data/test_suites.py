@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from rdbcl_jax.data.suites import SUITES, TaughtSuite, TracedSuite, find_task, load_suite
+from rdbcl_jax.data.suites import BUILT_IN, TaughtSuite, TracedSuite, find_task, load_suite
 from rdbcl_jax.data.tasks import load_held_out, load_sequence, read_source
 from rdbcl_jax.lab.portability.report import read_sources
 from tests.engine import small_config
@@ -105,7 +105,7 @@ def test_what_is_no_suite(name, message):
 def test_what_a_suite_lacks_is_said():
     with pytest.raises(ValueError, match=r"has no words, Demonstrations; .*TaughtSuite says"):
         load_suite(OWN, TaughtSuite)
-    for name in SUITES:
+    for name in BUILT_IN:
         assert load_suite(name, TaughtSuite) is load_suite(name, TracedSuite)
 
 
