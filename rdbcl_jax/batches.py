@@ -105,7 +105,7 @@ def fitting_size(
     if allowed and not fitting:
         raise ValueError(
             f"record {records[largest]!r} needs {sizes[largest]} of {name}, at most "
-            f"{max(allowed)} allowed; enlarge data.{name} (a run that goes on may, too), or filter: "
+            f"{max(allowed)} allowed; enlarge data.{name} (a run that goes on may, too) or filter: "
             "leave the record out, as data.on_bad_record=skip does"
         )
     return min(fitting) if allowed else sizes[largest]

@@ -185,22 +185,23 @@ def record_check(
     """Whether records can be encoded with the tokenizer and processor of a checkpoint directory,
     which is asked for once records of a file are there: those of suites need no check."""
 
+    # as the config has them: those that it leaves out are chosen when all is measured
+    sizes = {name: getattr(config.data, name) for name in SIZES}
+
     @functools.cache
     def made() -> tuple[PromptEncoder, str]:
         with directory() as path:
-            sizes = {name: getattr(config.data, name) for name in SIZES}  # or they are chosen now
             return _encoder(config, path, sizes), _key(config, path)
 
-    return Check(config.data.check, lambda: made()[0], lambda: made()[1])
+    return Check(config.data.check, lambda: made()[0], lambda: made()[1], sizes)
 
 
 def _key(config: RunConfig, directory: pathlib.Path) -> str:
     """Names all that decides whether a record can be encoded."""
     data, options = config.data, config.model
-    sizes = [getattr(data, name) for name in SIZES]
     texts = (data.template, data.system_prompt)
     versions = [metadata.version(package) for package in ("rdbcl_jax", "transformers", "pillow")]
-    key = hashlib.sha256(repr((sizes, texts, versions)).encode())
+    key = hashlib.sha256(repr((texts, versions)).encode())
     key.update(repr((options.min_pixels, options.max_pixels)).encode())
     for file in sorted(directory.iterdir()):
         if file.suffix in (".json", ".jinja", ".txt", ".model") and file.is_file():

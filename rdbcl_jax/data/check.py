@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record, header_problem, load_images
 from rdbcl_jax.data.values import line_of
 from rdbcl_jax.data.waiting import in_threads, shown
+from rdbcl_jax.json_files import read_json
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 Level = Literal["full", "headers"]
@@ -38,12 +39,19 @@ class Check:
       level: "headers": questions, gold answers, and the headers of pictures; "full": pictures are
         decoded too, and prompts encoded, where there is an encoder.
       encoder: makes one, once a record of a file is there; None: of a model that is not known.
-      key: names all that the encoder depends on; empty: nothing is kept.
+      key: names all that the encoder depends on but sizes; empty: nothing is kept.
+      sizes: those that batches may have, by their names in `SIZES`; any where there are none.
     """
 
     level: Level = "full"
     encoder: Callable[[], PromptEncoder] | None = None
     key: Callable[[], str] = str
+    sizes: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+
+    def allows(self, needs: Sequence[int]) -> bool:
+        """Whether a batch may have all that a record needs."""
+        allowed = [self.sizes.get(name) for name in SIZES]
+        return all(not own or need <= max(own) for own, need in zip(allowed, needs, strict=True))
 
 
 HEADERS = Check("headers")
@@ -202,10 +210,9 @@ def _look(
     digest, needs = b"", (0, 0, len(record.images))
     if check.level == "full":
         digest = _digest(record)
-        if digest not in known.needs:
+        needs = known.needs.get(digest, ())
+        if not needs or not check.allows(needs):
             problem, needs = _read(record, encoder)
-        else:
-            needs = known.needs[digest]
     elif encoder:
         problem = _problem(record, lambda: encoder.check([record]))
     ours = get_verifier(record.verifier).prepare.__module__.startswith("rdbcl_jax.")
@@ -322,63 +329,52 @@ class _Kept:
         key = check.key() if settings is not None and len(records) else ""
         if key:
             version = records.source.version
-            parts = (key, check.level, settings, version, [*map(os.path.abspath, self.files)])
+            how = (key, check.level, sorted(check.sizes.items()), settings)
+            parts = (*how, version, [*map(os.path.abspath, self.files)])
             name = hashlib.sha256(repr((parts, _code())).encode()).hexdigest()[:32]
-            self.file = cache_folder() / "sources" / f"{name}.npz"
+            self.file = cache_folder() / "sources" / f"{name}.json"
 
     def read(self) -> _Found | None:
-        if not self.file or not self.file.is_file():
+        if not self.file:
             return None
         try:
-            with np.load(self.file, allow_pickle=False) as held:
-                rows, stamps = held["rows"], held["stamps"]
-                said = json.loads(held["said"].tobytes())
-                files = held["files"].tobytes().decode(errors="surrogateescape").split("\0")
-        except Exception:  # damaged: whatever NumPy and zip raise
+            held = read_json(self.file, None)
+            if not held or held["stamps"] != _stamps(held["files"]):
+                return None
+            facts = Facts(held["digest"], held["needs"])
+            return _Found(np.array(held["rows"], np.int64), held["problems"], facts)
+        except (OSError, ValueError, LookupError, TypeError):  # damaged, or no file of ours
             return None
-        if not np.array_equal(stamps, _stamps(files)):
-            return None
-        return _Found(rows, said["problems"], Facts(said["digest"], said["needs"]))
 
     def write(self, found: _Found, pictures: list[str] | None) -> None:
         """Keeps it; `pictures`: the files that hold some. None: it is not to be kept."""
         if not self.file or pictures is None:
             return
         files = [*self.files, *pictures]
-        said = {"problems": found.problems, **dataclasses.asdict(found.facts)}
-        arrays = {
-            "rows": found.rows,
+        held = {
+            "rows": found.rows.tolist(),
+            "problems": found.problems,
             "stamps": _stamps(files),
-            "said": _as_array(json.dumps(said).encode()),
-            "files": _as_array("\0".join(files).encode(errors="surrogateescape")),
+            "files": files,
+            **dataclasses.asdict(found.facts),
         }
-
-        def save(draft: Path) -> None:
-            with draft.open("wb") as file:
-                np.savez(file, **arrays)
-
-        _replace(self.file, save)
+        _replace(self.file, lambda draft: draft.write_text(json.dumps(held)))
 
 
-def _as_array(content: bytes) -> np.ndarray:
-    return np.frombuffer(content, np.uint8)
+def _stamps(files: Sequence[str]) -> list[list[int]]:
+    """Size, and times of the last change of content and of anything, of each file; none: empty."""
 
-
-def _stamps(files: Sequence[str]) -> np.ndarray:
-    """Size, and times of the last change of content and of anything, of each file; −1: none."""
-
-    def stamp(file: str) -> tuple[int, int, int]:
+    def stamp(file: str) -> list[int]:
         try:
             found = os.stat(file)
         except (OSError, ValueError):
-            return -1, -1, -1
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            return []
+        return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 
-    def of_part(start: int) -> list[tuple[int, int, int]]:
+    def of_part(start: int) -> list[list[int]]:
         return [stamp(file) for file in files[start : start + 1000]]
 
-    parts = in_threads(of_part, range(0, len(files), 1000))
-    return np.array([one for part in parts for one in part], np.int64)
+    return [one for part in in_threads(of_part, range(0, len(files), 1000)) for one in part]
 
 
 @functools.cache

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import collections
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
@@ -16,7 +18,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sources import Row, Source
 
 _MADE = 4096  # records that are kept as they were made, without the pictures of their rows
-_WHOLE = 64  # and with them: a picture is read soon after its record
+_WHOLE_BYTES = 2**27  # of pictures, of records kept with them: one is read soon after its record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Records(Sequence[Record]):
     ):
         self.source, self.make, self.facts = source, make, facts
         self.rows = np.arange(len(source)) if rows is None else np.asarray(rows, np.int64)
-        self._whole = functools.lru_cache(_WHOLE)(lambda row: make(source[row]))
+        self._kept = _Recent()
         self._made = functools.lru_cache(_MADE)(self._light)
 
     def __len__(self) -> int:
@@ -81,10 +83,42 @@ class Records(Sequence[Record]):
         ]
         return dataclasses.replace(record, images=tuple(images))
 
+    def _whole(self, row: int) -> Record:
+        record = self._kept.get(row)
+        if record is None:
+            record = self.make(self.source[row])
+            self._kept.put(row, record)
+        return record
+
     def _picture(self, row: int, position: int) -> bytes:
         image = self._whole(row).images[position]
         assert isinstance(image, bytes), "as it was when the record was made"
         return image
+
+
+class _Recent:
+    """The records that were made last, `_WHOLE_BYTES` of their pictures."""
+
+    def __init__(self) -> None:
+        self.records: collections.OrderedDict[int, Record] = collections.OrderedDict()
+        self.bytes, self.lock = 0, threading.Lock()
+
+    def get(self, row: int) -> Record | None:
+        with self.lock:
+            return self.records.get(row)
+
+    def put(self, row: int, record: Record) -> None:
+        with self.lock:
+            if row not in self.records:
+                self.records[row] = record
+                self.bytes += _bytes(record)
+            while self.bytes > _WHOLE_BYTES:
+                self.bytes -= _bytes(self.records.popitem(last=False)[1])
+
+
+def _bytes(record: Record) -> int:
+    """Those of its pictures, and a thousand for the rest."""
+    return 1000 + sum(len(image) for image in record.images if isinstance(image, bytes))
 
 
 class Joined(Sequence[Record]):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data import check
 from rdbcl_jax.data.sizes import rung
 from rdbcl_jax.toy import tiny
 from rdbcl_jax.training.identity import differences, identity_of
@@ -42,14 +43,19 @@ def test_rungs():
     assert [*{rung(size, 128) for size in range(10_000)}] == [*{rung(s, 128) for s in range(9999)}]
 
 
-def test_sizes_are_those_that_records_need(config, tmp_path):
+def test_sizes_are_those_that_records_need(config, tmp_path, monkeypatch):
     config.sequence, config.tasks = ("mine", "sum"), {"mine": task_of(tmp_path, 10, 300, 120, 310)}
     for _ in range(2):  # measured, and known again
         data = prepare(RunConfig.of(config)).config.data
         assert data.prompt_lengths == (128, 384)
         assert (data.patch_slots, data.images_per_prompt) == ((128,), (1,))
     config.data.prompt_lengths = (320,)
-    assert prepare(RunConfig.of(config)).config.data.prompt_lengths == (320,)
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "_read", None)  # what was measured is known under other sizes
+        assert prepare(RunConfig.of(config)).config.data.prompt_lengths == (320,)
+    config.data.prompt_lengths = (200,)
+    with pytest.raises(ValueError, match=r"line 2.*at most 200 allowed; enlarge data\.prompt_len"):
+        prepare(RunConfig.of(config))
 
 
 def test_headers_do_not_tell_how_long_prompts_are(config, tmp_path):

@@ -227,6 +227,9 @@ configs:
         open_source(f"{tmp_path}:dev")
     with pytest.raises(FileNotFoundError, match="no file or directory"):
         open_source(f"{tmp_path}/other:dev")
+    (tmp_path / "README.md").write_text("---\nconfigs: [}\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: its header cannot be read"):
+        open_source(f"{tmp_path}:train")
     (tmp_path / "README.md").write_text(card.replace("large", "default"))
     check(f"{tmp_path}:train")
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rdbcl_jax.data.values import line_of
 from rdbcl_jax.json_files import read_json
 
@@ -69,13 +67,13 @@ def _list_in(path: Path, key: str) -> list[Any]:
 
 def _configs_of(directory: Path) -> dict[str, Splits]:
     """The configs that the card of a repository describes, and of which files are there."""
+    from huggingface_hub import metadata_load
+
     card = directory / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    header = re.match(r"---\r?\n(.*?)\n---", text, re.DOTALL)
     try:
-        fields = yaml.safe_load(header[1]) if header else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{card}: its header is no YAML ({line_of(error)})") from None
+        fields = metadata_load(card) if card.is_file() else None
+    except Exception as error:  # whatever its YAML is
+        raise ValueError(f"{card}: its header cannot be read ({line_of(error)})") from None
     configs = fields.get("configs") if isinstance(fields, dict) else None
     found = {
         str(config.get("config_name", "default")): _described(directory, config["data_files"])
