@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rdbcl_jax.batches import measured
-from rdbcl_jax.data.check import SIZES as SIZES
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.check import SIZES, Check
 from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
@@ -47,6 +48,17 @@ def chosen_sizes(
         for name, needs in _needs(records, names, encoder).items():
             found[name] |= {rung(need, _LEAST[name]) for need in needs}
     return {name: tuple(sorted(rungs)) for name, rungs in found.items()}
+
+
+def with_sizes(config: RunConfig, parts: Sequence[Sequence[Record]], check: Check) -> RunConfig:
+    """The config with the sizes of batches that it leaves to the data; `check` is how records of
+    files were looked at."""
+    missing = [name for name in SIZES if not getattr(config.data, name)]
+    if not missing:
+        return config
+    assert check.encoder, "what reads prompts has a model"
+    sizes = chosen_sizes(missing, parts, check.encoder)
+    return config.changed({f"data.{name}": found for name, found in sizes.items()})
 
 
 def _needs(

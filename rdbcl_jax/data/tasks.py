@@ -138,16 +138,19 @@ def load_split(
             get_verifier(verifier)
         except ValueError as error:
             raise ValueError(f"config.tasks.{name}.verifier: {error}") from None
-    return read_source(
-        source,
-        config,
-        split=split,
-        task=name,
-        verifier=verifier,
-        layout=task_layout(config, name),
-        check=check,
-        left_out=left_out,
-    )
+    try:
+        return read_source(
+            source,
+            config,
+            split=split,
+            task=name,
+            verifier=verifier,
+            layout=task_layout(config, name),
+            check=check,
+            left_out=left_out,
+        )
+    except (FileNotFoundError, ImportError) as error:
+        raise type(error)(f"config.tasks.{name}.{split}: {error}") from None
 
 
 def task_layout(config: RunConfig, name: str) -> Layout | None:

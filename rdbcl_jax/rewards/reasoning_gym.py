@@ -19,9 +19,9 @@ MOST_CHARACTERS = 10_000  # of an answer
 # of those that a parser evaluates: names of functions, single letters, small powers that are not
 # powers of powers
 _ARITHMETIC = re.compile(
-    r"(?:[\s\d.+\-*/(),]|\b(?:sin|cos|tan|exp|log|ln|sqrt|[a-zA-Z])\b|\*\*)*", re.ASCII
+    r"(?:[\s\d.+\-*/(),]|\b(?:sin|cos|tan|exp|log|ln|sqrt|[a-zA-Z])\b)*", re.ASCII
 )
-_POWER = re.compile(r"(?:\*\*|\^)\s*(?!\(?\s*-?\d{1,2}(?:/\d{1,2})?\s*\)?(?!\s*(?:\*\*|\^|[\d.])))")
+_POWER = re.compile(r"\*\*\s*(?!\(?\s*-?\d{1,2}(?:/\d{1,2})?\s*\)?(?!\s*(?:\*\*|[\d.])))")
 _MOST_ARITHMETIC = 200
 _PARSED = {
     "countdown",
@@ -56,7 +56,7 @@ def prepare(golds: Sequence[str]) -> Puzzle:
     try:
         puzzle = Puzzle(**json.loads(golds[-1]))
         entry(puzzle)
-    except (TypeError, KeyError, IndexError, json.JSONDecodeError):
+    except (TypeError, LookupError, RecursionError, json.JSONDecodeError):
         raise ValueError(
             "expected a puzzle as the suite reasoning_gym names it, found "
             f"{golds[-1] if golds else ''!r:.80}"

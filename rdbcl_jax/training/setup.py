@@ -20,7 +20,7 @@ from rdbcl_jax.data.check import Check, digest_of
 from rdbcl_jax.data.indexed import only
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.sizes import SIZES, chosen_sizes
+from rdbcl_jax.data.sizes import with_sizes
 from rdbcl_jax.data.tasks import (
     BUILT_IN,
     SPLITS,
@@ -86,20 +86,12 @@ def prepare(config: RunConfig) -> Setup:
     records, left_out = record_check(config), list[str]()
     tasks = load_sequence(config, records, left_out)
     held_out = load_held_out(config, records, left_out)
-    config = _with_sizes(config, [*tasks, *held_out], records)
+    splits = [getattr(task, split) for task in [*tasks, *held_out] for split in SPLITS]
+    config = with_sizes(config, [part for part in splits if len(part)], records)
     _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
     return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations, left_out)
-
-
-def _with_sizes(config: RunConfig, tasks: Sequence[TaskData], how: Check) -> RunConfig:
-    """The config with the sizes of batches that it leaves to the data."""
-    missing = [name for name in SIZES if not getattr(config.data, name)]
-    parts = [records for task in tasks for s in SPLITS if len(records := getattr(task, s))]
-    assert how.encoder, "a run has a model"
-    sizes = chosen_sizes(missing, parts, how.encoder) if missing else {}
-    return config.changed({f"data.{name}": found for name, found in sizes.items()})
 
 
 def record_check(config: RunConfig) -> Check:

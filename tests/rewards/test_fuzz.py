@@ -4,6 +4,7 @@ CI draws a few hundred texts for each verifier; `FUZZ_EXAMPLES=10000 python -m p
 tests/rewards/test_fuzz.py` is the long form.
 """
 
+import json
 import os
 import time
 
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rdbcl_jax.rewards.reasoning_gym import Puzzle
 from rdbcl_jax.rewards.verifiers import VERIFIERS, get_verifier
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 200))
@@ -28,6 +30,7 @@ GOLDS = {
     "chart": "20.5",
     "anls": "Two dogs",
     "caption": "A dog runs, and isn't seen.",
+    "reasoning_gym": ["1", json.dumps(Puzzle("countdown", 0, 9, 0)._asdict())],
     "vqa": ["Two dogs", "2 dogs", "dogs", "the two dogs", "two dogs"],
 }
 PIECES = {  # between blanks

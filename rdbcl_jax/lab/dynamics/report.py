@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.sizes import with_sizes
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.dynamics.measure import (
     KINDS,
@@ -23,7 +25,7 @@ from rdbcl_jax.lab.dynamics.measure import (
     perplexity,
     step_deviation,
 )
-from rdbcl_jax.lab.portability.report import read_sources
+from rdbcl_jax.lab.portability.report import check_of, read_sources
 from rdbcl_jax.reporting import plots
 from rdbcl_jax.reporting.text_tables import markdown_escape
 from rdbcl_jax.sharding import make_mesh
@@ -65,10 +67,12 @@ def run_dynamics(
         raise ValueError("give at least one --train=KIND:SOURCE and one --probe=KIND:SOURCE")
     config = RunConfig.of(config)
     names = [checkpoint, teacher] if teacher else [checkpoint]
+    check = check_of(config, checkpoint)
     wanted = [
-        [_parse(name, config, split, limit) for name in dict.fromkeys(group)]
+        [_parse(name, config, split, limit, check) for name in dict.fromkeys(group)]
         for group, split in ((train, "train"), (probes, "validation"))
     ]
+    config = with_sizes(config, [found for group in wanted for _, _, found in group], check)
     student, *others = load_snapshots(config, names, make_mesh(**config.mesh.to_dict()))
     train_sets, probe_sets = (
         [make_texts(kind, name, found, config, student, *others) for kind, name, found in group]
@@ -97,13 +101,13 @@ def run_dynamics(
     return result
 
 
-def _parse(name: str, config: RunConfig, split: str, limit: int):
+def _parse(name: str, config: RunConfig, split: str, limit: int, check: Check):
     kind, colon, source = name.partition(":")
     if not colon or not source:
         raise ValueError(f"{name!r}: expected KIND:SOURCE, such as answer:digits:sum")
     if kind not in KINDS:
         raise ValueError(f"{name!r}: its kind is {kind!r}, expected one of {KINDS}")
-    (found,) = read_sources(config, [source], split, limit)
+    (found,) = read_sources(config, [source], split, limit, check=check)
     return kind, f"{kind} {found.name}", found.records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +15,17 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.check import Check
+from rdbcl_jax.data.sizes import with_sizes
 from rdbcl_jax.data.tasks import read_source, task_layout
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.portability.measure import KINDS, LEVELS, SAMPLERS, Samples, Source, measure
 from rdbcl_jax.lab.portability.ranking import Estimate, reliability
+from rdbcl_jax.policy import record_check
 from rdbcl_jax.reporting import plots
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
+from rdbcl_jax.workdir import directory_of, place
 
 DASH = "–"
 SCOPES = {"in": "in distribution", "out": "out of distribution"}
@@ -70,12 +75,14 @@ def run_score(
       The content of summary.json.
     """
     config = RunConfig.of(config)
-    sources = read_sources(config, records, split, limit)
-    sources += read_sources(config, ood, split, limit, out_of_distribution=True)
+    check = check_of(config, checkpoint)
+    sources = read_sources(config, records, split, limit, check=check)
+    sources += read_sources(config, ood, split, limit, check=check, out_of_distribution=True)
     if not sources:
         raise ValueError("no data: give --records=SOURCE, --ood=SOURCE or several of both")
     if len({source.name for source in sources}) < len(sources):
         raise ValueError(f"sources named twice: {[source.name for source in sources]}")
+    config = with_sizes(config, [source.records for source in sources], check)
     trained, previous = load_snapshots(
         config, (checkpoint, reference), make_mesh(**config.mesh.to_dict())
     )
@@ -103,15 +110,23 @@ def run_score(
     return summary
 
 
+def check_of(config: RunConfig, checkpoint: str) -> Check:
+    """Whether records can be encoded for a policy, named as `load_snapshots` names it."""
+    return record_check(
+        config, lambda: contextlib.nullcontext(directory_of(place(config, checkpoint)[0]))
+    )
+
+
 def read_sources(
     config: RunConfig,
     names: Iterable[str],
     split: str,
     limit: int = 0,
     *,
+    check: Check | None = None,
     out_of_distribution: bool = False,
 ) -> list[Source]:
-    """A source's own name is that of its task or file."""
+    """A source's own name is that of its task or file. `check`: how its records are looked at."""
     sources = []
     for name in names:
         task = config.tasks.get(name)
@@ -128,6 +143,7 @@ def read_sources(
             task=short,
             verifier=verifier,
             layout=task_layout(config, name),
+            check=check,
         )
         sources.append(Source(short, records[: limit or None], out_of_distribution))
     return sources
