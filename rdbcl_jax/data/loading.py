@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection
 from pathlib import Path
 
 from rdbcl_jax.data.check import HEADERS, Check, examine
 from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.layouts import Layout, Named
+from rdbcl_jax.data.pictures import size_of
 from rdbcl_jax.data.records import Record, make_record
 from rdbcl_jax.data.sources import Row, open_source
+from rdbcl_jax.rewards.verifiers import get_verifier
 
 
 def load_records(
@@ -46,7 +49,7 @@ def load_records(
     """
 
     def make(row: Row) -> Record:
-        return make_record(row, task, verifier, trusted)
+        return in_frame(make_record(row, task, verifier, trusted), check)
 
     rows = open_source(str(source))
     return examine(
@@ -58,3 +61,28 @@ def load_records(
         problems=problems,
         settings=repr((verifier, sorted(trusted), str(image_root))),
     )
+
+
+def in_frame(record: Record, check: Check) -> Record:
+    """The record, whose gold answers are in the coordinates of the check's model where they are
+    places in its picture.
+
+    Raises:
+      ValueError: a place outside the picture, or more or fewer pictures than one.
+    """
+    rescale = get_verifier(record.verifier).rescale
+    if rescale is None or check.encoder is None:
+        return record
+    try:
+        if len(record.images) != 1:
+            raise ValueError(
+                f"the verifier {record.verifier!r} reads places in one picture, found "
+                f"{len(record.images)}"
+            )
+        picture = size_of(record.images[0])
+        frame = check.encoder().processor.frame(picture)
+        golds = {gold: rescale(gold, picture, frame) for gold in (record.answer, *record.answers)}
+    except ValueError as error:
+        raise ValueError(f"{record.where} (id {record.id!r}): {error}") from error
+    answers = tuple(golds[gold] for gold in record.answers)
+    return dataclasses.replace(record, answer=golds[record.answer], answers=answers)

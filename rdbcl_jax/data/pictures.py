@@ -98,6 +98,7 @@ _UPRIGHT = {  # the EXIF orientation, and what undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)  # those that change places of width and height
 
 
 def check_header(picture: Picture) -> None:
@@ -109,6 +110,14 @@ def check_header(picture: Picture) -> None:
         return
     with _opened(picture):
         pass
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Width and height of the picture as people see it; all but its header is left unread. Raises
+    as `check_header`."""
+    with _opened(picture) as opened:
+        width, height = opened.size
+        return (height, width) if _orientation(opened) in _ON_ITS_SIDE else (width, height)
 
 
 def decode(picture: Picture) -> Image.Image:
@@ -176,12 +185,17 @@ def _identified(file: Path | io.BytesIO) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # damaged EXIF leaves the picture as it is, as it does in viewers
-        return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 for upright. Damaged EXIF leaves a picture as it is, as it does in viewers."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

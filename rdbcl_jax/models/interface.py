@@ -176,6 +176,11 @@ class Processor(Protocol):
         it back."""
         ...
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the coordinates in which the model names places in a picture of that
+        width and height: those of the picture itself, unless the family was taught others."""
+        ...
+
     def written(self, chat: str) -> str:
         """A chat as its template wrote it, with what the model wants around images' placeholders,
         where that has to be there before the text becomes tokens."""

@@ -43,6 +43,9 @@ class TextProcessor:
     def pictures(self, images: Sequence[Sequence[Any]]) -> list[None]:
         return [None] * len(images)
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
     def written(self, chat: str) -> str:
         return chat
 

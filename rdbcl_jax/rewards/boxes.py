@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -30,12 +31,9 @@ def prepare(gold: str) -> GoldBoxes:
     Raises:
       ValueError: anything else, or boxes that are not finite, ordered and inside the image.
     """
-    value, size = _listed(_from_json(gold))
-    size = (math.inf, math.inf) if size is None else size
-    if not (isinstance(size, list | tuple) and len(size) == 2 and min(map(_side, size)) > 0):
-        raise ValueError(f"expected a size [width, height] in pixels, found {size!r}")
-    width, height = size
-    return GoldBoxes(_checked(value, (width, height)), (width, height))
+    value, said = _listed(from_json(gold))
+    size = size_in(said) or (math.inf, math.inf)
+    return GoldBoxes(_checked(value, size), size)
 
 
 def _listed(value) -> tuple:
@@ -47,6 +45,41 @@ def _listed(value) -> tuple:
     return value, None
 
 
+def size_in(value: Any) -> tuple[float, float] | None:
+    """Of `[width, height]`; None where there is none.
+
+    Raises:
+      ValueError: it is no size.
+    """
+    if value is None:
+        return None
+    if not (isinstance(value, list | tuple) and len(value) == 2 and min(map(side, value)) > 0):
+        raise ValueError(f"expected a size [width, height] in pixels, found {value!r}")
+    return side(value[0]), side(value[1])
+
+
+def rescaled(gold: str, picture: tuple[int, int], frame: tuple[int, int]) -> str:
+    """The gold boxes in other coordinates, as a list in JSON.
+
+    Args:
+      picture: width and height of the coordinates that the gold is in, unless it says a size.
+      frame: width and height of the new ones.
+    Raises:
+      ValueError: a box that does not lie in the picture.
+    """
+    value, size = _listed(from_json(gold))
+    width, height = size_in(size) or picture
+    found = _checked(value, (width, height)) * np.tile([frame[0] / width, frame[1] / height], 2)
+    return json.dumps([_whole(box, frame) for box in found])
+
+
+def _whole(box: np.ndarray, frame: tuple[int, int]) -> list[int]:
+    """A box of whole coordinates, at least one wide and high."""
+    left, top, right, bottom = map(round, box.tolist())
+    left, top = min(left, frame[0] - 1), min(top, frame[1] - 1)
+    return [left, top, max(right, left + 1), max(bottom, top + 1)]
+
+
 def compare(answer: str, gold: GoldBoxes, threshold: float) -> float:
     """F1 of the best one-to-one matching of boxes with an IoU of at least `threshold`.
 
@@ -54,7 +87,7 @@ def compare(answer: str, gold: GoldBoxes, threshold: float) -> float:
     any box is not finite, ordered and inside the image, or if there are more than MAX_BOXES.
     """
     try:
-        boxes = _checked(_listed(_from_json(answer))[0], gold.size)
+        boxes = _checked(_listed(from_json(answer))[0], gold.size)
     except ValueError:
         return 0.0
     if not len(boxes) or not len(gold.boxes):
@@ -73,7 +106,8 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / (area_a[:, None] + area_b[None, :] - shared)
 
 
-def _from_json(text: str):
+def from_json(text: str) -> Any:
+    """Boxes or points in JSON, in a code block or in round brackets."""
     text = _unfenced(seen(text))
     for json_text in (text, _as_lists(text)):
         try:
@@ -122,7 +156,7 @@ def _box(item, width: float, height: float) -> list[float]:
             raise ValueError(f"expected one box in an object, found {item!r} and {others}"[:200])
     if not isinstance(item, list) or len(item) != 4:
         raise ValueError(f"expected a box [x1, y1, x2, y2], found {item!r}"[:200])
-    left, top, right, bottom = map(_real, item)
+    left, top, right, bottom = map(real, item)
     inside = 0 <= left < right <= width and 0 <= top < bottom <= height
     if not inside or min(right - left, bottom - top) < _NARROWEST:
         raise ValueError(
@@ -131,11 +165,12 @@ def _box(item, width: float, height: float) -> list[float]:
     return [left, top, right, bottom]
 
 
-def _side(value) -> float:
-    return math.inf if value == math.inf else _real(value)
+def side(value: Any) -> float:
+    """Of a picture, as `real`; infinite where it is not known."""
+    return math.inf if value == math.inf else real(value)
 
 
-def _real(value) -> float:
+def real(value: Any) -> float:
     """A finite float below 1e6 (so that areas stay exact and finite)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not -1e6 < value < 1e6:
         raise ValueError(f"expected a finite number of pixels, found {value!r}"[:200])

@@ -32,6 +32,7 @@ from rdbcl_jax.rewards import (
     counting,
     edits,
     mathematics,
+    pointing,
     reasoning_gym,
     vqa,
     words,
@@ -42,6 +43,8 @@ from rdbcl_jax.rewards.text import visible
 from rdbcl_jax.spelling import did_you_mean
 
 OverSplit = Callable[[Sequence[Sequence[str]]], Callable[[int, str], float]]
+# (gold answer, size of the picture, size of the frame) → gold answer in the frame
+Rescale = Callable[[str, tuple[int, int], tuple[int, int]], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Verifier:
       graded: the accuracy that evaluation reports is the score, not the share of scores of 1.
       over_split: where that accuracy depends on all gold answers of a split: made of those of each
         record, it gives (number of a record, answer) → accuracy.
+      rescale: where gold answers are places in the picture as it is stored: a gold answer in the
+        coordinates that the model names places in. Records are loaded so.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Verifier:
     reads_all: bool = False
     graded: bool = False
     over_split: OverSplit | None = None
+    rescale: Rescale | None = None
 
     def prepared(self, gold: str | Sequence[str]) -> list[Any]:
         """What `prepare` makes of the gold answers; of several, those that it cannot read are
@@ -136,6 +142,7 @@ def register(
     reads_all: bool = False,
     graded: bool = False,
     over_split: OverSplit | None = None,
+    rescale: Rescale | None = None,
 ) -> Verifier:
     """Makes a verifier known by `name`; arguments are its attributes.
 
@@ -145,9 +152,8 @@ def register(
     """
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"verifier name {name!r}: expected letters, digits and underscores")
-    VERIFIERS[name] = Verifier(
-        name, prepare, compare, parameter, limits, reads_lists, reads_all, graded, over_split
-    )
+    flags = (reads_lists, reads_all, graded, over_split, rescale)
+    VERIFIERS[name] = Verifier(name, prepare, compare, parameter, limits, *flags)
     return VERIFIERS[name]
 
 
@@ -253,6 +259,25 @@ register("sequence", words.prepare_sequence, words.compare_sequence, reads_lists
 register("jigsaw", words.prepare_jigsaw, words.compare_jigsaw, reads_lists=True)
 # IoU from which two boxes match
 register("boxes", boxes.prepare, boxes.compare, 0.5, (0.05, 1.0), reads_lists=True)
+register(
+    "grounding",
+    boxes.prepare,
+    boxes.compare,
+    0.5,
+    (0.05, 1.0),
+    reads_lists=True,
+    rescale=boxes.rescaled,
+)
+# how far from a gold point, of the picture's diagonal
+register(
+    "pointing",
+    pointing.prepare,
+    pointing.compare,
+    0.05,
+    (0.0, 0.5),
+    reads_lists=True,
+    rescale=pointing.rescaled,
+)
 # relative tolerance, beside rounding
 register("math", mathematics.prepare, mathematics.compare, 0.0, (0.0, 0.5))
 register("vqa", vqa.prepare, vqa.compare, reads_all=True, graded=True)

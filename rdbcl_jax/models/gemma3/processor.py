@@ -78,6 +78,9 @@ class Gemma3Processor:
         made = cut(np.asarray(pixels, np.float32), self.config.vision.patch_size)
         return per_prompt(list(made), images)
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
     def written(self, chat: str) -> str:
         """Blank lines around each image: joined with the text's own they make other tokens."""
         return chat.replace(self.start, f"\n\n{self.start}\n\n")

@@ -78,6 +78,10 @@ class InternVLProcessor:
         made = np.split(patches, np.cumsum(out["num_patches"])[:-1])
         return per_prompt(made, images)
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Thousandths."""
+        return 1000, 1000
+
     def written(self, chat: str) -> str:
         return chat
 

@@ -75,6 +75,9 @@ class LlavaProcessor:
         made = [Picture(*one) for one in zip(shown, sizes, alone, strict=True)]
         return per_prompt(made, images)
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
     def written(self, chat: str) -> str:
         return chat
 

@@ -72,6 +72,17 @@ class QwenProcessor:
         made = list(zip(patches, grids, strict=True))
         return per_prompt(made, images)
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Qwen2.5-VL counts the pixels of the resized picture; the others count thousandths."""
+        if self.config.family != "qwen2_5_vl":
+            return 1000, 1000
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        own, (width, height) = self.image_processor, size
+        limits = (own.size["shortest_edge"], own.size["longest_edge"])
+        rows, columns = smart_resize(height, width, own.patch_size * own.merge_size, *limits)
+        return columns, rows
+
     def written(self, chat: str) -> str:
         return chat
 

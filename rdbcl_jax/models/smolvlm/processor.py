@@ -93,6 +93,9 @@ class SmolVLMProcessor:
         grids = list(zip(out["rows"][0], out["cols"][0], strict=True))
         return Pictures(inputs.tiles_of(pixels, None, self.config), grids)
 
+    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
     def written(self, chat: str) -> str:
         return chat
 
