@@ -63,7 +63,7 @@ def compare(answer: str, gold: GoldPlaces, reach: float) -> float:
         allowed = ((low <= points[:, None]) & (points[:, None] <= high)).all(-1)
     else:
         away = np.linalg.norm(points[:, None] - gold.points[None], axis=-1)
-        allowed = away <= reach * math.hypot(*gold.size)
+        allowed = np.asarray(away <= reach * math.hypot(*gold.size))
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     return 2.0 * float(allowed[rows, columns].sum()) / (len(points) + count)
 
