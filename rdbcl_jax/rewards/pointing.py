@@ -58,12 +58,13 @@ def compare(answer: str, gold: GoldPlaces, reach: float) -> float:
     count = len(gold.boxes) + len(gold.points)
     if not len(points) or not count:
         return float(len(points) == count)
+    allowed: np.ndarray
     if len(gold.boxes):
         low, high = gold.boxes[None, :, :2], gold.boxes[None, :, 2:]
         allowed = ((low <= points[:, None]) & (points[:, None] <= high)).all(-1)
     else:
         away = np.linalg.norm(points[:, None] - gold.points[None], axis=-1)
-        allowed = np.asarray(away <= reach * math.hypot(*gold.size))
+        allowed = away <= reach * math.hypot(*gold.size)
     rows, columns = linear_sum_assignment(allowed, maximize=True)
     return 2.0 * float(allowed[rows, columns].sum()) / (len(points) + count)
 

@@ -273,7 +273,7 @@ def test_duplicate_ids(folder):
 
 
 def test_an_unknown_verifier(folder):
-    with pytest.raises(ValueError, match=r"unknown verifier 'nope'; there are: boxes, caption"):
+    with pytest.raises(ValueError, match=r"unknown verifier 'nope'; there are: anls, boxes, "):
         load_records(jsonl(folder, GOOD), task="t", verifier="nope")
 
 
