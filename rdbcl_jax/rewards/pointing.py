@@ -61,7 +61,7 @@ def compare(answer: str, gold: GoldPlaces, reach: float) -> float:
     allowed: np.ndarray
     if len(gold.boxes):
         low, high = gold.boxes[None, :, :2], gold.boxes[None, :, 2:]
-        allowed = ((low <= points[:, None]) & (points[:, None] <= high)).all(-1)
+        allowed = np.all((low <= points[:, None]) & (points[:, None] <= high), axis=-1)
     else:
         away = np.linalg.norm(points[:, None] - gold.points[None], axis=-1)
         allowed = away <= reach * math.hypot(*gold.size)
