@@ -51,6 +51,7 @@ _NUMBER = re.compile(
 _PERCENT = re.compile(r"\\?%|percent(?:age)?|per ?cent|pct\.?", re.I)
 # powers of ten that may follow a number: words, or single letters in the case that they are used in
 _WORDS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_WORDS |= {"lakh": 5, "crore": 7}
 _WORDS |= {name + "s": power for name, power in _WORDS.items() if len(name) > 3}
 _WORDS |= {"mn": 6, "mln": 6, "mio": 6, "bn": 9, "bln": 9, "tn": 12, "trn": 12}
 _LETTERS = {"k": 3, "K": 3, "M": 6, "MM": 6, "B": 9, "T": 12}

@@ -53,6 +53,8 @@ _VERB = (
 )
 _CLAUSE = (
     rf"(?:it|there|they|he|she|we|you|i|this|that|these|those)(?:['’](?:s|re)| (?:{_VERB}))\b.*"
+    rf"|(?:the|an?|this|that|these|those|his|her|its|their|my|our|your|both|all)"
+    rf"(?: [a-z'’-]+){{1,5}}? (?:{_VERB})\b.*"
 )
 _YES_NO = re.compile(
     r"(?P<word>yes|no)\b(?:[*_`\"')\]]*(?:[.!,;:]+| [–—-])\s*(?P<reason>.*)"
@@ -111,13 +113,16 @@ _REMARK = re.compile(
 )
 # Letters of options: I is a numeral, small ones are such where they stand as one
 _ANY = "[A-HJ-Za-h]"
+# those that a list among an option's text cannot hold: few questions have more than ten options, so
+# that `A. P, Q and R` names points
+_EARLY = "[A-HJa-h]"
 _QUOTE = "[\"'“”‘’]"
 _SECOND = re.compile(
     "|".join(
         [
             # alone, or between commas
             r"^[A-Z]\.?$",
-            rf"(?:^|[,;])\s*{_ANY}\s*(?:[,;]|[.!?]?$)",
+            rf"(?:^|[,;])\s*{_EARLY}\s*(?:[,;]|[.!?]?$)",
             # in brackets, in quotes, emphasised, boxed, marked as options are
             r"[(\[][A-Z][)\]]|(?<![\w)\]}])[(\[][a-h][)\]]",
             rf"(?<![\w)*]){_QUOTE}{_ANY}[.]?{_QUOTE}",
@@ -128,8 +133,9 @@ _SECOND = re.compile(
             r"\b(?i:options?|choices?|answers?)(?i: is)?:?\s+"
             r"(?:[A-Z]\b|[b-hj-z]\b(?!['’])|a(?=[.,;:!?]|$|\s+(?:is|was|holds)\b))",
             # spoken of
-            r"\b(?:or|and|not|also|then|is|but|to|pick|choose)\s+[A-HJ-Z]\b|\b[Ii]t['’]s\s+[A-HJ-Z]\b",
-            r"\b[A-HJ-Z]\s+(?:is|are|was|or|and|too|also)\b",
+            r"\b(?:or|not|also|then|is|but|to|pick|choose)\s+[A-HJ-Z]\b|\b[Ii]t['’]s\s+[A-HJ-Z]\b",
+            r"\band\s+[A-HJ]\b|\b[A-HJ]\s+and\b",
+            r"\b[A-HJ-Z]\s+(?:is|are|was|or|too|also)\b",
             r"\b(?:not|but|is|it['’]s|pick|choose)\s+[a-h](?=[.,;:!?]|$)",
             r"\b[b-h]\s+(?:is|was)\s+(?:right|the (?:right|answer|one))\b",
             r"^[A-HJ-Za-h](?:[):]| ?[–—]| -)\s|(?:^|[,;]\s*)[a-h][.)]\s",
