@@ -93,8 +93,8 @@ def run_config(name: str | pathlib.Path) -> RunConfig:
 
 
 def check_names_no_code(config: RunConfig, source: str | pathlib.Path) -> None:
-    """Raises ValueError where a config that a workdir holds names a module that is not ours: a
-    workdir is data, and only what a caller's own config names is imported."""
+    """Raises ValueError where a config that a workdir holds names a module that is not ours, or a
+    file: a workdir is data, and only what a caller's own config names is imported."""
     named = sorted(filter(_names_code, {*_texts(config.to_dict())}))
     if named:
         raise ValueError(
@@ -104,7 +104,10 @@ def check_names_no_code(config: RunConfig, source: str | pathlib.Path) -> None:
 
 
 def _names_code(text: str) -> bool:
-    """Whether it is `module:name`, of a module that is neither a suite of ours nor a verifier."""
+    """Whether it is `file.py:name`, or `module:name` of a module that is neither a suite of ours
+    nor a verifier."""
+    if ".py:" in text:
+        return True
     module, colon, name = text.partition(":")
     name = name.partition(":")[0]
     dotted = all(part.isidentifier() for part in (*module.split("."), name))

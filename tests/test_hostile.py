@@ -55,14 +55,19 @@ def finished_run(workdir, config, tasks=("sum", "jigsaw")):
         ("tasks", {"sum": {"train": "evil_module:task"}}),
         ("tasks", {"sum": {"train": "a.jsonl", "verifier": "evil.module:judge:0.5"}}),
         ("rewards.if_correct", ("evil_module:reward",)),
+        ("rewards.functions", {"mine": "evil_module.py:reward"}),
+        ("rewards.functions", {"mine": "evil-module.py:reward"}),
+        ("demonstrations.refiner", "evil:module.py:refine"),
+        ("tasks", {"sum": {"train": "a.jsonl", "verifier": "evil-module.py:judge:0.5"}}),
     ],
 )
 def test_collect_imports_nothing_that_a_workdir_names(tmp_path, monkeypatch, field, value):
-    (tmp_path / "evil_module.py").write_text("raise SystemExit('imported')")
+    for name in ("evil_module.py", "evil-module.py", "evil:module.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
     config = RunConfig.of(small_config()).changed({"rewards.functions": {}, field: value})
     workdir = finished_run(tmp_path / "run", config.to_dict())
-    with pytest.raises(ValueError, match=r"results.json names 'evil.module:.*--config=FILE"):
+    with pytest.raises(ValueError, match=r"results.json names 'evil.module(\.py)?:.*--config=FILE"):
         collect(str(workdir), tmp_path / "out")
     assert "evil_module" not in sys.modules and not (tmp_path / "out").exists()
 
@@ -70,7 +75,7 @@ def test_collect_imports_nothing_that_a_workdir_names(tmp_path, monkeypatch, fie
 def test_configs_that_name_no_code():
     config = RunConfig.of(small_config()).changed(
         {
-            "rewards.functions": {},
+            "rewards.functions": {"short": "overlong:1024:256"},
             "sequence": ("digits:sum", "forks:add", "mine"),
             "tasks": {
                 "mine": {
