@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -69,6 +70,15 @@ class TrainBatch:
     previous_logps: Float[ArrayLike, "P G T"] | None = None  # None: the method reads none
     previous_is_policy: Bool[ArrayLike, ""] | bool = False
     replayed: Bool[ArrayLike, "P"] | bool = False  # prompts of an earlier task
+    task_step: Int[ArrayLike, ""] | int = 0  # of the task, from 0
+    task_steps: Int[ArrayLike, ""] | int = 1  # how many the task has
+    given: dict[str, Float[ArrayLike, "P G"]] = dataclasses.field(default_factory=dict)
+    # by name, what `Method.revise` hands to the targets of each response
+
+    @property
+    def progress(self) -> Float[ArrayLike, ""]:
+        """The share of the task's steps that are made once this one is, in (0, 1]."""
+        return (jnp.asarray(self.task_step, jnp.float32) + 1) / self.task_steps
 
 
 _measured: contextvars.ContextVar[dict[str, int] | None] = contextvars.ContextVar(

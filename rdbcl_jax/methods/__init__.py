@@ -86,6 +86,7 @@ def _try(method: Method) -> None:
             reference_is_policy=jnp.zeros((), bool),
             previous_logps=token,
             previous_is_policy=jnp.zeros((), bool),
+            given=dict.fromkeys(method.given, sample),
         )
         found = method.targets(batch, token, token)
         method.loss(token, None, found.advantages, seen, reference_logps=token, kl_coef=0.0)

@@ -14,6 +14,7 @@ from rdbcl_jax.core.advantages import memorise_or_explore
 from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.methods.revisions import memorising
 from rdbcl_jax.sections import Section, section
 
 
@@ -35,6 +36,7 @@ def dyme(config: RunConfig) -> Method:
     """GRPO without KL, except that groups that are all wrong learn the reference response."""
     own, chosen = config.section(DyMEOptions), GRPO(beta=0.0).chosen(config)
     explore = group_baseline(chosen.advantage_scale)
+    taught = demonstration(config.section(DemonstrationOptions)) if own.memorise else None
 
     def targets(batch, policy_logps, entropies):
         if own.memorise:
@@ -51,6 +53,6 @@ def dyme(config: RunConfig) -> Method:
         loss=loss(config, chosen),
         reference=chosen.reference if chosen.beta else None,
         group=own.explore,
-        demonstration=demonstration(config.section(DemonstrationOptions)) if own.memorise else None,
-        memorise=own.memorise,
+        demonstration=taught,
+        revise=memorising(taught) if taught else None,
     )

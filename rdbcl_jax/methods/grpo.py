@@ -26,6 +26,7 @@ from rdbcl_jax.config import Reference, RunConfig
 from rdbcl_jax.core.advantages import group_advantages, leave_one_out_advantages
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate, policy_loss_terms
 from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.methods.revisions import resampling
 
 Scale = Literal["std", "none", "leave_one_out"]
 
@@ -68,7 +69,8 @@ VARIANTS = {
 def grpo(config: RunConfig) -> Method:
     """Group-normalised advantages, clipped surrogate, β · KL with the same β for every sample."""
     chosen = VARIANTS[config.method].chosen(config)
-    return policy_gradient(config, chosen, resample=chosen.resample)
+    revise = resampling(chosen.resample) if chosen.resample else None
+    return policy_gradient(config, chosen, revise=revise)
 
 
 def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:

@@ -8,15 +8,18 @@ between tasks live in the engine's checkpoint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import Reference
 from rdbcl_jax.core.losses import LossTerms, policy_loss_terms
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.rollout.scored import ScoredRollouts
 
 
 class Targets(NamedTuple):
@@ -50,6 +53,64 @@ class Tracker(NamedTuple):
     observe: Callable[[object, Int[Array, "n"], Float[Array, "n"], float | None], object]
 
 
+class Survey(NamedTuple):
+    """Fresh responses of the policy to every prompt of a task, and what is made of them.
+
+    Attributes:
+      every: steps from one to the next, of which the first comes before a task's first step; 0: no
+        other.
+      samples: responses to each prompt.
+      value: of one prompt: (texts, which of them are right) → number.
+    """
+
+    every: int
+    samples: int
+    value: Callable[[Sequence[str], Bool[np.ndarray, "G"]], float]
+
+
+class PromptSampler(NamedTuple):
+    """Chooses the prompts of each batch by what is known of them, as pure functions on a pytree of
+    NumPy arrays, which is kept with a task's state. Without one every prompt comes once a pass.
+
+    Attributes:
+      start: number of a task's own prompts, N → state.
+      choose: (state, rng, size, progress) → prompts [size] in [0, N). `rng` is of the batch alone;
+        `progress`: the share of the task's steps that are made, in [0, 1).
+      observe: (state, prompts [n], rewards [n, G]) → state, once a batch, with the rows of all
+        processes; NaN: a reward that does not apply. None: it sees nothing.
+      survey: what it asks of all prompts from time to time.
+      refresh: (state, the survey's values [N]) → state.
+    """
+
+    start: Callable[[int], object]
+    choose: Callable[[object, np.random.Generator, int, float], Int[np.ndarray, "size"]]
+    observe: Callable[..., object] | None = None
+    survey: Survey | None = None
+    refresh: Callable[[object, Float[np.ndarray, "N"]], object] | None = None
+
+
+class Draws(Protocol):
+    """What a revision may ask the engine for. Every process asks for the same, in one order."""
+
+    policy: Policy
+    run_step: int  # of the whole run: seeds what a revision draws itself
+    task_step: int  # of the task, from 0
+    task_steps: int  # how many the task has
+
+    def next_batch(self) -> ScoredRollouts:
+        """Responses to the next batch of prompts."""
+        ...
+
+    def anywhere(self, here: Bool[np.ndarray, "P"]) -> bool:
+        """Whether it holds for a prompt of any process."""
+        ...
+
+
+# (scored rollouts of a step, draws) -> those that the update learns from. On the host; all arrays
+# hold this process's rows.
+Revision = Callable[[ScoredRollouts, Draws], ScoredRollouts]
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """One way to learn a task.
@@ -69,15 +130,17 @@ class Method:
       entropies: the targets read the policy's entropies; implies `policy`.
       demonstration: the reference response of a record.
       group: advantages compare the responses of a prompt, so one alone would say nothing.
-      memorise: put the demonstration in place of the first response of an all-wrong group.
+      revise: what becomes of a step's scored rollouts before the update: groups replaced,
+        demonstrations put in, some of the responses chosen.
+      given: names of what it hands to the targets beside, as `ScoredRollouts.given`.
       previous_responses: how many responses per prompt of the policy from before the task join the
         group, as demonstrations.
       pretask: the pre-task statistic of each prompt, from one response of the policy from before
         the task, as `prompt_values`: the "confidence" of its reasoning, or its "success", with
         which a tracker starts.
       tracker: a memory of each prompt within a task.
-      resample: up to this many more batches are drawn to replace groups whose rewards are all
-        equal (dynamic sampling); 0: off.
+      prompts: chooses each batch's prompts; None: every prompt once a pass, in random order.
+      scheduled: what is made of a step depends on how many steps the task has.
       data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks
         before it ("replay").
       consolidation: strength of the quadratic penalty on what mattered to earlier tasks (EWC).
@@ -93,10 +156,17 @@ class Method:
     entropies: bool = False
     demonstration: Callable[[Record], str | None] | None = None
     group: bool = False
-    memorise: bool = False
+    revise: Revision | None = None
+    given: tuple[str, ...] = ()
     previous_responses: int = 0
     pretask: Literal["", "confidence", "success"] = ""
     tracker: Tracker | None = None
-    resample: int = 0
+    prompts: PromptSampler | None = None
+    scheduled: bool = False
     data: Literal["task", "joint", "replay"] = "task"
     consolidation: float = 0.0
+
+    @property
+    def memorises(self) -> bool:
+        """Whether demonstrations may take the place of sampled responses."""
+        return self.demonstration is not None and self.responses == "sampled"

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.data.records import Record
@@ -58,6 +59,7 @@ class ScoredRollouts:
       host: the rollouts (with the others, if any) as numpy arrays, [P, G + g, …].
       memorised: rollouts that a demonstration has replaced; `texts` and `scores` are still those
         of the policy's own response.
+      given: by name, what a revision found out of each rollout for the method's targets.
     """
 
     responses: Responses
@@ -66,6 +68,7 @@ class ScoredRollouts:
     scores: Scores
     host: Rollouts
     memorised: Bool[np.ndarray, "P G"]
+    given: dict[str, Float[np.ndarray, "P G"]] = dataclasses.field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -86,7 +89,7 @@ class ScoredRollouts:
         highest = np.where(applies, rewards, -np.inf).max(1)
         return highest > np.where(applies, rewards, np.inf).min(1)
 
-    def columns(self, policy: Policy) -> dict[str, np.ndarray]:
+    def columns(self, policy: Policy) -> dict[str, Any]:
         """The train batch's arrays that come from the host, [P, G + g, …]."""
         reasoning, answer = policy.spans.find(self.host.tokens, self.host.mask)
         (rows, group), width = self.shape, self.host.tokens.shape[1]
@@ -105,6 +108,7 @@ class ScoredRollouts:
             "rewards": widen(self.scores.total, np.nan),
             "accuracies": widen(self.scores.accuracy, np.nan),
             "demonstrated": demonstrated,
+            "given": {name: widen(values, 0) for name, values in self.given.items()},
         }
 
 

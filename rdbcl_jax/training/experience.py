@@ -1,24 +1,215 @@
-"""What a method makes of a step's scored rollouts before an update learns from them.
-
-Groups that say nothing are replaced, demonstrations put in. All host arrays hold this process's
-rows.
-"""
+"""The responses of a step: prompts chosen, responses drawn and scored, and what the method makes of
+them. All host arrays hold this process's rows."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool
 
 from rdbcl_jax.batches import Rollouts
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.pipeline import batches, indices, rehearsed
 from rdbcl_jax.data.prompts import SupervisedBatch
-from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods.classic import ReplayOptions
+from rdbcl_jax.methods.method import PromptSampler
 from rdbcl_jax.policy import Policy
-from rdbcl_jax.rewards.scoring import Scores
-from rdbcl_jax.rollout.scored import Responses, ScoredRollouts
-from rdbcl_jax.sharding import put_batch
+from rdbcl_jax.rewards.scoring import judge
+from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, generate_scored, score_rollouts
+from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, put_batch
+from rdbcl_jax.training import rng
+from rdbcl_jax.training.learner import Learner
+from rdbcl_jax.training.memory import phase
+from rdbcl_jax.training.stage import Stage
+from rdbcl_jax.training.state import TaskState
+
+# (state, step of the task) -> the encoded batch after the `state.batches` that were taken
+Feed = Callable[[TaskState, int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """What the steps of a task learn from.
+
+    Attributes:
+      first_step: steps of all tasks before this one.
+      feed: encoded batches, see `make_feed`.
+    """
+
+    learner: Learner
+    stage: Stage
+    first_step: int
+    feed: Feed
+
+    @property
+    def config(self) -> RunConfig:
+        return self.learner.config
+
+    @phase("sampling")
+    def draw(self, state: TaskState, index: int, attempt: int = 0) -> tuple[Responses, TaskState]:
+        """The next batch of step `index` and its responses, on the device; nothing is waited for.
+        `attempt`: how many were drawn in this step before."""
+        learner, config = self.learner, self.config
+        batch = self.feed(state, index)
+        state = dataclasses.replace(state, batches=np.asarray(state.batches + 1))
+        if learner.method.responses == "demonstrations":
+            return demonstrated(batch, learner.policy), state
+        prompts = put_batch(batch, learner.policy.mesh)
+        key = rng.of_step(config.seed, self.first_step + index)
+        if attempt:
+            key = jax.random.fold_in(key, attempt)
+        rollouts = learner.sample(state.train.params, prompts, key, config.rollout.samples)
+        others = None
+        if count := learner.method.previous_responses:
+            others = learner.sample(self.stage.previous, prompts, rng.of_others(key), count)
+        return Responses(batch, prompts, rollouts, others), state
+
+    def scored(self, responses: Responses, index: int) -> ScoredRollouts:
+        """With the rewards of a step; waits for the device."""
+        learner, score = self.learner, self.learner.score_at(self.first_step + index)
+        return score_rollouts(responses, self.stage.records, learner.policy, score)
+
+    @phase("sampling")
+    def revised(
+        self, responses: Responses, state: TaskState, index: int
+    ) -> tuple[ScoredRollouts, TaskState]:
+        """Rewards, and what the method makes of the responses then: host work."""
+        scored = self.scored(responses, index)
+        if (revise := self.learner.method.revise) is None:
+            return scored, state
+        draws = _StepDraws(self, state, index)
+        return revise(scored, draws), draws.state
+
+    @phase("sampling")
+    def surveyed(self, state: TaskState, index: int) -> TaskState:
+        """The state before a step, whose prompt sampler asks all prompts where it is time to."""
+        sampler, learner = self.learner.method.prompts, self.learner
+        if sampler is None or (survey := sampler.survey) is None:
+            return state
+        if index % survey.every if survey.every else index:
+            return state
+        records = self.stage.records[: self.stage.own]
+        values = np.zeros(len(records))
+        for scored, valid in generate_scored(
+            learner.policy,
+            state.train.params,
+            records,
+            judge,
+            learner.sampling,
+            rng.of_survey(learner.config.seed, self.first_step + index),
+            batch_size=learner.config.evaluation.batch_size,
+            samples=survey.samples,
+        ):
+            right = np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
+            texts = np.array(scored.texts, object).reshape(scored.shape)
+            for row in np.flatnonzero(valid):
+                record = scored.responses.host_prompts.record_ids[row]
+                values[record] = survey.value(texts[row].tolist(), right[row])
+        assert sampler.refresh  # it asked for the survey
+        values = all_hosts_sum(values, learner.policy.rows)
+        return dataclasses.replace(state, prompts=sampler.refresh(state.prompts, values))
+
+    def observed(self, state: TaskState, scored: ScoredRollouts) -> TaskState:
+        """The state whose prompt sampler has seen the rewards of the task's own prompts."""
+        sampler, rows = self.learner.method.prompts, self.learner.policy.rows
+        if sampler is None or sampler.observe is None:
+            return state
+        ids = all_hosts_rows(np.asarray(scored.responses.host_prompts.record_ids), rows)
+        rewards = all_hosts_rows(scored.scores.total.reshape(scored.shape), rows)
+        own = ids < self.stage.own
+        known = sampler.observe(state.prompts, ids[own], rewards[own])
+        return dataclasses.replace(state, prompts=known)
+
+
+class _StepDraws:
+    """What a revision may ask for in a step, see `methods.method.Draws`."""
+
+    def __init__(self, experience: Experience, state: TaskState, index: int):
+        learner = experience.learner
+        self.policy, self.state = learner.policy, state
+        self.run_step = experience.first_step + index
+        self.task_step, self.task_steps = index, learner.config.training.steps
+        self._experience, self._attempts = experience, 0
+
+    def next_batch(self) -> ScoredRollouts:
+        self._attempts += 1
+        more, self.state = self._experience.draw(self.state, self.task_step, self._attempts)
+        return self._experience.scored(more, self.task_step)
+
+    def anywhere(self, here: Bool[np.ndarray, "P"]) -> bool:
+        return bool(all_hosts_sum(np.array(here.any()), self.policy.rows))
+
+
+# ------------------------------------------------------------------ which prompts
+
+
+def make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> Feed:
+    """Encoded batches from number `start` on, without end."""
+    config, method = learner.config, learner.method
+    own, old = stage.own, stage.replayed
+    size, seed = config.rollout.prompts, config.seed + first_step
+    rehearsal = 0
+    if old:
+        share = config.section(ReplayOptions).fraction
+        rehearsal = min(max(round(share * size), 1), size - 1)
+    if method.prompts:
+        return _chosen(learner, stage, method.prompts, first_step, rehearsal)
+    order = rehearsed(own, old, size, rehearsal, seed) if old else indices(own, size, seed)
+    feed = batches(
+        stage.records,
+        _encoding(learner),
+        order=order,
+        start=start,
+        shard=learner.policy.rows,
+        threads=config.data.threads,
+    )
+    return lambda state, index: next(feed)
+
+
+def _chosen(
+    learner: Learner, stage: Stage, sampler: PromptSampler, first_step: int, rehearsal: int
+) -> Feed:
+    """Batches of prompts that the sampler chooses, but for the last rows, of earlier tasks. None is
+    encoded ahead: what is chosen may depend on the step before."""
+    config, shard, encode = learner.config, learner.policy.rows, _encoding(learner)
+    size = config.rollout.prompts
+    old = indices(stage.replayed, rehearsal, config.seed + first_step + 1) if rehearsal else None
+
+    def feed(state: TaskState, index: int) -> Any:
+        number = int(state.batches)
+        ids = sampler.choose(
+            state.prompts,
+            rng.of_batch(config.seed, first_step, number),
+            size - rehearsal,
+            index / config.training.steps,
+        )
+        if old is not None:
+            ids = np.concatenate([ids, stage.own + np.asarray(old[number])])
+        mine = np.asarray(ids)[shard.rows(size)]
+        return encode([stage.records[i] for i in mine.tolist()], mine)
+
+    return feed
+
+
+def _encoding(learner: Learner) -> Callable[..., Any]:
+    """(records, their indices) → batch."""
+    encoder, method = learner.policy.encoder, learner.method
+    if method.responses != "demonstrations":
+        return encoder.encode
+
+    def encode(records, ids):
+        assert method.demonstration  # the method learns from them
+        texts = [method.demonstration(record) for record in records]
+        return encoder.encode_supervised(records, texts, ids)
+
+    return encode
+
+
+# ------------------------------------------------------------------ responses that are given
 
 
 def demonstrated(batch: SupervisedBatch, policy: Policy) -> Responses:
@@ -31,66 +222,3 @@ def demonstrated(batch: SupervisedBatch, policy: Policy) -> Responses:
     )
     prompts, on_device = put_batch((batch.prompts, rollouts), policy.mesh)
     return Responses(batch.prompts, prompts, on_device, demonstrated=True)
-
-
-def replenished(scored: ScoredRollouts, more: ScoredRollouts, policy: Policy) -> ScoredRollouts:
-    """The first's uninformative groups replaced by the second's informative ones, as many as
-    there are (dynamic sampling, 2503.14476). Each process fills its own rows."""
-    kept = np.flatnonzero(scored.informative)
-    new = np.flatnonzero(more.informative)[: len(scored.records) - len(kept)]
-    rest = np.flatnonzero(~scored.informative)[: len(scored.records) - len(kept) - len(new)]
-    group = scored.shape[1]
-
-    def pick(mine, others):
-        return np.concatenate([mine[kept], others[new], mine[rest]])
-
-    def rows(values, others):  # of P·G
-        values, others = (np.asarray(v, object).reshape(-1, group) for v in (values, others))
-        return pick(values, others).reshape(-1)
-
-    host = jax.tree.map(pick, scored.host, more.host)
-    records = list(pick(*(np.array([*j.records, None], object)[:-1] for j in (scored, more))))
-    ids = pick(*(np.asarray(j.responses.host_prompts.record_ids) for j in (scored, more)))
-    prompts = policy.encoder.encode(records, ids)  # anew: the two batches may differ in shape
-    on_device, rollouts = put_batch((prompts, host), policy.mesh)
-    nothing = [None] * len(scored.texts)
-    scores = Scores(
-        total=rows(scored.scores.total, more.scores.total).astype(float),
-        components={
-            name: rows(values, more.scores.components[name]).astype(float)
-            for name, values in scored.scores.components.items()
-        },
-        accuracy=rows(scored.scores.accuracy, more.scores.accuracy).astype(float),
-        parsed=rows(scored.scores.parsed, more.scores.parsed).astype(bool),
-        problems=tuple(rows(scored.scores.problems, more.scores.problems)),
-        metrics=scored.scores.metrics,
-        extra={
-            name: rows(*(s.scores.extra.get(name, nothing) for s in (scored, more))).tolist()
-            for name in {**scored.scores.extra, **more.scores.extra}
-        },
-    )
-    responses = Responses(prompts, on_device, rollouts)
-    texts = rows(scored.texts, more.texts).tolist()
-    return ScoredRollouts(responses, records, texts, scores, host, scored.memorised)
-
-
-def memorised(
-    scored: ScoredRollouts, demonstration: Callable[[Record], str | None], policy: Policy
-) -> ScoredRollouts:
-    """Where no response of a group is right, its first becomes the demonstration (2506.23061)."""
-    right = np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
-    wrong = [(p, demonstration(scored.records[p])) for p in np.flatnonzero(~right.any(1))]
-    found = {p: text for p, text in wrong if text is not None}
-    if rows := list(found):
-        chosen, texts = [scored.records[p] for p in rows], list(found.values())
-        tokens, mask = policy.encoder.encode_responses(texts, chosen)
-        host = jax.tree.map(np.array, scored.host)  # a copy
-        host.tokens[rows, 0], host.mask[rows, 0] = tokens, mask
-        host.logps[rows, 0], host.finished[rows, 0] = 0.0, True
-        replaced = scored.memorised.copy()
-        replaced[rows, 0] = True
-        scored = dataclasses.replace(scored, host=host, memorised=replaced)
-    # on every process alike, whether it has such a group or not
-    rollouts = put_batch(scored.host, policy.mesh)
-    responses = dataclasses.replace(scored.responses, rollouts=rollouts, others=None)
-    return dataclasses.replace(scored, responses=responses)

@@ -173,9 +173,10 @@ def new_tasks(saved: Identity, setup: Setup) -> tuple[str, ...]:
 
 def more_steps(saved: Identity, setup: Setup) -> int:
     """The old number of steps of a task where it has grown, and a longer run would have gone
-    through the same states: the learning rate must not depend on the number. 0: not so."""
+    through the same states: nothing of a step must depend on the number. 0: not so."""
     before, now = _steps(saved), setup.config.training.steps
-    return before if 0 < before < now and setup.config.optimizer.schedule == "constant" else 0
+    same = setup.config.optimizer.schedule == "constant" and not setup.method.scheduled
+    return before if 0 < before < now and same else 0
 
 
 def _steps(saved: Identity) -> int:

@@ -52,13 +52,14 @@ class Learner:
     @phase("boundary")
     def start(self, stage: Stage, params: Trained) -> TaskState:
         """The state before a task's first step. It owns its parameters: updates donate them."""
-        tracker = self.method.tracker
+        tracker, prompts = self.method.tracker, self.method.prompts
         unknown = np.full(len(stage.records), 0.5, np.float32)
         return TaskState(
             train=self.init(jax.tree.map(jnp.copy, params)),
             batches=np.zeros((), np.int64),
             tracker=tracker and jax.device_get(tracker.start(unknown)),
             last_kl=np.full((), np.nan, np.float32),
+            prompts=prompts and prompts.start(stage.own),
         )
 
     def score_at(self, run_step: int) -> ScoreFunction:

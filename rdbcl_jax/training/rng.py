@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 # a run's own steps stay far below these
-_PRETASK, _OTHERS = 2**31 - 1, 2**31 - 2
+_PRETASK, _OTHERS, _SURVEY = 2**31 - 1, 2**31 - 2, 2**31 - 3
 _FISHER, _COLLECTED = 2**30, 2**30 + 2**20
 
 
@@ -18,6 +19,16 @@ def of_step(seed: int, run_step: int) -> Array:
 def of_others(step: Array) -> Array:
     """For the previous policy's responses in a step."""
     return jax.random.fold_in(step, _OTHERS)
+
+
+def of_batch(seed: int, first_step: int, batch: int) -> np.random.Generator:
+    """For the choice of the prompts of a batch of the task that begins with this step; a host's."""
+    return np.random.default_rng((seed, first_step, batch))
+
+
+def of_survey(seed: int, run_step: int) -> Array:
+    """For the responses to all prompts before a step."""
+    return jax.random.fold_in(of_step(seed, run_step), _SURVEY)
 
 
 def of_pretask_stats(seed: int, first_step: int) -> Array:

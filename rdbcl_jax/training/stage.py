@@ -70,6 +70,11 @@ class Stage:
     replayed: int = 0
     consolidation: Consolidation | None = None
 
+    @property
+    def own(self) -> int:
+        """How many of the records, the first, are the task's own."""
+        return len(self.records) - self.replayed
+
 
 def make_stage(
     config: RunConfig, method: Method, tasks: Sequence[TaskData], k: int, anchors: Anchors

@@ -52,6 +52,7 @@ class TaskState:
     batches: Int[np.ndarray, ""]  # taken from the feed so far
     tracker: Any  # the method's memory of the prompts; None: it has none
     last_kl: Float[np.ndarray, ""]  # to the reference, of the step before; NaN: not measured
+    prompts: Any = None  # what the method's prompt sampler knows; None: it has none
 
 
 @pytree
@@ -92,5 +93,5 @@ def _restored(checkpoints: Checkpoints, step: int, like: TaskState) -> TaskState
         train, progress = checkpoints.restore_step(
             step, (like.train, _Progress(like.batches, like.tracker))
         )
-        return TaskState(train, progress.batches, progress.tracker, like.last_kl)
+        return TaskState(train, progress.batches, progress.tracker, like.last_kl, like.prompts)
     return checkpoints.restore_step(step, like)

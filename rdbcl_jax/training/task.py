@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,15 +13,13 @@ import numpy as np
 from jaxtyping import Float
 
 from rdbcl_jax.batches import TrainBatch
-from rdbcl_jax.data.pipeline import batches, indices, rehearsed
 from rdbcl_jax.finite import NotFinite, check_finite
-from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.rewards.scoring import judge
-from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
-from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, local_rows, put_batch
+from rdbcl_jax.rollout.scored import Responses, ScoredRollouts
+from rdbcl_jax.sharding import all_hosts_rows, local_rows, put_batch
 from rdbcl_jax.training import rng
-from rdbcl_jax.training.experience import demonstrated, memorised, replenished
+from rdbcl_jax.training.experience import Experience, make_feed
 from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.metrics import rollout_metrics, sample_columns
@@ -96,13 +94,13 @@ def learn_task(
         update, samples = _results(learner, step)
         skipped = int(update.pop("skipped_in_a_row"))
         row = {
-            **rollout_metrics(step.scored, learner.policy.rows, memorise=method.memorise),
+            **rollout_metrics(step.scored, learner.policy.rows, memorise=method.memorises),
             "batches": step.batches,
             "step_time": clock.lap(),
             **{name: float(value) for name, value in update.items()},
             **step.probed,
         }
-        report(step.index, row, sample_columns(step.scored, samples, memorise=method.memorise))
+        report(step.index, row, sample_columns(step.scored, samples, memorise=method.memorises))
         if not skipped:
             bad.clear()
             kl = np.asarray(update.get("kl", np.nan), np.float32)
@@ -133,24 +131,26 @@ def learn_task(
 
     # ---------------------------------------------------------------- before the first step
     values, state = _prompt_values(learner, stage, state, first_step, start)
-    feed = _make_feed(learner, stage, first_step, int(state.batches))
+    feed = make_feed(learner, stage, first_step, int(state.batches))
+    experience = Experience(learner, stage, first_step, feed)
 
     # ---------------------------------------------------------------- step by step
     step = unreported = None
     bad: list[Step] = []  # the first of those in a row that were left out
     for index in range(start, training.steps):
-        run_step = first_step + index
-        responses, state = _draw(learner, stage, feed, state, run_step)
+        state = experience.surveyed(state, index)
+        responses, state = experience.draw(state, index)
         # queued before the host scores, unless the method may yet change the responses
-        early = not (method.memorise or method.resample)
+        early = method.revise is None
         references = _references(learner, stage, responses, index) if early else None
         if unreported:  # the device is busy with the above
             state = reported(state, unreported)
-        scored, state = _score(learner, stage, feed, state, responses, run_step)
+        scored, state = experience.revised(responses, state, index)
         if references is None:
             references = _references(learner, stage, scored.responses, index)
         before = state.tracker
-        batch, state = _train_batch(learner, stage, state, scored, references, values, run_step)
+        batch, state = _train_batch(experience, state, scored, references, values, index)
+        state = experience.observed(state, scored)
         state, batch, device = _update(learner, stage, state, batch)
         step = Step(index, scored, batch, int(state.batches), before, device)
         done = index + 1
@@ -217,81 +217,6 @@ def _prompt_values(
     return values, state
 
 
-def _make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> Iterator[Any]:
-    """Encoded batches from number `start` on, without end."""
-    config, encoder, method = learner.config, learner.policy.encoder, learner.method
-    size, seed = config.rollout.prompts, config.seed + first_step
-    own = len(stage.records) - stage.replayed
-    order = indices(own, size, seed)
-    if stage.replayed:
-        share = min(max(round(config.section(ReplayOptions).fraction * size), 1), size - 1)
-        order = rehearsed(own, stage.replayed, size, share, seed)
-
-    def encode_demonstrations(records, ids):
-        assert method.demonstration  # the method learns from them
-        texts = [method.demonstration(record) for record in records]
-        return encoder.encode_supervised(records, texts, ids)
-
-    return batches(
-        stage.records,
-        encode_demonstrations if method.responses == "demonstrations" else encoder.encode,
-        order=order,
-        start=start,
-        shard=learner.policy.rows,
-        threads=config.data.threads,
-    )
-
-
-# ------------------------------------------------------------------ the responses of a step
-
-
-@phase("sampling")
-def _draw(
-    learner: Learner,
-    stage: Stage,
-    feed: Iterator[Any],
-    state: TaskState,
-    run_step: int,
-    attempt: int = 0,
-) -> tuple[Responses, TaskState]:
-    """The next batch and its responses, on the device; nothing is waited for."""
-    batch = next(feed)
-    state = dataclasses.replace(state, batches=np.asarray(state.batches + 1))
-    if learner.method.responses == "demonstrations":
-        return demonstrated(batch, learner.policy), state
-    prompts = put_batch(batch, learner.policy.mesh)
-    key = rng.of_step(learner.config.seed, run_step)
-    if attempt:
-        key = jax.random.fold_in(key, attempt)
-    rollouts = learner.sample(state.train.params, prompts, key, learner.config.rollout.samples)
-    others = None
-    if count := learner.method.previous_responses:
-        others = learner.sample(stage.previous, prompts, rng.of_others(key), count)
-    return Responses(batch, prompts, rollouts, others), state
-
-
-@phase("sampling")
-def _score(
-    learner: Learner,
-    stage: Stage,
-    feed: Iterator[Any],
-    state: TaskState,
-    responses: Responses,
-    run_step: int,
-) -> tuple[ScoredRollouts, TaskState]:
-    """Rewards, and what the method makes of the responses then: host work."""
-    policy, method, score = learner.policy, learner.method, learner.score_at(run_step)
-    scored = score_rollouts(responses, stage.records, policy, score)
-    for attempt in range(1, method.resample + 1):
-        if not all_hosts_sum(np.array(~scored.informative.all()), policy.rows):
-            break
-        more, state = _draw(learner, stage, feed, state, run_step, attempt)
-        scored = replenished(scored, score_rollouts(more, stage.records, policy, score), policy)
-    if method.memorise:
-        scored = memorised(scored, method.demonstration, policy)
-    return scored, state
-
-
 @phase("reference")
 def _references(learner: Learner, stage: Stage, responses: Responses, index: int) -> dict[str, Any]:
     return frozen_logprobs(
@@ -314,16 +239,16 @@ def _results(learner: Learner, step: Step) -> tuple[dict, dict]:
 
 
 def _train_batch(
-    learner: Learner,
-    stage: Stage,
+    experience: Experience,
     state: TaskState,
     scored: ScoredRollouts,
     references: dict[str, Any],
     values: Float[np.ndarray, "N"],
-    run_step: int,
+    index: int,
 ) -> tuple[TrainBatch, TaskState]:
     """The train batch, with what is known of each prompt from before; and the state whose tracker
     has seen the rewards."""
+    learner, stage = experience.learner, experience.stage
     ids, found = scored.responses.host_prompts.record_ids, scored.responses.all
     known = values[ids]
     if tracker := learner.method.tracker:
@@ -336,14 +261,15 @@ def _train_batch(
         state = dataclasses.replace(
             state, tracker=jax.device_get(tracker.observe(memory, *seen, kl))
         )
-    own = len(stage.records) - stage.replayed
-    of_prompts = {"prompt_values": known, "replayed": ids >= own}
+    of_prompts = {"prompt_values": known, "replayed": ids >= stage.own}
     from_host = {**scored.columns(learner.policy), **of_prompts}
     batch = TrainBatch(
         prompts=scored.responses.prompts,
         tokens=found.tokens,
         mask=found.mask,
-        step=jnp.asarray(run_step, jnp.int32),
+        step=jnp.asarray(experience.first_step + index, jnp.int32),
+        task_step=jnp.asarray(index, jnp.int32),
+        task_steps=jnp.asarray(learner.config.training.steps, jnp.int32),
         sampler_logps=found.logps,
         **references,
         **put_batch(from_host, learner.policy.mesh),

@@ -1,6 +1,7 @@
 """What one update of each method does to a policy: who gains, and who is held back."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,11 @@ import pytest
 
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.grpo import VARIANTS
+from rdbcl_jax.methods.revisions import memorising, replenished
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.scored import Responses, score_rollouts
 from rdbcl_jax.toy import digits_suite
-from rdbcl_jax.training.experience import demonstrated, memorised, replenished
+from rdbcl_jax.training.experience import demonstrated
 from rdbcl_jax.training.fisher import squared_gradients
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.state import TrainState
@@ -62,6 +64,11 @@ def scored_responses(loaded, records):
     return score_rollouts(
         Responses(jax.device_get(prompts), prompts, rollouts), records, policy, score_texts
     )
+
+
+def revised(policy, scored, revise):
+    """By a revision that draws nothing more."""
+    return revise(scored, types.SimpleNamespace(policy=policy))
 
 
 def gains(policy, params, batch, method, **options):
@@ -143,7 +150,7 @@ def test_dyme_moves_an_all_wrong_group_towards_the_reference_response(loaded):
     method = chosen("dyme")
     scored = scored_responses(loaded, engine.records())
     scored = dataclasses.replace(scored, records=records)
-    changed = memorised(scored, method.demonstration, policy)
+    changed = revised(policy, scored, memorising(method.demonstration))
     assert changed.memorised[:, 0].all() and not changed.memorised[:, 1:].any()
     assert (changed.host.tokens[:, 1:] == scored.host.tokens[:, 1:]).all()
     texts = policy.texts(changed.host.tokens[:, 0], changed.host.mask[:, 0])
@@ -164,7 +171,7 @@ def test_a_group_with_a_right_answer_is_not_memorised(loaded):
     scored = dataclasses.replace(
         scored, scores=dataclasses.replace(scored.scores, accuracy=accuracy)
     )
-    changed = memorised(scored, lambda record: "sum 3", loaded[0])
+    changed = revised(loaded[0], scored, memorising(lambda record: "sum 3"))
     assert changed.memorised[:, 0].tolist() == [True, False, *[True] * 6]
 
 

@@ -100,9 +100,9 @@ def test_options_of_the_variants_are_theirs_unless_the_config_sets_them():
     assert found["dapo"]["aggregation"] == "token_mean" and found["dapo"]["clip_high"] == 0.28
     assert found["gspo"]["ratio_level"] == "sequence" and found["gspo"]["clip_low"] == 3e-4
     assert found["cispo"]["surrogate"] == "cispo"
-    assert method("dapo").resample and not method("grpo").resample
+    assert method("dapo").revise and not method("grpo").revise
     changed = method("dapo", **{"loss.clip_high": 0.5, "rollout.resample": 0, "kl.beta": 0.1})
-    assert changed.loss.keywords["clip_high"] == 0.5 and not changed.resample
+    assert changed.loss.keywords["clip_high"] == 0.5 and not changed.revise
     assert changed.reference == "previous" and method("dapo").reference is None
     assert method("grpo", **{"kl.reference": "ema"}).reference == "ema"
 
@@ -258,8 +258,8 @@ def test_dyme_memorises_explores_and_leaves_alone(batch):
     only = targets("dyme", found, **{"dyme.explore": False}).advantages
     np.testing.assert_allclose(only, [[1, 0], [0, 0]])
     without = method("dyme", **{"dyme.memorise": False})
-    assert without.demonstration is None and not without.memorise
-    assert method("dyme").memorise and method("dyme").reference is None
+    assert without.demonstration is None and not without.memorises and not without.revise
+    assert method("dyme").memorises and method("dyme").reference is None
 
 
 def test_rapo_rewards_staying_near_the_previous_policy(batch):

@@ -1,0 +1,133 @@
+"""What becomes of a step's scored rollouts before an update learns from them: `Method.revise`.
+
+Groups that say nothing are replaced, demonstrations put in. All host arrays hold this process's
+rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods.method import Draws, Revision
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.rewards.scoring import Scores
+from rdbcl_jax.rollout.scored import Responses, ScoredRollouts
+from rdbcl_jax.sharding import put_batch
+
+
+def resampling(batches: int) -> Revision:
+    """Up to so many more batches are drawn to replace groups whose rewards are all equal."""
+
+    def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
+        for _ in range(batches):
+            if not draws.anywhere(~scored.informative):
+                break
+            scored = replenished(scored, draws.next_batch(), draws.policy)
+        return scored
+
+    return revise
+
+
+def memorising(demonstration: Callable[[Record], str | None]) -> Revision:
+    """Where no response of a group is right, its first becomes the demonstration (2506.23061)."""
+
+    def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
+        right = np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
+        return taught(scored, np.flatnonzero(~right.any(1)), demonstration, draws.policy)
+
+    return revise
+
+
+# ------------------------------------------------------------------ what they are made of
+
+
+def replenished(scored: ScoredRollouts, more: ScoredRollouts, policy: Policy) -> ScoredRollouts:
+    """The first's uninformative groups replaced by the second's informative ones, as many as
+    there are (dynamic sampling, 2503.14476). Each process fills its own rows."""
+    rows, group = scored.shape
+    kept = np.flatnonzero(scored.informative)
+    new = np.flatnonzero(more.informative)[: rows - len(kept)]
+    rest = np.flatnonzero(~scored.informative)[: rows - len(kept) - len(new)]
+    chosen = np.concatenate([kept, rows + new, rest])  # of both, side by side
+
+    def pick(mine, others):
+        return np.concatenate([mine, others])[chosen]
+
+    host = jax.tree.map(pick, scored.host, more.host)
+    both = [*scored.records, *more.records]
+    records = [both[p] for p in chosen]
+    ids = pick(*(np.asarray(j.responses.host_prompts.record_ids) for j in (scored, more)))
+    prompts = policy.encoder.encode(records, ids)  # anew: the two batches may differ in shape
+    on_device, rollouts = put_batch((prompts, host), policy.mesh)
+    samples = (chosen[:, None] * group + np.arange(group)).reshape(-1)
+    texts = [*scored.texts, *more.texts]
+    return ScoredRollouts(
+        Responses(prompts, on_device, rollouts),
+        records,
+        [texts[i] for i in samples],
+        taken(joined(scored.scores, more.scores), samples),
+        host,
+        scored.memorised,
+    )
+
+
+def taught(
+    scored: ScoredRollouts,
+    rows: Int[np.ndarray, "n"],
+    demonstration: Callable[[Record], str | None],
+    policy: Policy,
+) -> ScoredRollouts:
+    """The first response of these groups becomes the demonstration, where the record has one."""
+    found = {p: text for p in rows if (text := demonstration(scored.records[p])) is not None}
+    if rows := list(found):
+        chosen, texts = [scored.records[p] for p in rows], list(found.values())
+        tokens, mask = policy.encoder.encode_responses(texts, chosen)
+        host = jax.tree.map(np.array, scored.host)  # a copy
+        host.tokens[rows, 0], host.mask[rows, 0] = tokens, mask
+        host.logps[rows, 0], host.finished[rows, 0] = 0.0, True
+        replaced = scored.memorised.copy()
+        replaced[rows, 0] = True
+        scored = dataclasses.replace(scored, host=host, memorised=replaced)
+    # on every process alike, whether it has such a group or not
+    rollouts = put_batch(scored.host, policy.mesh)
+    responses = dataclasses.replace(scored.responses, rollouts=rollouts, others=None)
+    return dataclasses.replace(scored, responses=responses)
+
+
+def joined(scores: Scores, more: Scores) -> Scores:
+    """Of the completions of both; what functions logged as metrics is of the first."""
+    nothing = [None] * len(scores.total), [None] * len(more.total)
+    return Scores(
+        total=np.concatenate([scores.total, more.total]),
+        components={
+            name: np.concatenate([values, more.components[name]])
+            for name, values in scores.components.items()
+        },
+        accuracy=np.concatenate([scores.accuracy, more.accuracy]),
+        parsed=np.concatenate([scores.parsed, more.parsed]),
+        problems=(*scores.problems, *more.problems),
+        metrics=scores.metrics,
+        extra={
+            name: [*scores.extra.get(name, nothing[0]), *more.extra.get(name, nothing[1])]
+            for name in {**scores.extra, **more.extra}
+        },
+    )
+
+
+def taken(scores: Scores, samples: Int[np.ndarray, "n"]) -> Scores:
+    """Of these completions alone."""
+    return Scores(
+        total=scores.total[samples],
+        components={name: values[samples] for name, values in scores.components.items()},
+        accuracy=scores.accuracy[samples],
+        parsed=scores.parsed[samples],
+        problems=tuple(scores.problems[i] for i in samples),
+        metrics=scores.metrics,
+        extra={name: [texts[i] for i in samples] for name, texts in scores.extra.items()},
+    )
