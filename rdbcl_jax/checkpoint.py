@@ -2,6 +2,7 @@
 
     WORKDIR/checkpoints/task_02/       parameters after the second task: a KL reference
     WORKDIR/checkpoints/fisher_02/     what EWC keeps after the second task
+    WORKDIR/checkpoints/memory_02/     what a method's tracker takes from it into the next
     WORKDIR/checkpoints/step_00000120/ the train state after 120 steps, with what the host carries
                                        through a task; only the latest few are kept
     WORKDIR/checkpoints/manifests/     sizes and hashes of the files of each of them
@@ -30,9 +31,9 @@ from rdbcl_jax.integrity import damage, manifest, read_manifest
 from rdbcl_jax.json_files import write_json
 
 MANIFESTS = "manifests"
-_NAME = re.compile(r"(?:task|fisher)_\d\d+|step_\d{8}")
+_NAME = re.compile(r"(?:task|fisher|memory)_\d\d+|step_\d{8}")
 # what a save of ours may leave; a copy that somebody has made beside it is theirs
-_LIKE_OURS = re.compile(r"(?:task|fisher|step)_\d+(?:\.orbax-checkpoint-tmp.*)?")
+_LIKE_OURS = re.compile(r"(?:task|fisher|memory|step)_\d+(?:\.orbax-checkpoint-tmp.*)?")
 
 
 class Damaged(ValueError):
@@ -46,6 +47,10 @@ def task_name(task: int) -> str:
 
 def fisher_name(task: int) -> str:
     return f"fisher_{task:02}"
+
+
+def memory_name(task: int) -> str:
+    return f"memory_{task:02}"
 
 
 def step_name(step: int) -> str:
@@ -78,6 +83,12 @@ class Checkpoints:
 
     def restore_fisher(self, task: int, like: Any) -> Any:
         return self._restore(fisher_name(task), like)
+
+    def save_memory(self, task: int, memory: Any) -> None:
+        self._save(memory_name(task), memory)
+
+    def restore_memory(self, task: int, like: Any) -> Any:
+        return self._restore(memory_name(task), like)
 
     def save_step(self, step: int, state: Any) -> None:
         """Saves the state after `step` steps, then drops those before the last few."""

@@ -16,6 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_o
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from rdbcl_jax.core.kl import KLSchedule
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate
 from rdbcl_jax.sections import (
     SECTIONS,
@@ -212,9 +213,14 @@ class LossConfig(Section):
       clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
       dual_clip: cap on the ratio where the advantage is negative, above 1 + clip_high; 0: off.
       ratio_level: a ratio per token, or per sequence (GSPO).
-      surrogate: PPO's or CISPO's.
+      surrogate: PPO's, CISPO's or SAPO's soft gate.
       aggregation: mean over sequences, over tokens (DAPO), or sum over a constant (Dr. GRPO).
       advantage_scale: what rewards less the group's mean are divided by, or RLOO's baseline.
+      mask_truncated: responses cut at `rollout.max_tokens` are not learned from; their rewards
+        count in their group.
+      entropy_bonus: the loss is lowered by so many times the policy's entropy.
+      entropy_share: of a batch's tokens, those of the highest entropy, that learn from rewards
+        (2506.01939); 1: all.
     """
 
     clip_low: NonNegative | None = None
@@ -224,6 +230,9 @@ class LossConfig(Section):
     surrogate: Surrogate | None = None
     aggregation: Aggregation | None = None
     advantage_scale: Literal["std", "none", "leave_one_out"] | None = None
+    mask_truncated: bool = False
+    entropy_bonus: NonNegative = 0.0
+    entropy_share: Probability = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,14 +241,24 @@ class KLConfig(Section):
 
     Attributes:
       beta: its coefficient, for all methods but `rdbcl`.
+      schedule: of the coefficient over a task's steps, see rdbcl_jax.core.kl.kl_schedule.
+      floor: the least coefficient of a schedule, as a share of the greatest.
+      portability: scale each sample's by Reasoning Portability, as `rdbcl` does (`portability.*`),
+        with any other method that samples.
       kind: its estimator, see rdbcl_jax.core.kl.
+      importance_weighted: multiply the estimate by the importance ratio, gradient included
+        (2512.02556, TRL's default): with k3 the gradient is that of KL(policy‖reference).
       reference: the frozen policy: "previous", from before the task; "base", from before the first;
         "ema", the moving average of the policies at the tasks' boundaries.
       ema_decay: share of the old average that is kept at a boundary.
     """
 
     beta: NonNegative | None = None
+    schedule: KLSchedule | None = None
+    floor: Share | None = None
+    portability: bool = False
     kind: Literal["k2", "k3", "k3_bounded"] = "k3"
+    importance_weighted: bool = False
     reference: Reference | None = None
     ema_decay: Share = 0.5
 
@@ -281,6 +300,8 @@ class TrainingConfig(Section):
       microbatches: parts that gradients are accumulated over; exact, whatever the number.
       chunk_size: tokens whose logits exist at one time.
       entropy: log the policy's entropy.
+      merge: share of the weights from before a task in the policy that the task leaves (weight
+        merging); 0: none.
       collect: responses drawn to each record of a task after it; the right ones are kept in
         WORKDIR/rollouts/ for `rft_sft`.
       checkpoint_every: steps; also after every task. 0: only then.
@@ -292,6 +313,7 @@ class TrainingConfig(Section):
     microbatches: Count = 1
     chunk_size: Count = 1024
     entropy: bool = True
+    merge: Share = 0.0
     collect: Natural = 0
     checkpoint_every: Natural = 100
     max_skipped: Count = 5

@@ -109,7 +109,7 @@ def test_a_run_takes_what_the_config_sets():
         ({"mssr": {"rho_min": 0.97}}, "mssr.rho_min is 0.97, above rho_max, 0.96"),
         ({"kl": {"beta": "low"}}, "kl.beta is 'low', expected a number of at least 0"),
         ({"kl": {"kind": "k1"}}, "kl.kind is 'k1', expected one of ['k2', 'k3', 'k3_bounded']"),
-        ({"loss": {"surrogate": "cisp"}}, "['ppo', 'cispo']; did you mean 'cispo'?"),
+        ({"loss": {"surrogate": "cisp"}}, "['ppo', 'cispo', 'sapo']; did you mean 'cispo'?"),
         ({"model": {"lora": {"rank": -1}}}, "model.lora.rank is -1, expected"),
         ({"model": {"dtype": "floaty"}}, "model.dtype is 'floaty', expected one of ['float32'"),
         ({"rollout": {"top_k": -5}}, "rollout.top_k is -5, expected an integer of at least 0"),

@@ -2,7 +2,7 @@
 one after the other, from a base model.
 
 What methods do on the host is of all processes' rows: a tracker, a memorised response, the records
-of the Fisher information, prompts of earlier tasks.
+of the Fisher information, prompts of earlier tasks, scores of prompts, further rounds.
 """
 
 import pathlib
@@ -16,7 +16,13 @@ METHODS = {
     "dyme": {},
     "ewc": {"ewc.sequences": 16},
     "portable_replay": {"portability.control": "shuffled"},
-    "rdbcl": {"model.lora.rank": 4},
+    "rdbcl": {
+        "model.lora.rank": 4,
+        "prompts.order": "variance",
+        "prompts.samples": 2,
+        "prompts.every": 4,
+    },
+    "reinforce_ada": {"prompts.order": "volatility", "reinforce_ada.rounds": 2},
 }
 # (data, fsdp, tensor), over two processes; in the last one both hold all rows. The methods run on
 # (2, 1, 2)

@@ -65,6 +65,17 @@ def leave_one_out_advantages(rewards: Float[Array, "*P G"]) -> Float[Array, "*P 
     return select(rewards - others, applies & informative)
 
 
+def normalise(advantages: Float[Array, "*B"], *, eps: float = 1e-4) -> Float[Array, "*B"]:
+    """(A − mean) / (std + eps) over the whole array, with the sample standard deviation (TRL's).
+
+    Args:
+      advantages: NaN where one does not apply. Equal ones become exactly 0.
+      eps: added to the standard deviation.
+    """
+    flat = to_float(advantages).reshape(-1)
+    return group_advantages(flat, eps=eps).reshape(jnp.shape(advantages))
+
+
 def whiten(advantages: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """(A − mean) / √max(variance, 1e-6) over the whole array, the global batch (2512.18215).
 
@@ -107,6 +118,32 @@ def entropy_shaped(
     advantages = to_float(advantages)[..., None]
     bonus = jnp.minimum(scale * select(entropies, mask), share * jnp.abs(advantages))
     return jax.lax.stop_gradient(select(advantages + bonus, mask))
+
+
+def high_entropy_advantages(
+    advantages: Float[Array, "*B"] | Float[Array, "*B T"],
+    entropies: Float[Array, "*B T"],
+    mask: Bool[Array, "*B T"],
+    *,
+    share: float,
+) -> Float[Array, "*B T"]:
+    """Advantages per token, of the share of all tokens with the highest entropy; 0 elsewhere.
+
+    2506.01939; the threshold is a quantile over the whole array, as in TRL. The KL term is not
+    masked by this.
+
+    Args:
+      advantages: one per sequence or one per token.
+      entropies: of each token's distribution.
+      share: in (0, 1]; 0.2 in the paper.
+    """
+    mask = jnp.asarray(mask).astype(bool)
+    entropies = jax.lax.stop_gradient(to_float(entropies))
+    known = jnp.where(mask, entropies, jnp.nan)
+    kept = mask & (entropies >= jnp.nanquantile(known, 1 - share))
+    advantages = to_float(advantages)
+    advantages = advantages if advantages.ndim == mask.ndim else advantages[..., None]
+    return select(jnp.broadcast_to(advantages, mask.shape), kept)
 
 
 def memorise_or_explore(

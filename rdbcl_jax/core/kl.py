@@ -25,6 +25,10 @@ from jaxtyping import Array, Float
 from rdbcl_jax.core.masked import masked_mean, to_float
 
 KLKind = Literal["k1", "k2", "k3", "k3_bounded"]
+KLSchedule = Literal["constant", "grpo_d", "rise"]
+
+GRPO_D_TURN = 0.3
+"""The share of a task's steps after which GRPO-D's coefficient rises."""
 
 K3_CUTOFF = math.log(10.0)
 """Nats. Beyond it `k3_bounded` is a straight line: the reference is 10 times as sure."""
@@ -59,6 +63,35 @@ def kl_estimate(
         near = jnp.minimum(d, K3_CUTOFF)  # an overflow of exp never enters the gradient
         return jnp.expm1(near) - near + math.expm1(K3_CUTOFF) * (d - near)
     raise ValueError(f"unknown KL kind {kind!r}; expected one of {get_args(KLKind)}")
+
+
+def kl_schedule(
+    progress: float | Float[Array, "*S"], kind: KLSchedule, floor: float = 0.0
+) -> Float[Array, "*S"]:
+    """What the KL coefficient is multiplied by over a task, in [floor, 1].
+
+    `grpo_d` (GRPO-D, OThink-MR1, 2503.16081): from the middle of the range down to `floor` at 0.3
+    of the steps, then up to 1 at their end, each along a line. `rise`: from `floor` up to 1 along a
+    line, as that paper's prose has it. `constant`: 1.
+
+    Args:
+      progress: share of the task's steps that are made, in [0, 1].
+      floor: the least coefficient over the greatest, in [0, 1].
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    progress = to_float(progress)
+    if kind == "constant":
+        return jnp.ones_like(progress)
+    if kind == "rise":
+        return floor + (1 - floor) * progress
+    if kind == "grpo_d":
+        middle = (1 + floor) / 2
+        falling = middle - (middle - floor) * progress / GRPO_D_TURN
+        rising = floor + (1 - floor) * (progress - GRPO_D_TURN) / (1 - GRPO_D_TURN)
+        return jnp.where(progress < GRPO_D_TURN, falling, rising)
+    raise ValueError(f"unknown KL schedule {kind!r}; expected one of {get_args(KLSchedule)}")
 
 
 def kl_bounded_fraction(

@@ -24,10 +24,11 @@ from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count, sel
 
 RatioLevel = Literal["token", "sequence"]
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
-Surrogate = Literal["ppo", "cispo"]
+Surrogate = Literal["ppo", "cispo", "sapo"]
 SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 Metrics = dict[str, Float[Array, ""]]
 
+SAPO_TEMPERATURES = 1.0, 1.05  # of SAPO's gate, for positive advantages and the others
 MAX_LOG_RATIO = 20.0  # nats; importance ratios stay within exp(±20), so no gradient overflows
 
 
@@ -62,6 +63,8 @@ def policy_loss(
     aggregation: Aggregation = "sequence_mean",
     max_length: int | None = None,
     kl_importance_weighted: bool = False,
+    entropies: Float[Array, "*B T"] | None = None,
+    entropy_coef: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Clipped surrogate plus `kl_coef` times the KL to the reference; to be minimised.
 
@@ -92,7 +95,9 @@ def policy_loss(
         GSPO's own gradient where all tokens of a sequence share an advantage). Clip ranges
         suited to it are far narrower, 3e-4 and 4e-4 in the paper.
       surrogate: `ppo`: the above. `cispo` (2506.13585, eq. 4): the ratio is clipped and held
-        constant, and weighs A · log π_θ, so that no token loses its gradient.
+        constant, and weighs A · log π_θ, so that no token loses its gradient. `sapo` (2511.20347):
+        in place of the clip a soft gate, 4/τ · sigmoid(τ (r − 1)) · A, with τ = 1 for A > 0 and
+        1.05 for the others; nothing is clipped.
       aggregation: `sequence_mean`: mean over a sequence's tokens, then over sequences (GRPO).
         `token_mean`: over all tokens (DAPO). `constant`: sum / (sequences · max_length)
         (Dr. GRPO, 2503.20783).
@@ -101,9 +106,13 @@ def policy_loss(
         2512.02556; TRL 1.16's default, there `use_bias_correction_kl`). With k3 the expected
         gradient is then that of KL(π_θ‖π_ref), also when the samples are off-policy; without,
         it is that of KL(π_ref‖π_θ), the common GRPO.
+      entropies: of the policy's distribution at each token, nats; they carry a gradient.
+      entropy_coef: ≥ 0; the loss is lowered by so many times the entropy, aggregated as the loss is
+        (with `token_mean` TRL's bonus, which is the mean over tokens whatever the loss).
 
     Returns:
-      The loss and metrics, float32 scalars: `loss` = `policy_loss` + `kl_loss`; `kl` (mean over
+      The loss and metrics, float32 scalars: `loss` = `policy_loss` + `kl_loss`, less
+      `entropy_bonus` where entropies are given; `kl` (mean over
       tokens, nats) and `kl_coef` (mean over sequences) with a reference, and
       `kl/bounded_fraction` for `k3_bounded`; `clip_ratio/low_mean`, `clip_ratio/high_mean`,
       `clip_ratio/region_mean`: fraction of tokens (of sequences, for `sequence`) clipped.
@@ -127,6 +136,8 @@ def policy_loss(
         aggregation=aggregation,
         max_length=max_length,
         kl_importance_weighted=kl_importance_weighted,
+        entropies=entropies,
+        entropy_coef=entropy_coef,
     )
     return mean_terms(terms)
 
@@ -148,6 +159,8 @@ def policy_loss_terms(
     aggregation: Aggregation = "sequence_mean",
     max_length: int | None = None,
     kl_importance_weighted: bool = False,
+    entropies: Float[Array, "*B T"] | None = None,
+    entropy_coef: float = 0.0,
 ) -> LossTerms:
     """`policy_loss` before the division; see there for the arguments and errors."""
     mask = jnp.asarray(mask).astype(bool)
@@ -161,6 +174,9 @@ def policy_loss_terms(
         gain, low, high = _clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
     elif surrogate == "cispo":
         gain, low, high = _clipped_weight(ratio, logps, advantages, clip_low, clip_high)
+    elif surrogate == "sapo":
+        gain, low = _soft_gate(ratio, advantages), jnp.zeros_like(mask)
+        high = low
     else:
         raise ValueError(f"unknown surrogate {surrogate!r}; expected one of {get_args(Surrogate)}")
     policy_sum = -(weights * gain).sum()
@@ -174,12 +190,17 @@ def policy_loss_terms(
             logps, reference, coefficient, weights, mask, kl_kind, kl_weight
         )
         metric_sums |= kl_metrics
+    loss_sum = policy_sum + kl_sum
+    if entropies is not None:
+        bonus = entropy_coef * (weights * select(entropies, mask)).sum()
+        loss_sum -= bonus
+        metric_sums["entropy_bonus"] = (bonus, normaliser)
     metric_sums |= {
-        "loss": (policy_sum + kl_sum, normaliser),
+        "loss": (loss_sum, normaliser),
         "policy_loss": (policy_sum, normaliser),
         "kl_loss": (kl_sum, normaliser),
     }
-    return LossTerms(policy_sum + kl_sum, normaliser, jax.lax.stop_gradient(metric_sums))
+    return LossTerms(loss_sum, normaliser, jax.lax.stop_gradient(metric_sums))
 
 
 def _check_shape(name: str, value: Array, *allowed: tuple[int, ...]) -> None:
@@ -258,6 +279,12 @@ def _clipped_weight(ratio, logps, advantages, clip_low, clip_high):
     low, high = ratio < 1 - clip_low, ratio > 1 + clip_high
     weight = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip_low, 1 + clip_high))
     return weight * advantages * logps, low, high
+
+
+def _soft_gate(ratio, advantages):
+    """4/τ · sigmoid(τ (r − 1)) · A, whose gradient at r = 1 is the policy gradient."""
+    temperature = jnp.where(advantages > 0, *SAPO_TEMPERATURES)
+    return 4 / temperature * jax.nn.sigmoid(temperature * (ratio - 1)) * advantages
 
 
 def _clip_metrics(low, high, mask: Bool[Array, "*B T"], level: str) -> dict[str, SumCount]:

@@ -15,13 +15,19 @@ from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.classic import ewc, joint, lwf, replay, zero_shot
 from rdbcl_jax.methods.dyme import dyme
-from rdbcl_jax.methods.grpo import VARIANTS, grpo
+from rdbcl_jax.methods.gdpo import gdpo
+from rdbcl_jax.methods.grpo import VARIANTS, grpo, one_shot
 from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.mixture import sft_rl
 from rdbcl_jax.methods.mssr import mssr
+from rdbcl_jax.methods.options import with_options
+from rdbcl_jax.methods.pcurl import pcurl
 from rdbcl_jax.methods.portable_replay import portable_replay
 from rdbcl_jax.methods.rapo import rapo
 from rdbcl_jax.methods.rdbcl import rdbcl
+from rdbcl_jax.methods.reinforce_ada import reinforce_ada
 from rdbcl_jax.methods.sft import rft_sft, sft
+from rdbcl_jax.methods.shuffle_r1 import shuffle_r1
 from rdbcl_jax.spelling import did_you_mean
 
 METHODS = {
@@ -38,6 +44,12 @@ METHODS = {
     "lwf": lwf,
     "joint": joint,
     "zero_shot": zero_shot,
+    "one_shot": one_shot,
+    "pcurl": pcurl,
+    "shuffle_r1": shuffle_r1,
+    "reinforce_ada": reinforce_ada,
+    "gdpo": gdpo,
+    "sft_rl": sft_rl,
 }
 
 
@@ -55,7 +67,7 @@ def make_method(config: RunConfig | Mapping[str, Any]) -> Method:
             f"config.method is {config.method!r}, expected one of {sorted(METHODS)}"
             f"{did_you_mean(config.method, METHODS)}"
         )
-    method = METHODS[config.method](config)
+    method = with_options(config, METHODS[config.method](config))
     if method.group and method.responses == "sampled" and config.rollout.samples == 1:
         raise ValueError(
             f"config.rollout.samples is 1, expected at least 2: {config.method} compares the "

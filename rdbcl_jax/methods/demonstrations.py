@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.response_format import in_format
-from rdbcl_jax.sections import Section, section
+from rdbcl_jax.sections import Count, Section, Share, section
 
 Demonstration = Callable[[Record], str | None]  # None: the record has none, and is left out
 
@@ -20,7 +20,7 @@ Demonstration = Callable[[Record], str | None]  # None: the record has none, and
 @section("demonstrations")
 @dataclasses.dataclass(frozen=True)
 class DemonstrationOptions(Section):
-    """Of `sft` and `dyme`: see `demonstration`.
+    """Of `sft`, `dyme` and `sft_rl`: see `demonstration`.
 
     Attributes:
       target: what is learned from.
@@ -28,12 +28,19 @@ class DemonstrationOptions(Section):
       rollouts: for "rollouts" and `rft_sft`: Parquet files, a name or a pattern.
       refiner: "package.module:function" or "file.py:function" that writes the reasoning; empty:
         none.
+      mixture: of `sft_rl`, which prompts of which batches are taught by demonstrations: a part of
+        each batch ("mixed"), all of every few ("interleaved"), fewer and fewer ("progressive").
+      share: of a batch that is taught, of "mixed".
+      period: steps, of which the first is taught, of "interleaved".
     """
 
     target: Literal["reasoning", "answer", "rollouts"] = "reasoning"
     no_reasoning: str = "."
     rollouts: str = ""
     refiner: str = ""
+    mixture: Literal["mixed", "interleaved", "progressive"] = "mixed"
+    share: Share = 0.5
+    period: Count = 2
 
 
 def demonstration(options: DemonstrationOptions) -> Demonstration:

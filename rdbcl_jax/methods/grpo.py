@@ -1,7 +1,7 @@
 """GRPO (2402.03300) and its variants: one loss, different options.
 
-Options of `config.loss`, `config.kl` and `rollout.resample` that are None take the variant's own
-value:
+Options of `config.loss`, `config.kl`, `rollout.resample` and `prompts.order` that are None take the
+variant's own value:
 
 - `grpo`: advantages over the group's standard deviation, clipped surrogate, KL in the loss;
 - `dr_grpo` (2503.20783): no division by the standard deviation, constant length normaliser, no KL;
@@ -9,8 +9,14 @@ value:
 - `gspo` (2507.18071): one ratio per sequence with a narrow clip range, no KL;
 - `cispo` (2506.13585): the clipped ratio is a constant weight, so that no token loses its gradient;
   mean over tokens, no KL. The paper tunes its upper bound and has no lower one;
-- `rloo` (2402.14740): the baseline of a reward is the mean of the group's other rewards. (The KL is
-  in the loss, as for `grpo`; the paper has it in the reward.)
+- `rloo` (2402.14740): the baseline of a reward is the mean of the group's other rewards (the KL is
+  in the loss, as for `grpo`; the paper has it in the reward);
+- `sapo` (2511.20347): a soft gate on the ratio in place of the clip, no KL;
+- `grpo_d` (GRPO-D of OThink-MR1, 2503.16081): GRPO whose β falls and then rises over a task's
+  steps, here in the paper's range for counting tasks;
+- `vas` (MMR1, 2509.21268): GRPO on prompts drawn by the variance of their rewards;
+- `one_shot` (after DoPR, 2602.00815, a reconstruction): one prompt a batch, by volatility of its
+  rewards and visits; advantages are over all of the batch's responses to it.
 """
 
 from __future__ import annotations
@@ -24,8 +30,10 @@ import jax.numpy as jnp
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import Reference, RunConfig
 from rdbcl_jax.core.advantages import group_advantages, leave_one_out_advantages
+from rdbcl_jax.core.kl import KLSchedule
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate, policy_loss_terms
 from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.methods.prompts import Order, PromptOptions
 from rdbcl_jax.methods.revisions import resampling
 
 Scale = Literal["std", "none", "leave_one_out"]
@@ -33,8 +41,8 @@ Scale = Literal["std", "none", "leave_one_out"]
 
 @dataclasses.dataclass(frozen=True)
 class GRPO:
-    """What `config.loss`, `config.kl` and `rollout.resample` leave to the method: by default the
-    values of `grpo`; `chosen` gives those that hold."""
+    """What `config.loss`, `config.kl`, `rollout.resample` and `prompts.order` leave to the method:
+    by default the values of `grpo`; `chosen` gives those that hold."""
 
     beta: float = 0.04
     reference: Reference = "previous"
@@ -46,10 +54,14 @@ class GRPO:
     aggregation: Aggregation = "sequence_mean"
     advantage_scale: Scale = "std"
     resample: int = 0
+    schedule: KLSchedule = "constant"
+    floor: float = 0.0
+    order: Order = "uniform"
 
     def chosen(self, config: RunConfig) -> GRPO:
         """These, replaced by what the config sets."""
         given = config.rollout.to_dict() | config.loss.to_dict() | config.kl.to_dict()
+        given |= {"order": config.section(PromptOptions).order}
         names = [field.name for field in dataclasses.fields(self)]
         return dataclasses.replace(self, **{n: given[n] for n in names if given[n] is not None})
 
@@ -63,6 +75,10 @@ VARIANTS = {
         surrogate="cispo", clip_low=1.0, clip_high=4.0, aggregation="token_mean", beta=0.0
     ),
     "rloo": GRPO(advantage_scale="leave_one_out"),
+    "sapo": GRPO(surrogate="sapo", beta=0.0),
+    "grpo_d": GRPO(beta=0.1, schedule="grpo_d", floor=0.4),
+    "vas": GRPO(order="variance"),
+    "one_shot": GRPO(order="volatility"),
 }
 
 
@@ -90,6 +106,20 @@ def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
     )
 
 
+def one_shot(config: RunConfig) -> Method:
+    """GRPO on one prompt a batch: all of the batch's responses to it are one group."""
+    chosen = VARIANTS["one_shot"].chosen(config)
+    method, advantages = policy_gradient(config, chosen), group_baseline(chosen.advantage_scale)
+    if chosen.order != "volatility":
+        return method
+
+    def targets(batch, policy_logps, entropies):
+        whole = advantages(batch.rewards.reshape(-1)).reshape(batch.rewards.shape)
+        return Targets(whole, constant(chosen.beta, batch))
+
+    return dataclasses.replace(method, targets=targets)
+
+
 def group_baseline(scale: Scale):
     """Rewards [P, G] to advantages [P, G]."""
     if scale == "leave_one_out":
@@ -112,5 +142,6 @@ def loss(config: RunConfig, chosen: GRPO):
         surrogate=chosen.surrogate,
         aggregation=chosen.aggregation,
         kl_kind=config.kl.kind,
+        kl_importance_weighted=config.kl.importance_weighted,
         max_length=config.rollout.max_tokens,
     )

@@ -46,11 +46,14 @@ class Tracker(NamedTuple):
       baselines: (state, prompts [P]) → [P], the update's `prompt_values`.
       observe: (state, prompts [n], rewards [n], mean KL to the reference in the previous update,
         or None) → state. Called once per batch, with the rows of all processes.
+      carried: whether the next task goes on from the state that a task leaves. It is then of the
+        run and not of prompts: its shape does not depend on N.
     """
 
     start: Callable[[Float[Array, "N"]], object]
     baselines: Callable[[object, Int[Array, "P"]], Float[Array, "P"]]
     observe: Callable[[object, Int[Array, "n"], Float[Array, "n"], float | None], object]
+    carried: bool = False
 
 
 class Survey(NamedTuple):
@@ -93,7 +96,7 @@ class Draws(Protocol):
     """What a revision may ask the engine for. Every process asks for the same, in one order."""
 
     policy: Policy
-    run_step: int  # of the whole run: seeds what a revision draws itself
+    rng: np.random.Generator  # of the step alone
     task_step: int  # of the task, from 0
     task_steps: int  # how many the task has
 
@@ -101,8 +104,11 @@ class Draws(Protocol):
         """Responses to the next batch of prompts."""
         ...
 
-    def anywhere(self, here: Bool[np.ndarray, "P"]) -> bool:
-        """Whether it holds for a prompt of any process."""
+    def again(
+        self, scored: ScoredRollouts, wanted: Bool[np.ndarray, "P"]
+    ) -> tuple[ScoredRollouts, Int[np.ndarray, "n"]]:
+        """`rollout.samples` more responses to these of the prompts, and to some others that fill
+        the batch; and which row each of them is."""
         ...
 
 
@@ -128,6 +134,7 @@ class Method:
         accumulation they cost a pass of their own.)
       previous: the targets read the log-probs of the policy from before the task; implies `policy`.
       entropies: the targets read the policy's entropies; implies `policy`.
+      entropy_bonus: weight of the policy's entropy, which lowers the loss.
       demonstration: the reference response of a record.
       group: advantages compare the responses of a prompt, so one alone would say nothing.
       revise: what becomes of a step's scored rollouts before the update: groups replaced,
@@ -154,6 +161,7 @@ class Method:
     policy: bool = False
     previous: bool = False
     entropies: bool = False
+    entropy_bonus: float = 0.0
     demonstration: Callable[[Record], str | None] | None = None
     group: bool = False
     revise: Revision | None = None

@@ -1,17 +1,24 @@
 """RaPO: a reward for staying near the previous policy, beside a KL to the base (2605.09640).
 
-Its normalisation of advantages across tasks (CTAN) is left out.
+The first task, which has none before it, has no such reward. `rapo.ctan` adds the paper's second
+half, the normalisation of advantages across tasks; its momentum is not public, so that is a
+reconstruction.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
+import numpy as np
+
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.core.advantages import retention_reward
+from rdbcl_jax.core.advantages import group_advantages, retention_reward
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
-from rdbcl_jax.methods.method import Method, Targets
-from rdbcl_jax.sections import NonNegative, Section, section
+from rdbcl_jax.methods.method import Method, Targets, Tracker
+from rdbcl_jax.sections import Decay, NonNegative, Section, section
+
+EPS = 1e-4  # added to a standard deviation, in units of reward
 
 
 @section("rapo")
@@ -22,16 +29,27 @@ class RaPOOptions(Section):
     Attributes:
       weight: of the retention reward, beside the task's.
       sharpness: how fast it falls with the distance to the previous policy.
+      ctan: divide the centred rewards by a moving average, over the steps of all tasks, of the
+        groups' standard deviation of the task's reward, and not by their own.
+      momentum: of that average.
     """
 
     weight: NonNegative = 0.5
     sharpness: NonNegative = 20.0
+    ctan: bool = False
+    momentum: Decay = 0.9
 
 
 def rapo(config: RunConfig) -> Method:
     """GRPO on reward + retention reward."""
     own, chosen = config.section(RaPOOptions), GRPO(reference="base").chosen(config)
-    advantages = group_baseline(chosen.advantage_scale)
+    baseline = group_baseline(chosen.advantage_scale)
+
+    def advantages(total, std):
+        if not own.ctan:
+            return baseline(total)
+        across = group_advantages(total, scale="none") / (std + EPS)
+        return jnp.where(jnp.isnan(std), baseline(total), across)
 
     def targets(batch, policy_logps, entropies):
         retention = retention_reward(
@@ -41,8 +59,9 @@ def rapo(config: RunConfig) -> Method:
             weight=own.weight,
             sharpness=own.sharpness,
         )
-        total = batch.rewards + retention
-        return Targets(advantages(total), constant(chosen.beta, batch), {"retention": retention})
+        retention = jnp.where(batch.step == batch.task_step, 0.0, retention)  # of the first task
+        found = advantages(batch.rewards + retention, batch.prompt_values[:, None])
+        return Targets(found, constant(chosen.beta, batch), {"retention": retention})
 
     return Method(
         name=config.method,
@@ -52,4 +71,23 @@ def rapo(config: RunConfig) -> Method:
         group=True,
         policy=True,
         previous=True,
+        tracker=moving_std(own.momentum) if own.ctan else None,
+    )
+
+
+def moving_std(momentum: float) -> Tracker:
+    """The moving average of the mean standard deviation of the prompts' rewards; NaN before the
+    first batch, whose groups are divided by their own."""
+
+    def observe(std, prompts, rewards, kl):
+        known = [rewards[(prompts == p) & ~np.isnan(rewards)] for p in np.unique(prompts)]
+        now = np.mean([group.std(ddof=1) if len(group) > 1 else 0.0 for group in known])
+        moved = now if np.isnan(std) else momentum * std + (1 - momentum) * now
+        return np.asarray(moved, np.float32)
+
+    return Tracker(
+        start=lambda success: np.full((), np.nan, np.float32),
+        baselines=lambda std, prompts: np.full(len(prompts), std, np.float32),
+        observe=observe,
+        carried=True,
     )

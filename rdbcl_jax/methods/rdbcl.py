@@ -26,8 +26,8 @@ from rdbcl_jax.core.portability import (
     shuffle_kl_coefficients,
     verified_kl_coefficients,
 )
-from rdbcl_jax.methods.grpo import GRPO, group_baseline, loss
-from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.methods.grpo import GRPO, policy_gradient
+from rdbcl_jax.methods.method import Method
 from rdbcl_jax.sections import NonNegative, Positive, Refused, Section, section
 
 LEVELS = {
@@ -72,28 +72,43 @@ class PortabilityOptions(Section):
 
 def rdbcl(config: RunConfig) -> Method:
     """GRPO whose KL coefficient is high where the previous policy's reasoning carries over."""
-    portability, chosen = config.section(PortabilityOptions), GRPO().chosen(config)
-    advantages = group_baseline(chosen.advantage_scale)
+    return portable(config, policy_gradient(config, GRPO().chosen(config)))
+
+
+def portable(config: RunConfig, method: Method) -> Method:
+    """The method with each sample's β scaled by its portability: it samples what it learns from,
+    and rewards it, as it did.
+
+    Raises:
+      ValueError: a method whose responses are not sampled, or whose β is for some samples only.
+    """
+    portability = config.section(PortabilityOptions)
+    static = portability.kind == "static"
+    if method.responses != "sampled" or method.data == "replay" or (static and method.pretask):
+        raise ValueError(
+            f"config.kl.portability is True, which scales the β of sampled responses; for "
+            f"{config.method} expected "
+            + ("False, or the method 'portable_replay'" if method.data == "replay" else "False")
+            + (" or another portability.kind than 'static'" if method.pretask else "")
+        )
 
     def targets(batch, policy_logps, entropies):
+        found = method.targets(batch, policy_logps, entropies)
         rp = sample_portability(batch, policy_logps, portability)
         beta = coefficients(rp, batch, portability)
         if portability.control == "strength":
             kl = kl_estimate(policy_logps, batch.reference_logps, config.kl.kind)
             kl = masked_mean(kl, batch.mask, axis=-1)
             beta = matched_constant_kl_coefficients(beta, kl=kl)
-        return Targets(advantages(batch.rewards), beta, {"rp": rp})
+        return found._replace(kl_coef=beta, values={**found.values, "rp": rp})
 
-    static = portability.kind == "static"
-    return Method(
-        name=config.method,
+    return dataclasses.replace(
+        method,
         targets=targets,
-        loss=loss(config, chosen),
-        reference=chosen.reference,
-        group=True,
-        policy=not static or portability.control == "strength",
-        previous=not static,
-        pretask="confidence" if static else "",
+        reference=method.reference or config.kl.reference or "previous",
+        policy=method.policy or not static or portability.control == "strength",
+        previous=method.previous or not static,
+        pretask="confidence" if static else method.pretask,
     )
 
 

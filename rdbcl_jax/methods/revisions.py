@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.method import Draws, Revision
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.scoring import Scores
 from rdbcl_jax.rollout.scored import Responses, ScoredRollouts
-from rdbcl_jax.sharding import put_batch
+from rdbcl_jax.sharding import all_hosts_sum, put_batch
 
 
 def resampling(batches: int) -> Revision:
@@ -26,7 +26,7 @@ def resampling(batches: int) -> Revision:
 
     def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
         for _ in range(batches):
-            if not draws.anywhere(~scored.informative):
+            if not anywhere(~scored.informative, draws.policy):
                 break
             scored = replenished(scored, draws.next_batch(), draws.policy)
         return scored
@@ -98,6 +98,57 @@ def taught(
     rollouts = put_batch(scored.host, policy.mesh)
     responses = dataclasses.replace(scored.responses, rollouts=rollouts, others=None)
     return dataclasses.replace(scored, responses=responses)
+
+
+def anywhere(here: Bool[np.ndarray, "P"], policy: Policy) -> bool:
+    """Whether it holds for a prompt of any process."""
+    return bool(all_hosts_sum(np.array(here.any()), policy.rows))
+
+
+def beside(
+    scored: ScoredRollouts, more: ScoredRollouts, rows: Int[np.ndarray, "n"]
+) -> ScoredRollouts:
+    """The rollouts [P, G] and, beside them, those of the second [n, g], on the host: its prompts
+    are these rows of the first. Other rows are filled up with some of the second's, which the
+    caller leaves out."""
+    (count, group), width = scored.shape, more.shape[1]
+    source = np.zeros(count, int)
+    source[rows] = np.arange(len(rows))
+    mine = np.arange(count * group).reshape(count, group)
+    theirs = count * group + source[:, None] * width + np.arange(width)
+    samples = np.hstack([mine, theirs]).reshape(-1)
+    texts = [*scored.texts, *more.texts]
+    return dataclasses.replace(
+        scored,
+        texts=[texts[i] for i in samples],
+        scores=taken(joined(scored.scores, more.scores), samples),
+        host=jax.tree.map(lambda a, b: np.hstack([a, b[source]]), scored.host, more.host),
+        memorised=np.hstack([scored.memorised, more.memorised[source]]),
+    )
+
+
+def with_samples(
+    scored: ScoredRollouts,
+    picks: Int[np.ndarray, "P n"],
+    policy: Policy,
+    given: dict[str, Float[np.ndarray, "P n"]],
+) -> ScoredRollouts:
+    """These of each group's rollouts alone, with what is given of each; on the device too."""
+    rows = np.arange(len(picks))[:, None]
+    samples = (rows * scored.shape[1] + picks).reshape(-1)
+    host = jax.tree.map(lambda a: a[rows, picks], scored.host)
+    responses = dataclasses.replace(
+        scored.responses, rollouts=put_batch(host, policy.mesh), others=None
+    )
+    return dataclasses.replace(
+        scored,
+        responses=responses,
+        texts=[scored.texts[i] for i in samples],
+        scores=taken(scored.scores, samples),
+        host=host,
+        memorised=scored.memorised[rows, picks],
+        given=given,
+    )
 
 
 def joined(scores: Scores, more: Scores) -> Scores:

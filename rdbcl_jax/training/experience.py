@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
-from rdbcl_jax.batches import Rollouts
+from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.pipeline import batches, indices, rehearsed
 from rdbcl_jax.data.prompts import SupervisedBatch
+from rdbcl_jax.distributed import most_anywhere
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.methods.method import PromptSampler
 from rdbcl_jax.policy import Policy
@@ -53,11 +54,16 @@ class Experience:
     def draw(self, state: TaskState, index: int, attempt: int = 0) -> tuple[Responses, TaskState]:
         """The next batch of step `index` and its responses, on the device; nothing is waited for.
         `attempt`: how many were drawn in this step before."""
-        learner, config = self.learner, self.config
         batch = self.feed(state, index)
         state = dataclasses.replace(state, batches=np.asarray(state.batches + 1))
-        if learner.method.responses == "demonstrations":
-            return demonstrated(batch, learner.policy), state
+        if self.learner.method.responses == "demonstrations":
+            return demonstrated(batch, self.learner.policy), state
+        return self.sampled(batch, state, index, attempt), state
+
+    @phase("sampling")
+    def sampled(self, batch: PromptBatch, state: TaskState, index: int, attempt: int) -> Responses:
+        """Responses to a host batch, likewise."""
+        learner, config = self.learner, self.config
         prompts = put_batch(batch, learner.policy.mesh)
         key = rng.of_step(config.seed, self.first_step + index)
         if attempt:
@@ -66,7 +72,7 @@ class Experience:
         others = None
         if count := learner.method.previous_responses:
             others = learner.sample(self.stage.previous, prompts, rng.of_others(key), count)
-        return Responses(batch, prompts, rollouts, others), state
+        return Responses(batch, prompts, rollouts, others)
 
     def scored(self, responses: Responses, index: int) -> ScoredRollouts:
         """With the rewards of a step; waits for the device."""
@@ -92,12 +98,11 @@ class Experience:
             return state
         if index % survey.every if survey.every else index:
             return state
-        records = self.stage.records[: self.stage.own]
-        values = np.zeros(len(records))
+        values = np.zeros(len(self.stage.records))
         for scored, valid in generate_scored(
             learner.policy,
             state.train.params,
-            records,
+            self.stage.records,
             judge,
             learner.sampling,
             rng.of_survey(learner.config.seed, self.first_step + index),
@@ -110,7 +115,7 @@ class Experience:
                 record = scored.responses.host_prompts.record_ids[row]
                 values[record] = survey.value(texts[row].tolist(), right[row])
         assert sampler.refresh  # it asked for the survey
-        values = all_hosts_sum(values, learner.policy.rows)
+        values = all_hosts_sum(values, learner.policy.rows)[: self.stage.own]
         return dataclasses.replace(state, prompts=sampler.refresh(state.prompts, values))
 
     def observed(self, state: TaskState, scored: ScoredRollouts) -> TaskState:
@@ -131,7 +136,7 @@ class _StepDraws:
     def __init__(self, experience: Experience, state: TaskState, index: int):
         learner = experience.learner
         self.policy, self.state = learner.policy, state
-        self.run_step = experience.first_step + index
+        self.rng = rng.of_revision(learner.config.seed, experience.first_step + index)
         self.task_step, self.task_steps = index, learner.config.training.steps
         self._experience, self._attempts = experience, 0
 
@@ -140,8 +145,32 @@ class _StepDraws:
         more, self.state = self._experience.draw(self.state, self.task_step, self._attempts)
         return self._experience.scored(more, self.task_step)
 
-    def anywhere(self, here: Bool[np.ndarray, "P"]) -> bool:
-        return bool(all_hosts_sum(np.array(here.any()), self.policy.rows))
+    def again(
+        self, scored: ScoredRollouts, wanted: Bool[np.ndarray, "P"]
+    ) -> tuple[ScoredRollouts, Int[np.ndarray, "n"]]:
+        self._attempts += 1
+        parts = wanted.reshape(len(self.policy.rows.parts), -1)
+        chosen = halved(parts, most_anywhere(int(parts.sum(1).max())))
+        host = jax.tree.map(lambda a: np.asarray(a)[chosen], scored.responses.host_prompts)
+        more = self._experience.sampled(host, self.state, self.task_step, self._attempts)
+        return self._experience.scored(more, self.task_step), chosen
+
+
+def halved(wanted: Bool[np.ndarray, "D P"], most: int) -> Int[np.ndarray, "n"]:
+    """The rows that are wanted, and some others: the batch halved as often as all of them still
+    fit, so that few sizes are compiled. Of every device's rows as many are taken, so that one
+    process and several draw for the same prompts.
+
+    Args:
+      wanted: the rows of each of this process's devices.
+      most: of one device, on any process.
+    """
+    devices, rows = wanted.shape
+    size = rows
+    while size % 2 == 0 and size // 2 >= most:
+        size //= 2
+    first = np.argsort(~wanted, axis=1, kind="stable")[:, :size]
+    return (first + rows * np.arange(devices)[:, None]).reshape(-1)
 
 
 # ------------------------------------------------------------------ which prompts

@@ -50,14 +50,17 @@ class Learner:
     update: Update
 
     @phase("boundary")
-    def start(self, stage: Stage, params: Trained) -> TaskState:
-        """The state before a task's first step. It owns its parameters: updates donate them."""
+    def start(self, stage: Stage, params: Trained, memory: Any = None) -> TaskState:
+        """The state before a task's first step. It owns its parameters: updates donate them.
+        `memory`: what a tracker that is carried from task to task has seen; None: nothing yet."""
         tracker, prompts = self.method.tracker, self.method.prompts
-        unknown = np.full(len(stage.records), 0.5, np.float32)
+        if tracker and memory is None:
+            unknown = np.full(len(stage.records), 0.5, np.float32)
+            memory = jax.device_get(tracker.start(unknown))
         return TaskState(
             train=self.init(jax.tree.map(jnp.copy, params)),
             batches=np.zeros((), np.int64),
-            tracker=tracker and jax.device_get(tracker.start(unknown)),
+            tracker=memory,
             last_kl=np.full((), np.nan, np.float32),
             prompts=prompts and prompts.start(stage.own),
         )

@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
-from rdbcl_jax.checkpoint import Checkpoints, fisher_name, step_name, task_name
+from rdbcl_jax.checkpoint import Checkpoints, fisher_name, memory_name, step_name, task_name
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.reporting.run_files import read_steps
 from rdbcl_jax.results import RunResults, read_results
@@ -61,7 +61,8 @@ def forget_beyond(checkpoints: Checkpoints, start: Start, steps: int) -> None:
     """Removes what a run that goes on will make again, and what a kill has left half done."""
     tasks = [k for k in checkpoints.tasks() if k > start.done // steps]
     checkpoints.drop([step_name(step) for step in checkpoints.steps() if step > start.done])
-    checkpoints.drop([*map(task_name, tasks), *map(fisher_name, tasks), *checkpoints.strays()])
+    names = [name(k) for name in (task_name, fisher_name, memory_name) for k in tasks]
+    checkpoints.drop([*names, *checkpoints.strays()])
     checkpoints.adopt()
 
 
@@ -139,6 +140,8 @@ def _states(checkpoints: Checkpoints, setup: Setup, longer: int) -> list[tuple[i
             yield from map(task_name, range(first, task + 1))
             if method.consolidation:
                 yield fisher_name(task)
+            if method.tracker and method.tracker.carried:
+                yield memory_name(task)
 
     within = [step for step in checkpoints.steps() if step % steps and step < (longer or step + 1)]
     ends = [] if longer else [task * steps for task in checkpoints.tasks()]

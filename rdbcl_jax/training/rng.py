@@ -26,6 +26,11 @@ def of_batch(seed: int, first_step: int, batch: int) -> np.random.Generator:
     return np.random.default_rng((seed, first_step, batch))
 
 
+def of_revision(seed: int, run_step: int) -> np.random.Generator:
+    """For what a method draws itself when it revises the rollouts of a step; a host's."""
+    return np.random.default_rng((seed, run_step))
+
+
 def of_survey(seed: int, run_step: int) -> Array:
     """For the responses to all prompts before a step."""
     return jax.random.fold_in(of_step(seed, run_step), _SURVEY)

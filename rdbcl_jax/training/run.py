@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
@@ -41,7 +42,7 @@ from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
-from rdbcl_jax.training.stage import Anchors, make_stage
+from rdbcl_jax.training.stage import Anchors, make_stage, merged
 from rdbcl_jax.training.state import TaskState, restore_state
 from rdbcl_jax.training.stop import Stop
 from rdbcl_jax.training.task import learn_task
@@ -94,9 +95,13 @@ def _train(
         return journal.finish()
 
     # ---------------------------------------------------------------- task by task
+    memory = None
+    if first and method.tracker and method.tracker.carried:
+        like = jax.device_get(method.tracker.start(np.full(1, 0.5, np.float32)))
+        memory = checkpoints.restore_memory(first, like)
     for k in range(first, len(tasks)):
         stage = make_stage(setup.config, method, tasks, k, anchors)
-        state, own = learner.start(stage, anchors.previous), 0
+        state, own = learner.start(stage, anchors.previous, memory), 0
         if k == first:
             own = done - k * steps
             state = restore_state(checkpoints, done, state) if own else state
@@ -115,6 +120,11 @@ def _train(
                 asked=stop.asked,
             )
         learned = state.train.params
+        if share := setup.config.training.merge:
+            learned = merged(anchors.previous, learned, share)
+        if method.tracker and method.tracker.carried:
+            memory = state.tracker
+            checkpoints.save_memory(k + 1, memory)
         del state  # the optimizer's moments are not needed any more
         journal.learned(k, differ(learned, anchors.previous))
 

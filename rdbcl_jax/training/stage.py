@@ -42,14 +42,17 @@ class Anchors:
         old average that is kept; None: the average is not needed, and not computed."""
         ema = self.ema
         if ema_decay is not None:
-            ema = jax.tree.map(
-                lambda a, p: (ema_decay * a + (1 - ema_decay) * p).astype(a.dtype), ema, policy
-            )
+            ema = merged(ema, policy, ema_decay)
         return dataclasses.replace(self, previous=policy, ema=ema)
 
     def reference(self, name: str) -> Trained:
         """The policy that `kl.reference` names: "previous", "base" or "ema"."""
         return {"previous": self.previous, "base": self.base, "ema": self.ema}[name]
+
+
+def merged(policy: Trained, other: Trained, share: float) -> Trained:
+    """`share` of the first's weights and the rest of the second's."""
+    return jax.tree.map(lambda a, b: (share * a + (1 - share) * b).astype(a.dtype), policy, other)
 
 
 @dataclasses.dataclass(frozen=True)

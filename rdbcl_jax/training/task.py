@@ -263,10 +263,13 @@ def _train_batch(
         )
     of_prompts = {"prompt_values": known, "replayed": ids >= stage.own}
     from_host = {**scored.columns(learner.policy), **of_prompts}
+    mask = found.mask
+    if learner.config.loss.mask_truncated:
+        mask &= found.finished[..., None]
     batch = TrainBatch(
         prompts=scored.responses.prompts,
         tokens=found.tokens,
-        mask=found.mask,
+        mask=mask,
         step=jnp.asarray(experience.first_step + index, jnp.int32),
         task_step=jnp.asarray(index, jnp.int32),
         task_steps=jnp.asarray(learner.config.training.steps, jnp.int32),

@@ -213,7 +213,9 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
         batch.mask,
         temperature=config.temperature,
         chunk_size=config.chunk_size,
-        return_entropy=config.entropy or (method.entropies and targets is None),
+        return_entropy=config.entropy
+        or method.entropy_bonus > 0
+        or (method.entropies and targets is None),
     )
     logps, entropies = scored if isinstance(scored, tuple) else (scored, None)
     # one update per batch: the policy that sampled is the policy
@@ -232,6 +234,9 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
     if method.reference is not None:
         kl = kl_estimate(current, batch.reference_logps, "k3")
         samples |= {"kl": masked_mean(kl, batch.mask, axis=-1), "kl_coef": targets.kl_coef}
+    bonus: dict[str, Any] = {}
+    if method.entropy_bonus:
+        bonus = {"entropies": entropies, "entropy_coef": method.entropy_bonus}
     terms = method.loss(
         logps,
         batch.old_logps,
@@ -239,6 +244,7 @@ def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: Trai
         batch.mask,
         reference_logps=batch.reference_logps,
         kl_coef=targets.kl_coef,
+        **bonus,
     )
     if config.entropy:
         terms.metric_sums["entropy"] = masked_sum_and_count(entropies, batch.mask)

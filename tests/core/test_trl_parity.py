@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax import group_advantages, policy_loss, token_logprobs
+from rdbcl_jax.core.advantages import high_entropy_advantages, normalise
 
 TRL = json.loads((Path(__file__).parent / "data" / "trl.json").read_text())
 CASES = {case["name"]: case for case in TRL["cases"]}
@@ -16,6 +17,7 @@ AGGREGATIONS = {
     "bnpo": "token_mean",
     "dapo": "token_mean",
     "dr_grpo": "constant",
+    "sapo": "sequence_mean",
 }
 
 
@@ -60,6 +62,40 @@ def test_loss_gradient_and_metrics(name):
     assert {"clip_ratio/low_mean", "clip_ratio/region_mean"} <= additive.keys()
     for key, value in additive.items():
         np.testing.assert_allclose(metrics[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
+
+
+@pytest.mark.parametrize("case", TRL["entropy_cases"], ids=lambda case: case["name"])
+def test_soft_gate_entropy_bonus_and_tokens_of_high_entropy(case):
+    trl, mask = case["trl"], np.array(case["mask"], bool)
+    advantages, entropies = array("advantages"), array("entropies")
+    if share := trl.get("top_entropy_quantile"):
+        advantages = high_entropy_advantages(advantages, entropies, mask, share=share)
+    options = {
+        "clip_low": trl["epsilon"],
+        "clip_high": trl["epsilon_high"],
+        "surrogate": "sapo" if trl["loss_type"] == "sapo" else "ppo",
+        "aggregation": AGGREGATIONS[trl["loss_type"]],
+        "entropy_coef": trl.get("entropy_coef", 0.0),
+    }
+    if trl["beta"]:
+        options |= {"kl_coef": trl["beta"], "reference_logps": array("reference_logps")}
+
+    def loss(logps, entropies):
+        old = array("old_logps")
+        return policy_loss(logps, old, advantages, mask, entropies=entropies, **options)[0]
+
+    found, gradients = jax.value_and_grad(loss, (0, 1))(array("logps"), entropies)
+    np.testing.assert_allclose(found, case["loss"], rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(gradients[0], case["grad"], rtol=1e-4, atol=1e-7)
+    zero = np.zeros_like(entropies)
+    np.testing.assert_allclose(gradients[1], case.get("entropy_grad", zero), rtol=1e-4, atol=1e-8)
+
+
+def test_rewards_normalised_before_their_sum():
+    case = TRL["gdpo"]
+    rewards = np.array(case["rewards"]).reshape(2, -1, case["group_size"])
+    summed = sum(w * group_advantages(r) for w, r in zip(case["weights"], rewards, strict=True))
+    np.testing.assert_allclose(normalise(summed).ravel(), case["advantages"], rtol=1e-4, atol=1e-6)
 
 
 def test_an_empty_sequence_counts_in_their_mean_and_not_in_ours():

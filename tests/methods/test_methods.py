@@ -274,6 +274,30 @@ def test_rapo_rewards_staying_near_the_previous_policy(batch):
     np.testing.assert_allclose(found.advantages[0], [first, -first], rtol=1e-5)
 
 
+def test_rapo_has_nothing_to_retain_in_the_first_task(batch):
+    first = targets("rapo", changed(batch, step=7, task_step=7))
+    assert (np.asarray(first.values["retention"]) == 0).all()
+    np.testing.assert_allclose(first.advantages, GROUP, rtol=1e-5)
+
+
+def test_rapo_normalises_across_tasks(batch):
+    chosen = method("rapo", **{"rapo.ctan": True, "rapo.momentum": 0.75})
+    tracker = chosen.tracker
+    assert tracker.carried and method("rapo").tracker is None
+    start = tracker.start(np.full(9, 0.5, np.float32))
+    # ½√2 and 0, of two prompts; a reward that does not apply is left out
+    prompts, rewards = np.array([3, 3, 5, 5, 5]), np.array([1.0, 0.0, 2.0, 2.0, np.nan])
+    std = tracker.observe(start, prompts, rewards, None)
+    np.testing.assert_allclose(std, 0.5**0.5 / 2, rtol=1e-6)
+    after = tracker.observe(std, prompts, np.zeros(5), None)
+    np.testing.assert_allclose(after, 0.75 * 0.5**0.5 / 2, rtol=1e-6)
+    assert tracker.baselines(after, np.array([0, 1])).shape == (2,)
+    here = changed(batch, step=7, task_step=7)
+    for known, expected in ((np.nan, GROUP[0][0]), (2.0, 0.5 / 2.0001)):
+        found = chosen.targets(changed(here, prompt_values=[known] * 2), POLICY, None).advantages
+        np.testing.assert_allclose(found, [[expected, -expected], [0, 0]], rtol=1e-5)
+
+
 def test_lwf_adds_the_previous_policys_responses(batch):
     found = changed(
         batch,

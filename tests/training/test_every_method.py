@@ -65,15 +65,30 @@ CASES = {
     "mssr": {"mssr.shaping": "full", "mssr.survey": True},
     "dyme": {},
     "sft": {},
-    "rapo": {},
+    "rapo": {"rapo.ctan": True},
     "replay": {"kl.beta": 0.1, "kl.reference": "ema", "replay.anchor": "old"},
     "ewc": {"ewc.sequences": 16},
     "lwf": {},
     "joint": {},
     "rdbcl": {"portability.kind": "static", "portability.control": "shuffled"},
     "portable_replay": {"portability.verified": True, "portability.control": "strength"},
+    # what composes with any method is tried with these
+    "pcurl": {
+        "kl.portability": True,
+        "kl.schedule": "rise",
+        "prompts.order": "variance",
+        "prompts.samples": 4,
+    },
+    "reinforce_ada": {"prompts.order": "volatility"},
+    "shuffle_r1": {"prompts.order": "stages", "prompts.samples": 2},
+    "sft_rl": {
+        "demonstrations.mixture": "progressive",
+        "loss.mask_truncated": True,
+        "loss.entropy_bonus": 0.01,
+        "loss.entropy_share": 0.5,
+    },
 }
-ALSO_RESUMED = ("dapo", "mssr", "replay", "ewc", "rdbcl")
+ALSO_RESUMED = ("dapo", "mssr", "replay", "ewc", "rdbcl", "rapo", "pcurl", "reinforce_ada")
 
 
 REPLAYED = [{"sum": 8}, {"jigsaw": 6, "sum": 2}]
@@ -81,6 +96,8 @@ TASKS_OF_PROMPTS = {  # of a task's first step, where not all are its own
     "replay": REPLAYED,
     "portable_replay": REPLAYED,
     "joint": [{"sum": 4, "jigsaw": 4}, {"sum": 5, "jigsaw": 3}],
+    "pcurl": [{"sum": 7}, {"jigsaw": 8}],  # half of them are drawn with replacement
+    "reinforce_ada": [{"sum": 1}, {"jigsaw": 1}],
 }
 
 

@@ -10,7 +10,10 @@ from rdbcl_jax.lab.study.plan import make_plan
 from rdbcl_jax.methods import make_method
 
 FOLDER = pathlib.Path(__file__).parents[3] / "configs/studies"
-RDB_CL = ("core", "forms", "curve", "orders", "regimes")
+OTHERS = {
+    "rdb_cl": ("core", "forms", "curve", "orders", "regimes"),
+    "neighbours": ("mixtures",),
+}
 FORMS = [
     (path.stem, form)
     for path in sorted(FOLDER.glob("*.py"))
@@ -18,7 +21,7 @@ FORMS = [
     for form in (
         "full",
         "ci",
-        *(RDB_CL if path.stem == "rdb_cl" else ()),
+        *OTHERS.get(path.stem, ()),
     )
 ]
 

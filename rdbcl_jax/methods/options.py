@@ -1,0 +1,88 @@
+"""Options that change any method: β by portability, its schedule, entropy, the order of prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.core.advantages import high_entropy_advantages
+from rdbcl_jax.core.kl import kl_schedule
+from rdbcl_jax.methods.grpo import GRPO, VARIANTS
+from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.prompts import PromptOptions, prompt_sampler
+from rdbcl_jax.methods.rdbcl import portable
+
+
+def with_options(config: RunConfig, method: Method) -> Method:
+    """The method with what the config asks of any.
+
+    Raises:
+      ValueError: an option that does not go with the method.
+    """
+    chosen, loss = VARIANTS.get(config.method, GRPO()).chosen(config), config.loss
+    if method.responses != "sampled" and (loss.entropy_bonus or loss.entropy_share < 1):
+        raise ValueError(
+            f"config.loss has entropy_bonus {loss.entropy_bonus} and entropy_share "
+            f"{loss.entropy_share}, which are of sampled responses; for {config.method} expected "
+            "0 and 1"
+        )
+    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus)
+    if loss.mask_truncated:
+        method = whole(method)
+    if loss.entropy_share < 1:
+        method = unsure(method, loss.entropy_share)
+    if config.kl.portability:
+        method = portable(config, method)
+    if chosen.schedule != "constant" and method.reference is not None:
+        method = scheduled(method, chosen)
+    if chosen.order != "uniform":
+        method = ordered(config, method, chosen)
+    return method
+
+
+def scheduled(method: Method, chosen: GRPO) -> Method:
+    """Whatever β the method has for a sample, times the schedule's factor for the step."""
+
+    def targets(batch, policy_logps, entropies):
+        found = method.targets(batch, policy_logps, entropies)
+        factor = kl_schedule(batch.progress, chosen.schedule, chosen.floor)
+        return found._replace(kl_coef=factor * found.kl_coef)
+
+    return dataclasses.replace(method, targets=targets, scheduled=True)
+
+
+def whole(method: Method) -> Method:
+    """No advantage for responses that the engine masks, since they were cut: a batch of nothing
+    else has no signal."""
+
+    def targets(batch, policy_logps, entropies):
+        found = method.targets(batch, policy_logps, entropies)
+        there = batch.mask if found.advantages.ndim == batch.mask.ndim else batch.mask.any(-1)
+        return found._replace(advantages=jnp.where(there, found.advantages, 0.0))
+
+    return dataclasses.replace(method, targets=targets)
+
+
+def unsure(method: Method, share: float) -> Method:
+    """The method's advantages where the policy is unsure, on this share of the batch's tokens."""
+
+    def targets(batch, policy_logps, entropies):
+        found = method.targets(batch, policy_logps, entropies)
+        kept = high_entropy_advantages(found.advantages, entropies, batch.mask, share=share)
+        return found._replace(advantages=kept)
+
+    return dataclasses.replace(method, targets=targets, policy=True, entropies=True)
+
+
+def ordered(config: RunConfig, method: Method, chosen: GRPO) -> Method:
+    """The method on prompts that `prompts.order` chooses."""
+    if method.responses != "sampled":
+        raise ValueError(
+            f"config.prompts.order is {chosen.order!r}, which chooses by rewards: {config.method} "
+            "samples no responses, expected 'uniform'"
+        )
+    sampler = prompt_sampler(chosen.order, config.section(PromptOptions))
+    staged = chosen.order == "stages"
+    return dataclasses.replace(method, prompts=sampler, scheduled=method.scheduled or staged)
