@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,11 +58,13 @@ class _Line(NamedTuple):
     Attributes:
       group: the hash of its pictures, or of its question: rows of one group share a split.
       split: the one that the row names; empty where it names none.
+      folder: that of its pictures, links followed; empty without any.
     """
 
     text: str
     group: bytes
     split: str
+    folder: str
 
 
 def prepare(name: str, source: str | Path, out: str | Path, seed: int = 0) -> Prepared:
@@ -86,15 +88,16 @@ def prepare(name: str, source: str | Path, out: str | Path, seed: int = 0) -> Pr
     found = {task: _copy_in(source, copies) for task, copies in DATA_SETS[name].items()}
     counts: dict[str, Mapping[str, int]] = {}
     problems: list[str] = []
+    folders: set[str] = set()
     for task, copy in found.items():
-        counts[task] = _write_task(copy, source, out / task, seed, problems)
+        counts[task] = _write_task(copy, source, out / task, seed, problems, folders)
         if not all(counts[task].values()):
             first = f"; the first of {len(problems)} that cannot: {problems[0]}" if problems else ""
             raise ValueError(
                 f"prepare {name}: of {task}, records that can be used are {counts[task]}; expected "
                 f"some in each split{first}"
             )
-    return Prepared(counts, problems, _write_fragment(out / f"{name}.py", source, counts))
+    return Prepared(counts, problems, _write_fragment(out / f"{name}.py", counts, folders))
 
 
 def _copy_in(source: Path, copies: Sequence[Copy]) -> Copy:
@@ -122,15 +125,16 @@ def _patterns(copy: Copy) -> list[str]:
     return [*copy.files.values(), *copy.pictures.values(), *copy.captions.values(), *others]
 
 
-def _write_fragment(path: Path, source: Path, tasks: Sequence[str] | Mapping[str, Any]) -> Path:
-    """What a config needs in order to name the tasks."""
+def _write_fragment(path: Path, tasks: Iterable[str], folders: Collection[str]) -> Path:
+    """What a config needs in order to name the tasks, whose pictures are in `folders`."""
     lines = [f'"""Written by rdbcl prepare: the tasks of {path.stem}."""', "", ""]
     lines += ["def add_tasks(config):"]
     for task in tasks:
         files = {split: str(path.parent / task / f"{split}.jsonl") for split in SPLITS}
         lines.append(f"    config.tasks[{task!r}] = {files!r}")
     lines.append(f"    config.sequence = {(*tasks,)!r}")
-    lines.append(f"    config.data.image_root = {os.path.commonpath([source, path.parent])!r}")
+    if folders:
+        lines.append(f"    config.data.image_root = {os.path.commonpath(folders)!r}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -139,9 +143,10 @@ def _write_fragment(path: Path, source: Path, tasks: Sequence[str] | Mapping[str
 
 
 def _write_task(
-    copy: Copy, source: Path, out: Path, seed: int, problems: list[str]
+    copy: Copy, source: Path, out: Path, seed: int, problems: list[str], folders: set[str]
 ) -> Mapping[str, int]:
-    """Writes the files of a task's splits; returns how many records each has."""
+    """Writes the files of a task's splits; returns how many records each has. What is wrong with
+    the others is added to `problems`, where pictures are to `folders`."""
     out.mkdir(parents=True, exist_ok=True)
     drafts = {part: out / f"{part}.jsonl.new" for part in copy.files}
     parts: dict[str, list[tuple[bytes, str]]] = {}  # of each line its group and its split
@@ -154,6 +159,7 @@ def _write_task(
                 else:
                     file.write(line.text + "\n")
                     parts[part].append((line.group, line.split))
+                    folders |= {line.folder} - {""}
     counts: collections.Counter[str] = collections.Counter()
     files = {split: (out / f"{split}.jsonl.whole").open("w", encoding="utf-8") for split in SPLITS}
     for part, splits in _splits_of(parts, seed).items():
@@ -333,7 +339,17 @@ def _line(raw: Row, row: Row, source: Path, out: Path, split: str) -> _Line:
         "source": raw.where,
     }
     shows = [_identity(picture, source) for picture in found.images] or [found.prompt.encode()]
-    return _Line(json.dumps(fields, ensure_ascii=False), _digest(*shows), split)
+    places = {place for picture in found.images if (place := _place(picture, raw))}
+    folder = os.path.commonpath(places) if places else ""
+    return _Line(json.dumps(fields, ensure_ascii=False), _digest(*shows), split, folder)
+
+
+def _place(picture: Picture, raw: Row) -> str:
+    """The real folder of its file."""
+    if isinstance(picture, bytes):
+        return os.path.dirname(os.path.realpath(raw.folder / raw.id.rpartition(":")[0]))
+    path = picture.path if isinstance(picture, Stored) else picture
+    return os.path.dirname(os.path.realpath(str(path)))
 
 
 def _reference(picture: Picture, given: Any, raw: Row, out: Path) -> Any:

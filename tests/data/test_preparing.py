@@ -127,6 +127,18 @@ def split_of(folder):
     return found
 
 
+@pytest.mark.parametrize("name", ["gqa", "scienceqa", "superclevr"])
+def test_files_may_be_links_to_where_they_are(tmp_path, name):
+    """As in the cache of the hub, or with pictures on another disk."""
+    getattr(published_files, name)(tmp_path / "disk")
+    for file in (tmp_path / "disk").rglob("*.*"):
+        link = tmp_path / "raw" / file.relative_to(tmp_path / "disk")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    prepared = prepare(name, tmp_path / "raw", tmp_path / "made")
+    assert widths(loaded(prepared)[name].train)
+
+
 def test_what_is_to_be_fetched(tmp_path):
     with pytest.raises(ValueError, match=r"fetch ScienceQA-IMG/train-\*.parquet, .* of lmms-lab/"):
         prepare("scienceqa", tmp_path, tmp_path / "made")

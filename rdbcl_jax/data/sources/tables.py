@@ -100,6 +100,7 @@ class _Groups:
     def __init__(self) -> None:
         self.held: collections.OrderedDict[tuple[Path, int], Any] = collections.OrderedDict()
         self.lock, self.reading = threading.Lock(), collections.defaultdict(threading.Lock)
+        self.bytes = 0  # of all held: tables of few rows are many
 
     def get(self, source: ParquetRows, group: int) -> Any:
         key = (source.path, group)
@@ -113,13 +114,12 @@ class _Groups:
             table = source.read(group)
             with self.lock:
                 self.held[key] = table
-                while len(self.held) > 1 and self._bytes() > HELD_BYTES:
-                    self.held.popitem(last=False)
+                self.bytes += table.nbytes
+                while len(self.held) > 1 and self.bytes > HELD_BYTES:
+                    _, oldest = self.held.popitem(last=False)
+                    self.bytes -= oldest.nbytes
                 self.reading.pop(key, None)
         return table
-
-    def _bytes(self) -> int:
-        return sum(table.nbytes for table in self.held.values())
 
 
 _GROUPS = _Groups()
