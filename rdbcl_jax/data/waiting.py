@@ -13,7 +13,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 SAYS_EVERY = 30.0  # seconds, where there is no terminal
 _AHEAD = 8  # items a thread, so that results of many never wait for one that takes long
 

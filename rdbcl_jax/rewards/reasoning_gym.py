@@ -44,7 +44,7 @@ class Puzzle(NamedTuple):
     dataset: str
     seed: int
     size: int
-    index: int
+    number: int
 
 
 def prepare(golds: Sequence[str]) -> Puzzle:
@@ -100,4 +100,4 @@ def dataset(name: str, seed: int, size: int) -> Any:
 @functools.lru_cache(4096)
 def entry(puzzle: Puzzle) -> dict[str, Any]:
     """The puzzle: `question`, `answer` (one that is right, or None) and `metadata`."""
-    return dataset(*puzzle[:3])[puzzle.index]
+    return dataset(*puzzle[:3])[puzzle.number]
