@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from rdbcl_jax.data import pictures
-from rdbcl_jax.data.conventions import USED, asked, chat_of
+from rdbcl_jax.data.conventions import IMAGES, USED, asked, chat_of
 from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.sources import Row
 from rdbcl_jax.data.values import line_of, short, written
@@ -43,7 +43,8 @@ class Record:
       system: the system message of a chat; empty without one.
       where: file and line, or row; empty for records that a suite has made.
       answers: all gold answers of a record that has several; empty otherwise.
-      row: its columns as the source has them; empty for records that a suite has made.
+      row: its columns as the source has them, without pictures; empty for records that a suite
+        has made.
     """
 
     id: str
@@ -121,8 +122,24 @@ def make_record(row: Row, task: str, verifier: str | None, trusted: Collection[s
         system=found.system,
         where=row.where,
         answers=answers if len(answers) > 1 else (),
-        row=columns,
+        row=_without_pictures(columns),
     )
+
+
+def _without_pictures(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns, light enough to be kept: pictures are left where they are."""
+
+    def light(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: light(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [light(item) for item in value]
+        heavy = isinstance(value, bytes | Image.Image) or (
+            isinstance(value, str) and value.startswith("data:image/")
+        )
+        return None if heavy else value
+
+    return {key: light(value) for key, value in columns.items() if key not in IMAGES}
 
 
 def _answers(value: Any, reads_lists: bool) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Scorable(Protocol):
 
     @property
     def row(self) -> Mapping[str, Any]:
-        """All columns as the source has them; empty where there is no source."""
+        """All columns as the source has them, but for pictures; empty where there is no source."""
         ...
 
     @property

@@ -49,16 +49,17 @@ def prepare_count(gold: str) -> int:
     What is counted is not compared; it is at most eight words, of which none makes another number
     of it (`dozen`, `half`, `or`, `not`, `about`).
     """
-    if (found := _count(gold)) is None:
+    if (found := count_of(gold)) is None:
         raise ValueError(f"expected a count such as 3 or three, found {gold[:80]!r}")
     return found
 
 
 def compare_count(answer: str, gold: int) -> float:
-    return _count(answer) == gold
+    return count_of(answer) == gold
 
 
-def _count(text: str) -> int | None:
+def count_of(text: str) -> int | None:
+    """How many a whole text says; None for any other."""
     text = unwrapped(seen(text[: 2 * _LONGEST])).casefold()
     if len(text) > _LONGEST:
         return None

@@ -237,7 +237,9 @@ def _prepare_number(gold: str) -> Quantity:
     Numbers are compared relatively, whole ones exactly unless a tolerance is asked for.
     """
     if (found := stated(gold)) is None or not _finite(found.value):
-        raise ValueError(f"expected a finite number, found {gold[:80]!r}")
+        counted = counting.count_of(gold) is not None
+        hint = "; verifier count reads a number of things" if counted else ""
+        raise ValueError(f"expected a finite number, found {gold[:80]!r}{hint}")
     return found
 
 

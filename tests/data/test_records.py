@@ -125,6 +125,18 @@ def test_a_gold_answer_may_be_structured(folder):
     assert score([record], [response]).accuracy == [1]
 
 
+def test_what_is_kept_of_a_row_holds_no_pictures(folder):
+    """Thousands of records are kept, and their pictures are not."""
+    picture = {"bytes": encoded((255, 0, 0)), "path": None}
+    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "Which?"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "answer": "a", "scan": b"raw"}
+    record = one(parquet(folder, {**row, "level": 3, "images": [picture]}))
+    assert len(record.images) == 1 and "images" not in record.row
+    assert (record.row["level"], record.row["scan"]) == (3, None)
+    shown, asked = record.chat[0]["content"]
+    assert shown["image"]["bytes"] is None and asked["text"] == "Which?"
+
+
 def test_a_list_of_answers_means_any_of_them(folder):
     rows = [
         {"prompt": "?", "answer": ["3", "three"]},

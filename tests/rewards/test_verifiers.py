@@ -256,6 +256,8 @@ def test_of_several_gold_answers_any_is_right():
     assert score("number", "7", ["lots", "7"]) == 1 and score("number", "lots", ["lots", "7"]) == 0
     assert score("sequence", "3 1 2", ["1 2 3", "3 1 4"]) == 2 / 3  # the best of them
     assert score("exact", " ", ["3", "three"]) == 0
+    with pytest.raises(ValueError, match="found '24 apples'; verifier count reads a number of"):
+        score("number", "24", "24 apples")
     for golds in ([], ["lots", "few"]):
         with pytest.raises(ValueError, match=r"gold answer|found 'lots'"):
             score("number", "7", golds)
