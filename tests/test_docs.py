@@ -12,7 +12,9 @@ from rdbcl_jax.cli import COMMANDS
 from rdbcl_jax.commands import Parser
 from rdbcl_jax.lab import default_config
 from rdbcl_jax.lab.commands import COMMANDS as LAB
+from rdbcl_jax.methods import METHODS
 from rdbcl_jax.recipes import find_config
+from rdbcl_jax.rewards.verifiers import VERIFIERS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("launch/*.md")])
@@ -109,3 +111,10 @@ def test_functions_that_are_named_exist(page):
     described = re.findall(r"^::: rdbcl_jax\.(\S+)$", text, re.MULTILINE)
     for name in (*short, *described):
         assert pkgutil.resolve_name(f"rdbcl_jax.{name}"), name
+
+
+def test_every_method_and_every_verifier_has_its_row():
+    for page, names in (("papers", METHODS), ("verifiers", VERIFIERS)):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        rows = set(re.findall(r"[`=](\w+)`", text))
+        assert not {*names} - rows, page
