@@ -207,7 +207,7 @@ def _look(
     files = tuple(file for image in record.images if (file := _file(image)))
     if problem := header_problem(record, root or row.folder):
         return _Seen(problem, files=files)
-    digest, needs = b"", (0, 0, len(record.images))
+    digest, needs = b"", tuple[int, ...]((0, 0, len(record.images)))
     if check.level == "full":
         digest = _digest(record)
         needs = known.needs.get(digest, ())

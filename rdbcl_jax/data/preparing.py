@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.published import ALL, DATA_SETS, Copy
 from rdbcl_jax.data.sources import Row, open_source
 from rdbcl_jax.data.values import written
-from rdbcl_jax.data.waiting import shown
+from rdbcl_jax.data.waiting import in_threads, shown
 from rdbcl_jax.json_files import read_json
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.spelling import did_you_mean
@@ -32,7 +31,6 @@ from rdbcl_jax.spelling import did_you_mean
 SPLITS = ("train", "validation", "test")
 MADE = {"test": 3000, "validation": 1000}  # most records of a split that is made
 SHARE = 10  # into how many parts, one of them such a split, rows are divided at most
-_AT_ONCE = 1024  # rows that are read ahead
 
 Rows = tuple[int, Callable[[int], Row]]  # how many, and each
 
@@ -217,10 +215,7 @@ def _lines(copy: Copy, part: str, source: Path, out: Path) -> Iterator[_Line | s
         except ValueError as error:
             return f"{raw.where}: {error}"
 
-    with ThreadPoolExecutor() as pool:
-        chunks = (range(at, min(at + _AT_ONCE, count)) for at in range(0, count, _AT_ONCE))
-        found = itertools.chain.from_iterable(pool.map(read, chunk) for chunk in chunks)
-        yield from shown(found, count, f"reading {out.name} {part}")
+    return shown(in_threads(read, range(count)), count, f"reading {out.name} {part}")
 
 
 def _rows(copy: Copy, source: Path, pattern: str) -> Rows:

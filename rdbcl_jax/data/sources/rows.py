@@ -35,8 +35,11 @@ class Source(Protocol):
       version: what its rows depend on besides.
     """
 
-    files: Sequence[Path]
-    version: str
+    @property
+    def files(self) -> Sequence[Path]: ...
+
+    @property
+    def version(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -99,7 +99,10 @@ class _Groups:
 
     def __init__(self) -> None:
         self.held: collections.OrderedDict[tuple[Path, int], Any] = collections.OrderedDict()
-        self.lock, self.reading = threading.Lock(), collections.defaultdict(threading.Lock)
+        self.lock = threading.Lock()
+        self.reading: dict[tuple[Path, int], threading.Lock] = collections.defaultdict(
+            threading.Lock
+        )
         self.bytes = 0  # of all held: tables of few rows are many
 
     def get(self, source: ParquetRows, group: int) -> Any:
