@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from rdbcl_jax.rewards.text import visible
-from rdbcl_jax.rewards.words import normalise
+from rdbcl_jax.rewards.text import seen, unwrapped, visible
 
 LONGEST = 4096  # characters of a gold answer
 
 
 def prepare(gold: str) -> str:
     """The text in small letters, its blanks single, without formatting and a final full stop."""
-    text = normalise(gold)
+    text = _read(gold)
     if not visible(gold) or len(text) > LONGEST:
         raise ValueError(f"expected a text of at most {LONGEST} characters, found {gold[:80]!r}")
     return text
@@ -18,12 +17,16 @@ def prepare(gold: str) -> str:
 
 def compare(answer: str, gold: str, threshold: float) -> float:
     """1 less the edit distance over the length of the longer text; 0 below the threshold."""
-    text = normalise(answer[: 8 * LONGEST])
+    text = _read(answer[: 8 * LONGEST])
     longer, shorter = max(len(text), len(gold)), min(len(text), len(gold))
     if len(answer) > 8 * LONGEST or shorter < threshold * longer or longer > 4 * LONGEST:
         return 0.0
     similar = 1 - distance(text, gold) / longer
     return similar if similar >= threshold else 0.0
+
+
+def _read(text: str) -> str:
+    return unwrapped(seen(text)).casefold()
 
 
 def distance(first: str, second: str) -> int:
