@@ -182,6 +182,9 @@ def read_source(
     those that the config's tasks name."""
     if names_a_suite(source):
         return _from_suite(source, config, split)
+    root = config.data.image_root
+    if root and not Path(root).is_dir():
+        raise ValueError(f"config.data.image_root is {root!r}, expected a directory that is there")
     problems = None
     if config.data.on_bad_record == "skip":
         problems = [] if left_out is None else left_out
@@ -191,7 +194,7 @@ def read_source(
         verifier=verifier,
         trusted={str(own.get("verifier")) for own in config.tasks.values()}
         | ({layout.verifier} if layout else set()),
-        image_root=config.data.image_root,
+        image_root=root,
         layout=layout,
         problems=problems,
         check=check or HEADERS,

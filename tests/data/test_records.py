@@ -397,6 +397,18 @@ def test_images_outside_the_folder_are_refused_unless_allowed(folder, tmp_path):
         assert load_images(one(jsonl(inner, {**GOOD, "image": image})))
 
 
+def test_what_a_config_names_and_is_not_there(folder):
+    config = small_config()
+    config.tasks.mine = {"validation": "none.jsonl", "test": str(jsonl(folder, GOOD))}
+    config.evaluation.tasks = ("mine",)
+    with pytest.raises(FileNotFoundError, match=r"^config\.tasks\.mine\.validation: no file at"):
+        load_held_out(config)
+    config.tasks.mine.validation = config.tasks.mine.test
+    config.data.image_root = str(folder / "none")
+    with pytest.raises(ValueError, match=r"^config\.data\.image_root is '.*none', expected a dir"):
+        load_held_out(config)
+
+
 def test_images_that_are_no_files_are_not_opened(folder):
     os.mkfifo(folder / "pipe.png")
     with pytest.raises(ValueError, match=r"line 1 .*no regular file"):

@@ -137,6 +137,13 @@ def test_row_groups_are_read_when_a_row_is_asked_for(tmp_path, monkeypatch):
     assert read == [2, 0, 3, 2]  # two are held
 
 
+def test_a_file_that_is_written_again_is_read_again(tmp_path):
+    path = tmp_path / "data.parquet"
+    for answer in ("one", "two"):
+        pq.write_table(pa.Table.from_pylist([{"question": "?", "answer": answer}]), path)
+        assert load_records(path, task="t")[0].answer == answer
+
+
 def test_a_row_group_that_is_too_large_to_be_read_for_a_row(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist(rows()), tmp_path / "data.parquet")
     monkeypatch.setattr(tables, "LARGEST_GROUP", 100)

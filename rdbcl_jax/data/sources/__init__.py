@@ -54,7 +54,7 @@ def open_source(name: str) -> Source:
         files = [path]
     elif found := sorted(glob.glob(str(path))) if not path.is_dir() else []:
         files = [Path(file) for file in found]
-    elif path.is_dir() or path.parent.joinpath("README.md").is_file():
+    elif path.is_dir() or (not path.suffix and path.parent.joinpath("README.md").is_file()):
         files = [*files_of(path, split, [*FILES])]
     else:
         raise FileNotFoundError(f"no file at {name!r}; expected {_KINDS}")

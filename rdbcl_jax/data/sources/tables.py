@@ -53,6 +53,8 @@ class ParquetRows:
         self.path, self.files = path, [path]
         with _readable(path, "Parquet"):
             self.metadata = pq.read_metadata(path)
+        # a file that replaces this one is another
+        self.stamp = (path, path.stat().st_mtime_ns, path.stat().st_size)
         groups = [self.metadata.row_group(g) for g in range(self.metadata.num_row_groups)]
         self.starts = np.cumsum([0, *(group.num_rows for group in groups)])
         largest = max((group.total_byte_size for group in groups), default=0)
@@ -98,15 +100,13 @@ class _Groups:
     wait for the first of them to read it."""
 
     def __init__(self) -> None:
-        self.held: collections.OrderedDict[tuple[Path, int], Any] = collections.OrderedDict()
+        self.held: collections.OrderedDict[tuple, Any] = collections.OrderedDict()
         self.lock = threading.Lock()
-        self.reading: dict[tuple[Path, int], threading.Lock] = collections.defaultdict(
-            threading.Lock
-        )
+        self.reading: dict[tuple, threading.Lock] = collections.defaultdict(threading.Lock)
         self.bytes = 0  # of all held: tables of few rows are many
 
     def get(self, source: ParquetRows, group: int) -> Any:
-        key = (source.path, group)
+        key = (source.stamp, group)
         with self.lock:
             own = self.reading[key]
         with own:
