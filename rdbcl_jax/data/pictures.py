@@ -53,10 +53,13 @@ class Stored:
     def __str__(self) -> str:
         return f"{self.path}, row {self.row}, column {self.column!r}"
 
+    def _source(self) -> Source:
+        return _source(self.path, self.path.stat().st_mtime_ns)
+
     def check_place(self) -> None:
         """Raises ValueError where the file has no such row; its content is not read."""
         try:
-            count = len(_source(self.path))
+            count = len(self._source())
         except OSError as error:
             raise ValueError(f"it cannot be read ({line_of(error)})") from None
         if not 0 <= self.row < count:
@@ -69,7 +72,7 @@ class Stored:
           ValueError: there is no such picture.
         """
         self.check_place()
-        found = _source(self.path)[self.row]
+        found = self._source()[self.row]
         value = found.columns.get(self.column)
         several = value if isinstance(value, list) else [value]
         one = several[self.position] if self.position < len(several) else None
@@ -80,7 +83,8 @@ class Stored:
 
 
 @functools.lru_cache(maxsize=1024)
-def _source(path: Path) -> Source:
+def _source(path: Path, written: int) -> Source:
+    """The file as it was written at that time: one that replaces it is another."""
     return open_source(str(path))
 
 

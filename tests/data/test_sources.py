@@ -142,6 +142,13 @@ def test_a_file_that_is_written_again_is_read_again(tmp_path):
     for answer in ("one", "two"):
         pq.write_table(pa.Table.from_pylist([{"question": "?", "answer": answer}]), path)
         assert load_records(path, task="t")[0].answer == answer
+    image = {"path": path.name, "row": 0, "column": "image"}
+    row = {"prompt": "?", "answer": "x", "image": image}
+    (tmp_path / "refers.jsonl").write_text(json.dumps(row))
+    for red in (1, 2):
+        pq.write_table(pa.Table.from_pylist([{"image": png(red)}]), path)
+        (record,) = load_records(tmp_path / "refers.jsonl", task="t")
+        assert load_images(record)[0].getpixel((0, 0))[0] == red
 
 
 def test_a_row_group_that_is_too_large_to_be_read_for_a_row(tmp_path, monkeypatch):
