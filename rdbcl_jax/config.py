@@ -49,6 +49,7 @@ NOT_OF_A_RUN = ("gate",)
 
 
 DType = Literal["float32", "bfloat16", "float16"]
+LearningDType = Literal["float32", "bfloat16"]
 Axis = Annotated[int, Rule("−1 or an integer of at least 1", lambda n: n == -1 or n >= 1)]
 Tokens = Annotated[int, Rule("an integer of at least 2", lambda n: n >= 2)]  # a word and the end
 # a colder one would only multiply the gradients; greedy responses are not drawn at all
@@ -80,7 +81,12 @@ class ModelConfig(Section):
       path: a Hugging Face checkpoint directory, or a run's policy after K of its tasks, WORKDIR@K;
         empty: make the tiny base of `base`.
       dtype: of activations and matrix products.
-      param_dtype: of parameters, gradients and optimizer state.
+      param_dtype: of the parameters that learn and of their gradients; "bfloat16": updates are
+        rounded at random, or small ones would be lost (see rdbcl_jax.training.rounding).
+      frozen_dtype: of the matrices that do not learn, such as those below adapters; None: `dtype`,
+        in which they are read.
+      reference_dtype: of the matrices of the policy from before the task and of a reference; None:
+        likewise. Averages, and the anchor of EWC, are held in `param_dtype`.
       remat: what the backward pass recomputes; "dots": less than "full".
       attention: "auto", or a backend of rdbcl_jax.models.attention: "xla", "splash", "cudnn".
       freeze_vision: the vision tower does not learn.
@@ -90,7 +96,9 @@ class ModelConfig(Section):
 
     path: str = ""
     dtype: DType = "bfloat16"
-    param_dtype: DType = "float32"
+    param_dtype: LearningDType = "float32"
+    frozen_dtype: DType | None = None
+    reference_dtype: DType | None = None
     remat: Literal["none", "full", "dots"] = "full"
     attention: Annotated[str, Names("rdbcl_jax.models.attention:BACKENDS")] = "auto"
     freeze_vision: bool = False
@@ -275,6 +283,7 @@ class OptimizerConfig(Section):
       warmup_steps: updates of a linear warm-up. Schedules count the updates of a task, of which
         `training.updates_per_batch` are made on each batch.
       b1, b2: decay of the moments.
+      moments_dtype: in which they are held; "bfloat16": rounded at random.
       weight_decay: decoupled; of matrices and adapters, not of norms, biases and embeddings.
       clip_norm: global norm of the gradients; 0: off.
     """
@@ -286,6 +295,7 @@ class OptimizerConfig(Section):
     warmup_steps: Natural = 10
     b1: Decay = 0.9
     b2: Decay = 0.98
+    moments_dtype: LearningDType = "float32"
     weight_decay: NonNegative = 0.0
     clip_norm: NonNegative = 1.0
 

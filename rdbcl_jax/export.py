@@ -40,6 +40,8 @@ def export(
         raise ValueError(f"{out} holds files; expected a directory that is new or empty")
     config = RunConfig.of(config) if config else run_config(name)
     start, _, _ = place(config, name)
+    # what is merged is not rounded before
+    config = config.changed({"model.frozen_dtype": config.model.param_dtype})
     (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
     model, params = lora.merge(snapshot.policy.model, snapshot.params)
     base = directory_of(start)

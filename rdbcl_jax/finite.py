@@ -29,7 +29,7 @@ def check_finite(tree: Any, what: str) -> None:
 
 
 def differ(one: Any, other: Any) -> bool:
-    """Whether any number of two trees of one structure differs."""
+    """Whether any number of two trees of one structure differs, in the dtypes of the other."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return any(bool(_differ(a, b)) for a, b in pairs)  # one after the other, up to the first
 
@@ -45,7 +45,7 @@ def first_not_finite(tree: Any) -> tuple[Any, int] | None:
 
 @jax.jit
 def _differ(one, other):
-    return (one != other).any()
+    return (one.astype(other.dtype) != other).any()
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rdbcl_jax.checkpoint import Checkpoints
@@ -30,7 +31,7 @@ from rdbcl_jax.models import (
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.rewards.spans import SpanFinder
-from rdbcl_jax.sharding import RowShard, param_shardings, row_shard
+from rdbcl_jax.sharding import RowShard, abstract, param_shardings, row_shard
 from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
 
 
@@ -52,6 +53,12 @@ class Policy:
     def whole(self, trained: Trained) -> Params:
         """All parameters, from those that learn; nothing is copied."""
         return partition.join(trained, self.frozen)
+
+    def to_read(self, trained: Trained) -> Params:
+        """All parameters as forward passes read them: matrices that are held in another dtype than
+        the model computes in are copied into that once, and not once a token."""
+        stacks = self.model.param_axes.stacks
+        return self.whole(partition.read_in(trained, stacks, self.model.dtype))
 
     @property
     def rows(self) -> RowShard:
@@ -113,6 +120,7 @@ def load_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy, Tra
             mesh=mesh,
             remat=options.remat,
             attention=options.attention,
+            held=functools.partial(_held, options),
         )
     else:
         model, params = _learned(options, mesh)
@@ -132,26 +140,32 @@ def abstract_policy(config: RunConfig, mesh: jax.sharding.Mesh) -> tuple[Policy,
     model = from_config(directory, mesh=mesh, **how)
     if options.lora.rank:
         model = lora.adapt_model(model, lora.LoRA(**options.lora.to_dict()))
-    params = model.abstract_params()
+    params = _held(options, model, model.abstract_params())
     shardings = param_shardings(params, model.param_axes, mesh)
-    params = jax.tree.map(
-        lambda p, s: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=s), params, shardings
-    )
-    return _assembled(config, model, params, directory, mesh)
+    return _assembled(config, model, abstract(params, shardings), directory, mesh)
 
 
 def _assembled(
     config: RunConfig, model: VLM, params: Params, directory: pathlib.Path, mesh: jax.sharding.Mesh
 ) -> tuple[Policy, Trained]:
     """The policy of all parameters of a model, and those of them that learn."""
-    options = config.model
-    learning = model.language_pattern if options.freeze_vision else partition.ALL
-    if options.lora.rank:
-        learning = partition.ADAPTERS
-    trained, frozen = partition.split(params, learning)
+    trained, frozen = partition.split(params, _learning(config.model, model))
     encoder = make_encoder(config, directory)
     spans = SpanFinder(encoder.tokenizer, encoder.opened)
     return Policy(model, frozen, encoder.tokenizer, encoder, spans, mesh), trained
+
+
+def _learning(options: ModelConfig, model: VLM) -> str:
+    """The names of the parameters that learn, as a pattern."""
+    if options.lora.rank:
+        return partition.ADAPTERS
+    return model.language_pattern if options.freeze_vision else partition.ALL
+
+
+def _held(options: ModelConfig, model: VLM, params: Params) -> Params:
+    """Shapes of a model's parameters, in the dtypes in which they are held."""
+    dtype = jnp.dtype(options.frozen_dtype or options.dtype)
+    return partition.frozen_in(params, _learning(options, model), model.param_axes.stacks, dtype)
 
 
 def make_encoder(config: RunConfig, directory: pathlib.Path) -> PromptEncoder:
@@ -234,18 +248,19 @@ def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params
     start, workdir, task = place(config, options.path)
     how = ("dtype", "param_dtype", "remat", "attention")  # it runs, not what it is
     config = config.changed({f"model.{name}": getattr(options, name) for name in how})
-    config = config.changed({"model.path": start})
+    # what is merged is not rounded before
+    config = config.changed({"model.path": start, "model.frozen_dtype": options.param_dtype})
     policy, trained = load_policy(config, mesh)
     if workdir and task:
-        like = jax.tree.map(_abstract, trained)
+        like = abstract(trained)
         del trained  # before its successor is read
         trained = Checkpoints(workdir).restore_task(task, like)
         check_finite(trained, f"{options.path} is not read")
     model, params = lora.merge(policy.model, policy.whole(trained))
-    return model, jax.tree.map(
-        jax.device_put, params, param_shardings(params, model.param_axes, mesh)
-    )
-
-
-def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+    shardings = param_shardings(params, model.param_axes, mesh)
+    held = _held(options, model, jax.eval_shape(lambda: params))
+    leaves, structure = jax.tree.flatten(params)
+    del policy, trained, params  # each leaf goes when its successor is there
+    for i, like in enumerate(jax.tree.leaves(abstract(held, shardings))):
+        leaves[i] = jax.device_put(leaves[i].astype(like.dtype), like.sharding)
+    return model, jax.tree.unflatten(structure, leaves)

@@ -13,11 +13,12 @@ import functools
 import itertools
 import re
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,7 +26,13 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
 # The axes of parameters, as model families call them, and the mesh axes that they are split over.
-_MESH_AXES = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp", None: None}
+_MESH_AXES = {
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "embed": "fsdp",
+}
 
 
 class ParamAxes(NamedTuple):
@@ -35,10 +42,12 @@ class ParamAxes(NamedTuple):
       rules: regular expressions over names and the axes of one layer; the first match wins. What
         matches none, such as norms and biases, is small: replicated.
       stacks: places of the stacks, whose leading axis of layers is never split.
+      counts: of how many equal parts an axis is which no split may cut, such as heads.
     """
 
     rules: tuple[tuple[str, tuple[str | None, ...]], ...]
     stacks: tuple[str, ...] = ()
+    counts: Mapping[str, int] = {}
 
     def of(self, name: str) -> tuple[str | None, ...]:
         axes = next((axes for pattern, axes in self.rules if re.search(pattern, name)), ())
@@ -73,11 +82,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
     return mesh
 
 
-def _mesh(sizes, devices) -> Mesh:
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+def _mesh(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
+    """Neighbours in the mesh are neighbours in the chips' torus, as far as may be."""
+    try:
+        laid_out = mesh_utils.create_device_mesh(sizes, devices)
+    except NotImplementedError:  # unless several axes of the mesh share one of the torus
+        laid_out = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _working_sizes(devices) -> list[tuple[int, ...]]:
+def _working_sizes(devices: Sequence[Any]) -> list[tuple[int, ...]]:
     divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
     sizes = (s for s in itertools.product(divisors, repeat=3) if np.prod(s) == len(devices))
     return [s for s in sizes if row_groups(_processes(_mesh(s, devices)))]
@@ -87,10 +101,48 @@ def param_shardings(params, axes: ParamAxes, mesh: Mesh):
     """A NamedSharding for every parameter."""
 
     def rule(key_path, leaf):
-        split = tuple(_MESH_AXES[axis] for axis in axes.of(_name(key_path)))
-        return NamedSharding(mesh, P(*_divisible(split, leaf.shape, mesh)))
+        parts = _splits(axes, _name(key_path), leaf.shape, mesh)
+        return NamedSharding(mesh, P(*(over if divides else None for _, _, over, divides in parts)))
 
     return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def held_whole(params, axes: ParamAxes, mesh: Mesh) -> str:
+    """What a mesh axis of several devices would split, but does not divide, in words; empty: all is
+    split. Small models on large meshes have such; each device then holds and computes it whole."""
+    found: dict[str, set[str]] = {}
+    for key_path, leaf in jax.tree.leaves_with_path(params):
+        for axis, count, over, divides in _splits(axes, _name(key_path), leaf.shape, mesh):
+            if over and not divides:
+                found.setdefault(over, set()).add(f"{axis} ({count})")
+    parts = (
+        f"mesh.{o}={mesh.shape[o]} does not divide {', '.join(sorted(found[o]))}"
+        for o in AXES
+        if o in found
+    )
+    return "; ".join(parts)
+
+
+def _splits(
+    axes: ParamAxes, name: str, shape: tuple[int, ...], mesh: Mesh
+) -> Iterator[tuple[str | None, int, str | None, bool]]:
+    """Per axis of a parameter its name, of how many parts it is, the mesh axis that is to split it
+    and whether that divides them."""
+    for axis, size in itertools.zip_longest(axes.of(name), shape):
+        over = _MESH_AXES.get(axis)
+        count = axes.counts.get(axis, size)
+        yield axis, count, over, over is None or count % mesh.shape[over] == 0
+
+
+def abstract(tree, shardings=None):
+    """Shapes and dtypes of arrays, and where they lie, or would lie by `shardings`."""
+    if shardings is None:
+        shardings = jax.tree.map(lambda a: a.sharding, tree)
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
 
 
 def shardings_like(tree, params, mesh: Mesh):
@@ -158,15 +210,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
-
-
-def _divisible(axes, shape, mesh):
-    """Drops an axis that does not divide its dimension: small models on large meshes."""
-    axes = (*axes, *(None,) * (len(shape) - len(axes)))
-    return tuple(
-        axis if axis is None or size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(axes, shape, strict=True)
-    )
 
 
 # ------------------------------------------------------------------ rows and processes

@@ -1,17 +1,100 @@
-"""Which rows of a batch each process holds, on layouts that no test machine has."""
+"""Meshes, and which rows of a batch each process holds, on layouts that no test machine has."""
+
+import dataclasses
+import importlib.util
+import itertools
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from rdbcl_jax import sharding
-from rdbcl_jax.sharding import RowShard, make_mesh, row_groups, row_shard, split_rows
+from rdbcl_jax.models.decoder import AXES
+from rdbcl_jax.sharding import (
+    ParamAxes,
+    RowShard,
+    held_whole,
+    make_mesh,
+    param_shardings,
+    row_groups,
+    row_shard,
+    split_rows,
+)
 
 
 def slice_of(side):
     """[side, side] chips, each host with 2 × 2 of them, as a TPU v5e slice has them."""
     hosts = np.arange((side // 2) ** 2).reshape(side // 2, side // 2)
     return hosts.repeat(2, 0).repeat(2, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What libtpu says of a chip, as far as the order of a mesh depends on it."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str
+    process_index: int
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    slice_index: int = 0
+
+
+TOPOLOGIES = {  # kind, chips along each axis, and those of a host
+    "v6e:4x4": ("TPU v6 lite", (4, 4, 1), (2, 2, 1)),
+    "v5p:4x4x4": ("TPU v5", (4, 4, 4), (2, 2, 1)),
+}
+
+
+def chips(topology):
+    kind, shape, host = TOPOLOGIES[topology]
+    hosts = [n // h for n, h in zip(shape, host, strict=True)]
+    found = []
+    for z, y, x in itertools.product(*map(range, shape[::-1])):
+        a, b, c = (n // h for n, h in zip((x, y, z), host, strict=True))
+        process = (c * hosts[1] + b) * hosts[0] + a
+        found.append(Chip(len(found), (x, y, z), kind, process))
+    return found
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_chips_are_those_that_libtpu_describes(topology, monkeypatch):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu (684 MB) is not installed")
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_WORKER_ID", "0"),
+    ):
+        monkeypatch.setenv(name, value)
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+    def described(devices):
+        return {(*d.coords, d.device_kind, d.platform, d.core_on_chip) for d in devices}
+
+    def hosts(devices):  # which number a host has is of no account
+        numbers = {device.process_index for device in devices}
+        return {
+            frozenset(tuple(d.coords) for d in devices if d.process_index == n) for n in numbers
+        }
+
+    assert described(found) == described(chips(topology))
+    assert hosts(found) == hosts(chips(topology))
+
+
+@pytest.mark.parametrize(
+    "topology, sizes",
+    [("v6e:4x4", (1, 8, 2)), ("v6e:4x4", (2, 4, 2)), ("v5p:4x4x4", (1, 32, 2))],
+)
+def test_meshes_whose_axes_share_one_of_the_torus(topology, sizes):
+    devices = chips(topology)
+    mesh = make_mesh(*sizes, devices=devices)
+    assert tuple(mesh.shape.values()) == sizes and {*mesh.devices.flat} == {*devices}
+    pairs = mesh.devices.reshape(-1, 2)  # the busiest axis runs over neighbours
+    assert all(np.abs(np.subtract(a.coords, b.coords)).sum() == 1 for a, b in pairs)
 
 
 def test_one_process_holds_all_rows():
@@ -74,3 +157,22 @@ def test_a_mesh_that_splits_the_rows_of_a_process_is_refused(monkeypatch):
         assert str(sizes) in str(error.value)
         make_mesh(*sizes, devices=devices)
     assert "(3, 1, 2)" not in str(error.value)
+
+
+def test_what_a_mesh_does_not_divide_is_whole_and_said():
+    shapes = {
+        "language_model/layers/self_attn/k_proj/kernel": (2, 32, 16),  # of two heads
+        "language_model/layers/self_attn/q_proj/kernel": (2, 32, 32),
+        "language_model/layers/mlp/up_proj/kernel": (2, 32, 50),
+    }
+    params = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
+    axes = ParamAxes(AXES, ("language_model/layers",), {"kv_heads": 2})
+    mesh = make_mesh(1, 2, 4)
+    specs = [tuple(s.spec) for s in jax.tree.leaves(param_shardings(params, axes, mesh))]
+    assert specs == [
+        (None, "fsdp", None),  # by name: up_proj, k_proj, q_proj
+        (None, "fsdp", None),
+        (None, "fsdp", "tensor"),
+    ]
+    assert held_whole(params, axes, mesh) == "mesh.tensor=4 does not divide kv_heads (2), mlp (50)"
+    assert held_whole(params, axes, make_mesh(2, 2, 2)) == ""

@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ def from_pretrained(
     param_dtype: str | None = None,
     remat: str | bool = "none",
     attention: str = "auto",
+    held: Callable[[VLM, Params], Params] = lambda model, params: params,
 ) -> tuple[VLM, Params]:
     """Reads a checkpoint directory: config.json and one or several safetensors files.
 
@@ -59,6 +60,7 @@ def from_pretrained(
       remat: what the backward pass recomputes: "none", each layer in "full", or all of it but the
         results of matrix products ("dots"); True means "full", False "none".
       attention: the backend, as in `attention.attend`.
+      held: from the parameters' shapes to the same in the dtypes in which they are wanted.
     Raises:
       ValueError: an unknown model_type, or one list of all missing, unexpected and mis-shaped
         tensors.
@@ -76,7 +78,7 @@ def from_pretrained(
     checkpoint = _Checkpoint(path, model.weights)
     if model.tied and checkpoint.has_own_head():
         model = model.untied()  # whatever config.json says
-    shapes = model.abstract_params()
+    shapes = held(model, model.abstract_params())
     sources = _sources(model, shapes)
     checkpoint.check(jax.tree.leaves(sources))
     if mesh is None:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ LORA_TARGETS = r"^language_model/layers/.*_proj$"
 AXES = (
     (r"embed_tokens/embedding$", ("vocab", "embed")),
     (r"lm_head/kernel$", ("embed", "vocab")),
+    (r"^language_model/.*(k_proj|v_proj)/kernel$", ("embed", "kv_heads")),
     (r"(q_proj|k_proj|v_proj)/kernel$", ("embed", "heads")),
     (r"o_proj/kernel$", ("heads", "embed")),
     (r"(gate_proj|up_proj)/kernel$", ("embed", "mlp")),
@@ -194,6 +195,7 @@ class Decoder:
 
     lora_targets = LORA_TARGETS
     language_pattern = r"^(language_model|lm_head)/"
+    vision_axes: ClassVar[tuple[tuple[str, tuple[str | None, ...]], ...]] = ()  # see `ParamAxes`
 
     # ---------------------------------------------------------------- what a family adds
 
@@ -204,7 +206,8 @@ class Decoder:
 
     @property
     def param_axes(self) -> ParamAxes:
-        return ParamAxes(AXES, self.stacks)
+        counts = {"kv_heads": self.config.text.kv_heads}  # whose caches would be gathered, if cut
+        return ParamAxes(AXES + self.vision_axes, self.stacks, counts)
 
     def modules(self) -> dict[str, Module]:
         """Modules beside the language model's, by their place in the parameters."""

@@ -67,6 +67,12 @@ class VLM(Protocol):
         ...
 
     @property
+    def dtype(self) -> str:
+        """Of activations and matrix products. Matrices are read in no other; norms and biases may
+        be."""
+        ...
+
+    @property
     def lora(self) -> LoRA | None:
         """Adapters beside some of the matrices; `lora.add` and `lora.merge` replace it."""
         ...

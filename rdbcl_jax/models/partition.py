@@ -7,7 +7,7 @@ passed beside it, held once, and costs no backward pass: a frozen vision tower k
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NewType
 
 import jax
@@ -44,6 +44,38 @@ def join(trained: Trained, frozen: Frozen) -> Params:
     return jax.tree.map(
         lambda t, f: f if t is None else t, trained, frozen, is_leaf=lambda leaf: leaf is None
     )
+
+
+def frozen_in(params: Params, pattern: str, stacks: Sequence[str], dtype: Any) -> Params:
+    """Shapes of parameters, with the matrices that do not learn in `dtype`: all but those whose
+    name matches. Models read matrices in their own `dtype` alone, so in that one nothing is lost;
+    norms and biases are small, and read as they are."""
+    learns, matrices = select(params, pattern), _matrices(params, stacks)
+    return jax.tree.map(
+        lambda p, own, matrix: jax.ShapeDtypeStruct(p.shape, dtype) if matrix and not own else p,
+        params,
+        learns,
+        matrices,
+    )
+
+
+def read_in(params: Any, stacks: Sequence[str], dtype: Any) -> Any:
+    """Parameters with their matrices in `dtype`; those that are need no copy."""
+    return jax.tree.map(
+        lambda p, matrix: p.astype(dtype) if matrix and p.dtype != dtype else p,
+        params,
+        _matrices(params, stacks),
+    )
+
+
+def _matrices(params: Any, stacks: Sequence[str]) -> Any:
+    """True for every leaf that has two axes, the layers of a stack aside."""
+
+    def is_matrix(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf.ndim - name.startswith(tuple(f"{stack}/" for stack in stacks)) >= 2
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def select(params: Params, pattern: str) -> Any:

@@ -157,7 +157,7 @@ def generate_scored(
     the others only fill the last batch. `params`: those that learn."""
     for batch in generate(
         policy,
-        policy.whole(params),
+        policy.to_read(params),
         records,
         sampling,
         rng,

@@ -174,7 +174,12 @@ class Careless:
 
 
 def _at(config: RunConfig, path: pathlib.Path) -> RunConfig:
-    """The config with the model at `path`, all of which learns."""
+    """The config with the model at `path`, all of which learns, in float32."""
     return config.changed(
-        {"model.path": str(path), "model.lora.rank": 0, "model.freeze_vision": False}
+        {
+            "model.path": str(path),
+            "model.lora.rank": 0,
+            "model.freeze_vision": False,
+            "model.param_dtype": "float32",
+        }
     )

@@ -38,7 +38,7 @@ def estimate_fisher(
     """
     total, count = None, 0
     for batch in generate(
-        policy, policy.whole(params), records, sampling, key, batch_size=batch_size
+        policy, policy.to_read(params), records, sampling, key, batch_size=batch_size
     ):
         squares = squared_gradients(
             policy.model,
@@ -49,11 +49,21 @@ def estimate_fisher(
             temperature=sampling.temperature,
             chunk_size=chunk_size,
         )
-        total = squares if total is None else jax.tree.map(jnp.add, total, squares)
+        total = squares if total is None else jax.tree.map(_sum, total, squares)
         count += batch_size
-    found = jax.tree.map(lambda a: a / count, total)
+    found = jax.tree.map(lambda a: _share(a, count), total)
     check_finite(found, "the Fisher information of the task is not used")
     return found
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _sum(total, part):
+    return total + part
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _share(total, count):
+    return total / count
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "chunk_size"))

@@ -22,6 +22,7 @@ from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
+from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
@@ -29,6 +30,7 @@ from rdbcl_jax.policy import Policy, abstract_policy
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.optimizer import make_optimizer
+from rdbcl_jax.training.stage import dtype_of_frozen
 
 GIB = 2**30
 _SIZES = ("prompt_lengths", "patch_slots", "images_per_prompt")
@@ -91,8 +93,8 @@ def footprint(config: RunConfig) -> Footprint:
     policy, trained = abstract_policy(config, make_mesh(devices=jax.devices()[:1]))
     method, frozen = make_method(config), policy.frozen
     model: VLM = dataclasses.replace(policy.model, mesh=None, attention="xla")
-    optimizer = make_optimizer(config.optimizer, config.training.steps)
-    earlier = 1 + (method.reference not in (None, "previous"))
+    steps, dtype = config.training.steps, config.model.param_dtype
+    optimizer = make_optimizer(config.optimizer, steps, dtype)
     prompts = _prompts(policy, config.rollout.prompts)
     parts = config.training.microbatches
     loss = _Loss(model, config, trained, frozen, _prompts(policy, config.rollout.prompts // parts))
@@ -109,7 +111,7 @@ def footprint(config: RunConfig) -> Footprint:
             "parameters that learn": _bytes(trained),
             "parameters that do not": _bytes(frozen),
             "the optimizer's moments": _bytes(jax.eval_shape(optimizer.init, trained)),
-            "policies from before the task": earlier * _bytes(trained),
+            **_frozen(config, method, model, trained),
             "a batch": _bytes(prompts),
         },
         update={
@@ -119,12 +121,34 @@ def footprint(config: RunConfig) -> Footprint:
             "logits of a chunk, and their gradient": 2 * logits,
         },
         sampling={
+            "parameters as they are read": _made(trained, _read(model, trained, model.dtype)),
             "cache of prompts": _bytes((key, value)),
             "cache of responses": _bytes((key, value)) * slots // length,
             "logits of a token": rollouts * model.config.vocab_size * 4,
         },
         scores=loss.scores(),
     )
+
+
+def _frozen(config: RunConfig, method: Method, model: VLM, trained: Trained) -> dict[str, int]:
+    """What of earlier tasks is held."""
+    count = 1 + (method.reference not in (None, "previous"))
+    size = _bytes(_read(model, trained, dtype_of_frozen(config, method)))
+    found = {"policies from before the task": count * size}
+    if method.consolidation:
+        found["what mattered to earlier tasks"] = 4 * _count(trained)
+    return found
+
+
+def _read(model: VLM, trained: Trained, dtype: Any) -> Trained:
+    stacks = model.param_axes.stacks
+    return jax.eval_shape(lambda t: partition.read_in(t, stacks, jnp.dtype(dtype)), trained)
+
+
+def _made(old: Any, new: Any) -> int:
+    """Bytes of the arrays that are in another dtype than before, and thus others."""
+    pairs = zip(*map(jax.tree.leaves, (old, new)), strict=True)
+    return _bytes([b for a, b in pairs if a.dtype != b.dtype])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -22,6 +21,7 @@ from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoreFunction
+from rdbcl_jax.sharding import abstract
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
@@ -38,6 +38,7 @@ class Learner:
       score: rewards of texts.
       sampling: options of a step's rollouts.
       init: makes a fresh train state of parameters, which it takes over.
+      like: the shapes of such a state, and where it lies.
       update: one update, see `update.make_update`.
     """
 
@@ -47,18 +48,23 @@ class Learner:
     score: ScoreFunction
     sampling: Sampling
     init: Callable[[Trained], TrainState]
+    like: TrainState
     update: Update
 
     @phase("boundary")
     def start(self, stage: Stage, params: Trained, memory: Any = None) -> TaskState:
-        """The state before a task's first step. It owns its parameters: updates donate them.
+        """The state before a task's first step. It takes the parameters over: updates donate them.
         `memory`: what a tracker that is carried from task to task has seen; None: nothing yet."""
+        return dataclasses.replace(self.blank(stage, memory), train=self.init(params))
+
+    def blank(self, stage: Stage, memory: Any = None) -> TaskState:
+        """The same with shapes in place of the arrays on the device."""
         tracker, prompts = self.method.tracker, self.method.prompts
         if tracker and memory is None:
             unknown = np.full(len(stage.records), 0.5, np.float32)
             memory = jax.device_get(tracker.start(unknown))
         return TaskState(
-            train=self.init(jax.tree.map(jnp.copy, params)),
+            train=self.like,
             batches=np.zeros((), np.int64),
             tracker=memory,
             last_kl=np.full((), np.nan, np.float32),
@@ -74,7 +80,7 @@ class Learner:
         """Rollouts of a step, under any values of the parameters that learn."""
         return sample(
             self.policy.model,
-            self.policy.whole(params),
+            self.policy.to_read(params),
             prompts,
             rng,
             samples=samples,
@@ -85,7 +91,7 @@ class Learner:
         """Log-probs (and entropies) [P, G, T] of `responses.tokens`, likewise."""
         return compiled_logprobs(
             self.policy.model,
-            self.policy.whole(params),
+            self.policy.to_read(params),
             prompts,
             responses.tokens,
             responses.mask,
@@ -101,14 +107,18 @@ def make_learner(
     """`params`: those that learn, of which only shapes and shardings are read."""
     training, rollout = config.training, config.rollout
     updates = training.steps * training.updates_per_batch
-    optimizer = make_optimizer(config.optimizer, updates)
+    optimizer = make_optimizer(config.optimizer, updates, config.model.param_dtype, config.seed)
     init, shardings = make_init(params, optimizer, policy.mesh)
     update = make_update(
         policy.model,
         optimizer,
         method,
         UpdateConfig(
-            rollout.temperature, training.chunk_size, training.microbatches, training.entropy
+            rollout.temperature,
+            training.chunk_size,
+            training.microbatches,
+            training.entropy,
+            config.seed,
         ),
         shardings,
         learning_rate(config.optimizer, updates),
@@ -120,5 +130,6 @@ def make_learner(
         score=functools.partial(score_texts, config=rewards),
         sampling=sampling_of(policy, rollout),
         init=init,
+        like=abstract(jax.eval_shape(init, params), shardings),
         update=update,
     )

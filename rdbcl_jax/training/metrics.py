@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from rdbcl_jax.rollout.scored import ScoredRollouts
-from rdbcl_jax.sharding import RowShard, all_hosts_sum
+from rdbcl_jax.sharding import RowShard, all_hosts_rows, all_hosts_sum
 
 
 def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) -> dict[str, float]:
@@ -24,6 +24,7 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
     """
     own, rewards = scored.own, scored.scores.total.reshape(scored.shape)
     lengths = own.mask.sum(-1)
+    everywhere = all_hosts_rows(lengths.reshape(-1), shard)
     prompt_tokens = int(scored.responses.host_prompts.mask.sum())
     tokens = np.array([prompt_tokens * rewards.shape[1] + lengths.sum()])
     means = {
@@ -40,8 +41,8 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
         **reward_means(rewards, scored.informative, shard),
         **dict(zip(means, values.tolist(), strict=True)),
         **component_means(scored.scores.components, shard),
-        "completions/min_length": int(lengths.min()),
-        "completions/max_length": int(lengths.max()),
+        "completions/min_length": int(everywhere.min()),
+        "completions/max_length": int(everywhere.max()),
         "num_tokens": int(all_hosts_sum(tokens, shard)[0]),
     }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.models import partition
+from rdbcl_jax.training.rounding import held_in
 
 
 def learning_rate(
@@ -31,13 +35,20 @@ def learning_rate(
     return optax.join_schedules([warm, after[options.schedule]()], [warmup])
 
 
-def make_optimizer(options: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """`adamw` or `muon`, with clipping by global norm, for so many updates.
+def make_optimizer(
+    options: OptimizerConfig, updates: int, param_dtype: str = "float32", seed: int = 0
+) -> optax.GradientTransformation:
+    """`adamw` or `muon`, with clipping by global norm, for so many updates of parameters that are
+    held in `param_dtype`. It computes in float32, and so are the updates. `seed`: of the rounding.
 
     `muon` (with AdamW at `adam_learning_rate` for what is not a matrix) is for models trained from
     scratch; `adamw` for fine-tuning. With either no norm, bias or embedding decays: Muon itself
     decays nothing but the kernels, which are its share.
     """
+
+    if options.moments_dtype != "float32" or param_dtype != "float32":
+        plain = dataclasses.replace(options, moments_dtype="float32")
+        return held_in(make_optimizer(plain, updates), jnp.dtype(options.moments_dtype), seed)
 
     def rate(peak):  # counted from 1: the first step of a warm-up already moves
         schedule = learning_rate(options, updates, peak)

@@ -8,7 +8,7 @@ import functools
 import pathlib
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,13 +23,16 @@ from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Evaluation, evaluate
 from rdbcl_jax.finite import differ
 from rdbcl_jax.lock import WorkdirLock
+from rdbcl_jax.methods import Method
 from rdbcl_jax.methods.classic import EWCOptions
+from rdbcl_jax.models import partition
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.results import RunResults
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.rollout.sampling import sampling_of
+from rdbcl_jax.sharding import abstract, held_whole
 from rdbcl_jax.toy.base import make_base
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training import rng
@@ -42,7 +45,7 @@ from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
-from rdbcl_jax.training.stage import Anchors, make_stage, merged
+from rdbcl_jax.training.stage import Anchors, dtype_of_frozen, make_stage, merged
 from rdbcl_jax.training.state import TaskState, restore_state
 from rdbcl_jax.training.stop import Stop
 from rdbcl_jax.training.task import learn_task
@@ -79,17 +82,23 @@ def _train(
     # ---------------------------------------------------------------- the base policy
     with stop.at_once("before the base was there"):
         policy, base = _load_base(setup, workdir, journal, stop)
-    learner = make_learner(setup.config, policy, base, method, setup.rewards)
+    like = abstract(base)
+    learner = make_learner(setup.config, policy, like, method, setup.rewards)
+    if whole := held_whole(policy.whole(like), policy.model.param_axes, setup.mesh):
+        journal.progress.message(f"note: {whole}: held whole on each of its devices")
     if done:
         journal.progress.message(f"resuming after step {done} of {steps * len(tasks)}")
 
     # ---------------------------------------------------------------- where an earlier call stopped
     first = done // steps  # the task to go on with
-    anchors = _restore_anchors(setup, checkpoints, base, first)
-    for row in range(journal.matrix_rows, first):  # those of an earlier call are lost
-        params = checkpoints.restore_task(row, base) if row else base
-        _evaluate(setup, policy, params, journal, stop, row=row)
-    _evaluate(setup, policy, anchors.previous, journal, stop, row=first)
+    anchors = Anchors.of_base(base, method.reference)
+    del base  # held as long as it is the policy from before the task, or the reference
+    for row in range(first + 1):
+        if row in _rows_to_read(journal.matrix_rows, first, method):
+            anchors = _read_policy(setup, checkpoints, like, row, anchors)
+        _evaluate(setup, policy, anchors.previous, journal, stop, row=row)
+    if first and method.consolidation:
+        anchors = _read_fisher(setup, checkpoints, like, first, anchors)
     if method.responses == "none":
         journal.repeat_first_row()
         return journal.finish()
@@ -97,14 +106,18 @@ def _train(
     # ---------------------------------------------------------------- task by task
     memory = None
     if first and method.tracker and method.tracker.carried:
-        like = jax.device_get(method.tracker.start(np.full(1, 0.5, np.float32)))
-        memory = checkpoints.restore_memory(first, like)
+        unknown = np.full(1, 0.5, np.float32)
+        memory = checkpoints.restore_memory(first, jax.device_get(method.tracker.start(unknown)))
     for k in range(first, len(tasks)):
+        own = done - k * steps if k == first else 0
+        anchors, learning = _parted(setup, policy, anchors)
         stage = make_stage(setup.config, method, tasks, k, anchors)
-        state, own = learner.start(stage, anchors.previous, memory), 0
+        if own:
+            del learning
+            state = _read_state(setup, checkpoints, done, learner.blank(stage, memory))
+        else:
+            state = learner.start(stage, learning, memory)
         if k == first:
-            own = done - k * steps
-            state = restore_state(checkpoints, done, state) if own else state
             forget_beyond(checkpoints, begin, steps)
         journal.progress.start_task(k, step=own)
         with journal.timed("learning"):
@@ -120,12 +133,12 @@ def _train(
                 asked=stop.asked,
             )
         learned = state.train.params
-        if share := setup.config.training.merge:
-            learned = merged(anchors.previous, learned, share)
         if method.tracker and method.tracker.carried:
             memory = state.tracker
             checkpoints.save_memory(k + 1, memory)
-        del state  # the optimizer's moments are not needed any more
+        del state, stage  # neither moments nor what was frozen for this task are needed any more
+        if share := setup.config.training.merge:
+            learned = merged(anchors.previous, learned, share)
         journal.learned(k, differ(learned, anchors.previous))
 
         # ------------------------------------------------------------ what the task leaves
@@ -137,7 +150,7 @@ def _train(
             checkpoints.save_fisher(k + 1, anchors.fisher)
         if setup.config.training.collect:
             _collect(learner, setup, k, learned, workdir, journal)
-        anchors = anchors.after(learned, ema_decay=_ema_decay(setup))
+        anchors = anchors.after(learned, ema_decay=setup.config.kl.ema_decay)
         with journal.timed("checkpoints"):
             checkpoints.save_task(k + 1, learned)
         stop.check(f"after task {k + 1}, which is saved")
@@ -204,26 +217,48 @@ def _load_base(
     return policy, base
 
 
-def _ema_decay(setup: Setup) -> float | None:
-    return setup.config.kl.ema_decay if setup.method.reference == "ema" else None
+def _rows_to_read(there: int, first: int, method: Method) -> range | tuple[int, ...]:
+    """After which tasks the policies are read again: those whose rows are lost, and the last; an
+    average needs all of them. The base is there."""
+    if method.reference == "ema":
+        return range(1, first + 1)
+    return (*range(max(there, 1), first), *[first] * (first > 0))
 
 
 @phase("boundary")
-def _restore_anchors(
-    setup: Setup, checkpoints: Checkpoints, base: Trained, learned: int
+def _read_policy(
+    setup: Setup, checkpoints: Checkpoints, like: Trained, task: int, anchors: Anchors
 ) -> Anchors:
-    """The frozen policies after `learned` tasks; only an average needs those before the last."""
-    anchors, ema_decay = Anchors.of_base(base), _ema_decay(setup)
-    for task in range(1, learned + 1):
-        if task == learned or ema_decay is not None:
-            policy = checkpoints.restore_task(task, base)
-            anchors = anchors.after(policy, ema_decay=ema_decay)
-    if learned and setup.method.consolidation:
-        like = jax.tree.map(
-            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), base
-        )
-        anchors = dataclasses.replace(anchors, fisher=checkpoints.restore_fisher(learned, like))
-    return anchors
+    policy = checkpoints.restore_task(task, like)
+    return anchors.after(policy, ema_decay=setup.config.kl.ema_decay)
+
+
+@phase("boundary")
+def _read_fisher(
+    setup: Setup, checkpoints: Checkpoints, like: Trained, tasks: int, anchors: Anchors
+) -> Anchors:
+    like = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), like
+    )
+    return dataclasses.replace(anchors, fisher=checkpoints.restore_fisher(tasks, like))
+
+
+@phase("boundary")
+def _read_state(setup: Setup, checkpoints: Checkpoints, done: int, like: TaskState) -> TaskState:
+    return restore_state(checkpoints, done, like)
+
+
+@phase("boundary")
+def _parted(setup: Setup, policy: Policy, anchors: Anchors) -> tuple[Anchors, Trained]:
+    """The anchors with a copy of the parameters from before the task, which stay as they are; and
+    those, to learn on."""
+    stacks, dtype = policy.model.param_axes.stacks, dtype_of_frozen(setup.config, setup.method)
+
+    def copy(params: Trained) -> Trained:
+        held = partition.read_in(params, stacks, dtype)
+        return jax.tree.map(lambda a, b: jnp.copy(a) if a is b else a, held, params)
+
+    return anchors.frozen(copy), anchors.previous
 
 
 @phase("evaluation")
@@ -275,8 +310,13 @@ def _consolidate(
             chunk_size=setup.config.training.chunk_size,
         )
     if anchors.fisher is not None:
-        found = jax.tree.map(lambda old, new: options.decay * old + new, anchors.fisher, found)
+        found = jax.tree.map(_decayed(options.decay), found, anchors.fisher)
     return dataclasses.replace(anchors, fisher=found)
+
+
+def _decayed(decay: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """new + decay · old, in the place of the new."""
+    return jax.jit(lambda new, old: decay * old + new, donate_argnums=0)
 
 
 @phase("sampling")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Joined, only
@@ -19,35 +20,51 @@ from rdbcl_jax.training.update import Consolidation
 
 @dataclasses.dataclass(frozen=True)
 class Anchors:
-    """The frozen policies of the tasks' boundaries, as the parameters that learn.
+    """The frozen policies of the tasks' boundaries, as the parameters that learn. Each is a copy
+    of these, so what nothing reads is not kept.
 
     Attributes:
-      base: before the first task.
       previous: after the last task that was learned.
-      ema: the moving average over the boundaries; it starts at the base.
+      kept: what `kl.reference` names, where that is another one: "base", from before the first
+        task; "ema", the moving average over the boundaries, which starts at the base.
       fisher: what mattered to the tasks learned so far (EWC); None: not estimated.
     """
 
-    base: Trained
     previous: Trained
-    ema: Trained
+    kept: Mapping[str, Trained]
     fisher: Trained | None = None
 
     @classmethod
-    def of_base(cls, base: Trained) -> Anchors:
-        return cls(base, base, base)
+    def of_base(cls, base: Trained, reference: str | None) -> Anchors:
+        """Those before the first task; `reference`: the method's."""
+        return cls(base, {} if reference in (None, "previous") else {reference: base})
 
-    def after(self, policy: Trained, *, ema_decay: float | None) -> Anchors:
+    def after(self, policy: Trained, *, ema_decay: float) -> Anchors:
         """The anchors after one more task, which made this policy. `ema_decay`: the share of the
-        old average that is kept; None: the average is not needed, and not computed."""
-        ema = self.ema
-        if ema_decay is not None:
-            ema = merged(ema, policy, ema_decay)
-        return dataclasses.replace(self, previous=policy, ema=ema)
+        old average that is kept."""
+        kept = dict(self.kept)
+        if "ema" in kept:
+            kept["ema"] = merged(kept["ema"], policy, ema_decay)
+        return dataclasses.replace(self, previous=policy, kept=kept)
 
-    def reference(self, name: str) -> Trained:
-        """The policy that `kl.reference` names: "previous", "base" or "ema"."""
-        return {"previous": self.previous, "base": self.base, "ema": self.ema}[name]
+    def frozen(self, copy: Callable[[Trained], Trained]) -> Anchors:
+        """The anchors with a copy of the policy that learns on, which may then be donated."""
+        previous = copy(self.previous)
+        kept = {n: previous if p is self.previous else p for n, p in self.kept.items()}
+        return dataclasses.replace(self, previous=previous, kept=kept)
+
+    def reference(self, name: str | None) -> Trained:
+        """The policy that `kl.reference` names: "previous" (or None), "base" or "ema"."""
+        return self.previous if name in (None, "previous") else self.kept[name]
+
+
+def dtype_of_frozen(config: RunConfig, method: Method) -> jnp.dtype:
+    """In which the matrices of the policies are held that a task reads and does not change."""
+    model = config.model
+    averaged = config.training.merge or method.reference == "ema"
+    if method.consolidation or averaged:  # differences to a policy, and sums of several
+        return jnp.dtype(model.param_dtype)
+    return jnp.dtype(model.reference_dtype or model.dtype)
 
 
 def merged(policy: Trained, other: Trained, share: float) -> Trained:
@@ -95,7 +112,7 @@ def make_stage(
     if method.consolidation and k:
         assert anchors.fisher is not None, "a task was learned, so its Fisher information is there"
         consolidation = Consolidation(anchors.previous, anchors.fisher)
-    reference = anchors.reference(method.reference or "previous")
+    reference = anchors.reference(method.reference)
     replayed = sum(map(len, old))
     return Stage(Joined([*own, *old]), anchors.previous, reference, replayed, consolidation)
 

@@ -33,6 +33,7 @@ from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.sharding import replicated, split_rows
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.references import with_policy
+from rdbcl_jax.training.rounding import round_tree
 from rdbcl_jax.training.state import OptimizerState, TrainState
 
 
@@ -45,12 +46,14 @@ class UpdateConfig:
       chunk_size: tokens whose logits exist at one time.
       microbatches: parts that gradients are accumulated over; the result is that of one batch.
       entropy: compute the policy's entropy for the metrics.
+      seed: of the rounding of parameters that are held in bfloat16.
     """
 
     temperature: float = 1.0
     chunk_size: int = 1024
     microbatches: int = 1
     entropy: bool = True
+    seed: int = 0
 
 
 class Consolidation(NamedTuple):
@@ -103,7 +106,7 @@ def make_update(
         norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         signal = (samples["advantage"] != 0).any() | (consolidation is not None)
-        state, counts = _step(optimizer, state, grads, finite, signal)
+        state, counts = _step(optimizer, state, grads, finite, signal, config.seed)
         metrics |= {"grad_norm": norm, "no_signal": ~signal, **counts}
         if learning_rate is not None:
             metrics["learning_rate"] = learning_rate(counts["updates"] + ~(finite & signal))
@@ -112,18 +115,19 @@ def make_update(
     return update
 
 
-def _step(optimizer, state: TrainState, grads, finite, signal) -> tuple[TrainState, dict]:
+def _step(optimizer, state: TrainState, grads, finite, signal, seed) -> tuple[TrainState, dict]:
     """The state after an update, or as it was where one is left out; and counts of both."""
     made, opt = finite & signal, state.opt_state
     updates, inner = jax.lax.cond(
         made,
         lambda: optimizer.update(grads, opt.inner_state, state.params),
-        lambda: (optax.tree.zeros_like(state.params), opt.inner_state),
+        lambda: (optax.tree.zeros_like(state.params, dtype=jnp.float32), opt.inner_state),
     )
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = jax.tree.map(
         lambda old, new: jnp.where(made, new, old),  # not old + 0, which makes 0 of -0
         state.params,
-        optax.apply_updates(state.params, updates),
+        _moved(state.params, updates, key),
     )
     counted = OptimizerState(
         notfinite_count=jnp.where(finite, 0, opt.notfinite_count + 1),
@@ -138,6 +142,12 @@ def _step(optimizer, state: TrainState, grads, finite, signal) -> tuple[TrainSta
         "skipped_in_a_row": counted.notfinite_count,
     }
     return TrainState(params, counted, step), counts
+
+
+def _moved(params, updates, key):
+    """Parameters + updates, added in float32, in the dtype of the parameters."""
+    wide = jax.tree.map(lambda p, u: p.astype(jnp.float32) + u, params, updates)
+    return round_tree(key, wide, params)
 
 
 def _consolidate(params, consolidation: Consolidation, strength: float):

@@ -208,12 +208,20 @@ def test_the_reference_of_each_task(base, tmp_path, monkeypatch, reference):
     assert kls[0] == 0 and (kls[1] == 0) == (reference == "previous")
 
 
-def test_policies_average_only_where_asked():
+def test_only_the_policies_that_are_read_are_kept():
     start, learned = {"w": jnp.zeros(2)}, {"w": jnp.ones(2)}
-    anchors = Anchors.of_base(start).after(learned, ema_decay=None)
-    assert anchors.reference("ema") is anchors.reference("base") is start
-    assert anchors.reference("previous") is learned
-    assert (anchors.after(learned, ema_decay=0.75).reference("ema")["w"] == 0.25).all()
+
+    def after(reference):
+        return Anchors.of_base(start, reference).after(learned, ema_decay=0.75)
+
+    for reference in (None, "previous"):
+        assert after(reference).reference(reference) is after(reference).previous is learned
+        assert not after(reference).kept
+    assert after("base").kept == {"base": start} and after("base").previous is learned
+    assert (after("ema").reference("ema")["w"] == 0.25).all()
+    # before the first task it is one policy, and stays one when that is copied
+    anchors = Anchors.of_base(start, "base").frozen(lambda params: jax.tree.map(jnp.copy, params))
+    assert anchors.reference("base") is anchors.previous is not start
 
 
 def short_is_right(records, texts, config=None):

@@ -46,7 +46,7 @@ def test_what_stays_is_what_a_learner_holds(path, rank):
     method, rewards = make_method(config), RewardConfig(**config.rewards.to_dict())
     learner = make_learner(config, policy, base, method, rewards)
     records = digits_suite.make_records("sum", "train", 8, seed=0)
-    state = learner.start(Stage(records, base, base), base)
+    state = learner.start(Stage(records, base, base), jax.tree.map(jnp.copy, base))
     found = live_bytes() - before
     expected = footprint(RunConfig.of(config))
     said = sum(expected.held.values()) - expected.held["a batch"]

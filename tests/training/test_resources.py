@@ -1,7 +1,10 @@
 """What a run must not do: hold the base weights twice, compile for a shape twice, hold logits."""
 
+import contextlib
 import dataclasses
 import gc
+from collections import defaultdict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from PIL import Image
 from rdbcl_jax.batches import PromptBatch, TrainBatch
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
-from rdbcl_jax.models import partition, save_pretrained
+from rdbcl_jax.models import from_config, partition, save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.inputs import Inputs
 from rdbcl_jax.models.qwen_vl.model import QwenVL
@@ -24,13 +27,16 @@ from rdbcl_jax.rollout.sampling import Sampling
 from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.tiny import write_tiny_model
+from rdbcl_jax.training import memory, setup
 from rdbcl_jax.training.learner import make_learner
 from rdbcl_jax.training.logprobs import compiled_logprobs
+from rdbcl_jax.training.run import train
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.task import learn_task
 from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests import engine
+from tests.tiny_runs import killed_at, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +51,7 @@ def live_bytes():
 
 
 def nbytes(params):
-    return sum(a.nbytes for a in jax.tree.leaves(params))
+    return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,7 @@ def learn(learner, stage, base, report):
     learn_task(
         learner,
         stage,
-        learner.start(stage, base),
+        learner.start(stage, jax.tree.map(jnp.copy, base)),
         start=0,
         first_step=0,
         report=report,
@@ -70,35 +76,71 @@ def learn(learner, stage, base, report):
     )
 
 
-def most_bytes_while_learning(path, rank):
-    """(bytes held by a learner that has a reference, in units of the model's; the model's)."""
+def learned_with(path, rank, **model):
+    """(most bytes held by a learner that has a reference, in float32 copies of the model; the
+    metrics of its steps)."""
     config = engine.small_config()
     config.model.path, config.model.lora.rank = str(path), rank
-    config.training.steps = 2
+    config.model.update(model)
+    config.training.steps, config.rollout.samples, config.rollout.max_tokens = 2, 2, 6
     before = live_bytes()
     policy, base = load_policy(config, engine.one_device())
     method, rewards = make_method(config), RewardConfig(**config.rewards.to_dict())
     learner = make_learner(config, policy, base, method, rewards)
-    held = []
+    held, steps = [], []
 
     def report(index, metrics, samples):
         assert index == 0 or metrics["kl"] > 0  # the reference is another policy
         held.append(live_bytes() - before)
+        steps.append(metrics)
 
     stage = Stage(digits_suite.make_records("sum", "train", 16, seed=0), base, base)
     learn(learner, stage, base, report)
     assert len(held) == 2
-    return max(held) / nbytes(policy.whole(base))
+    one = 4 * sum(a.size for a in jax.tree.leaves(policy.whole(base)))
+    return max(held) / one, steps
 
 
-def test_lora_holds_the_base_weights_once(wide_model):
-    # policy, reference and optimizer have adapters of their own, and batches are small
-    assert 1 <= most_bytes_while_learning(wide_model, rank=1) < 1.5
+def test_lora_holds_the_base_weights_once_and_in_the_dtype_that_reads_them(wide_model):
+    """Policy, reference and optimizer have adapters of their own, and batches are small; what is
+    learned on a base in half the bits is the same."""
+    whole, steps = learned_with(wide_model, 1, dtype="bfloat16", frozen_dtype="float32")
+    half, others = learned_with(wide_model, 1, dtype="bfloat16")
+    assert 1 <= whole < 1.5 and 0.5 <= half < whole - 0.45
+    for found, expected in zip(others, steps, strict=True):
+        for name in ("loss", "reward", "entropy", "grad_norm", "rp/mean"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-2, abs=1e-4), name
 
 
-def test_full_fine_tuning_holds_the_weights_four_times(wide_model):
-    # so the measure sees copies: policy, reference, and the optimizer's two moments
-    assert 4 <= most_bytes_while_learning(wide_model, rank=0) < 4.5
+def test_no_phase_of_a_run_holds_more_than_a_step(wide_model, tmp_path, monkeypatch):
+    """Policy, the one from before the task and two moments: in the second task, from one task to
+    the next and where a run goes on too."""
+    most, inner = defaultdict(float), memory.within_memory
+    one = nbytes(from_config(wide_model).abstract_params())
+
+    def look(phase):
+        most[phase] = max(most[phase], (live_bytes() - before) / one)
+
+    @contextlib.contextmanager
+    def watched(config, phase):
+        look(phase)
+        with inner(config, phase):
+            yield
+        look(phase)
+
+    monkeypatch.setattr(memory, "within_memory", watched)
+    monkeypatch.setattr(setup, "make_mesh", lambda **sizes: engine.one_device())
+    short = {"rollout.samples": 2, "rollout.max_tokens": 4, "rollout.prompts": 2}
+    steps = {"training.steps": 2, "training.checkpoint_every": 1}
+    config = tiny_config(wide_model, "grpo", **short, **steps)
+    for run in (partial(killed_at, 3), train):
+        before = live_bytes()
+        run(config, tmp_path / "run")
+        step = max(most[phase] for phase in ("sampling", "reference", "update"))
+        assert 4 <= step < 4.3 and 1 <= most["loading"] < 1.3
+        assert max(most.values()) < step + 0.1, dict(most)
+        assert most["evaluation"] >= 1
+        most.clear()
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -24,6 +24,8 @@ YOUNGER = {
     "data.on_bad_record": "error",
     "data.check": "full",
     "base.model_type": "qwen2_5_vl",
+    "model.frozen_dtype": None,
+    "model.reference_dtype": None,
 }
 
 

@@ -11,14 +11,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import ArrayLike, PromptBatch, pytree
-from rdbcl_jax.models import decoder, siglip, tiles
+from rdbcl_jax.models import siglip, tiles
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.gemma3.config import Gemma3Config
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.layers import CentredRMSNorm
 from rdbcl_jax.models.pictures import places, put
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes
 
 AXES = ((r"mm_input_projection_weight$", (None, "embed")),)
 _TOWER = "vision_tower"
@@ -105,14 +104,12 @@ class Projector(nnx.Module):
 class Gemma3(Decoder):
     """A Gemma 3 policy; attributes as in `Decoder`, `config` a `Gemma3Config`."""
 
+    vision_axes = siglip.AXES + AXES
+
     @property
     def weights(self) -> WeightMap:
         shapes = siglip.kernel_shapes(_TOWER, self.config.vision)
         return WeightMap(self.stacks, _PREFIXES, shapes=shapes, aliases=_ALIASES)
-
-    @property
-    def param_axes(self) -> ParamAxes:
-        return ParamAxes(decoder.AXES + siglip.AXES + AXES, self.stacks)
 
     def modules(self) -> dict[str, Module]:
         config, options = self.config, self.dtypes

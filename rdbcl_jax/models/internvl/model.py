@@ -10,13 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rdbcl_jax.batches import ArrayLike, PromptBatch, pytree
-from rdbcl_jax.models import decoder, pictures, tiles
+from rdbcl_jax.models import pictures, tiles
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.internvl.config import InternVLConfig
 from rdbcl_jax.models.internvl.vision import AXES, Embeddings, Projector, VisionLayer, last_norm
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes
 
 _PREFIXES = {"language_model": "language_model.model", "lm_head": "language_model.lm_head"}
 _ALIASES = {  # transformers nests since 4.52 what was published flat
@@ -58,16 +57,14 @@ def lay_out(
 class InternVL(Decoder):
     """An InternVL policy; attributes as in `Decoder`, `config` an `InternVLConfig`."""
 
+    vision_axes = AXES
+
     @property
     def weights(self) -> WeightMap:
         v = self.config.vision
         patches = (v.width, v.channels, v.patch_size, v.patch_size)
         shapes = {"vision_tower.embeddings.patch_embeddings.projection.weight": patches}
         return WeightMap(self.stacks, _PREFIXES, {}, shapes, _ALIASES)
-
-    @property
-    def param_axes(self) -> ParamAxes:
-        return ParamAxes(decoder.AXES + AXES, self.stacks)
 
     def modules(self) -> dict[str, Module]:
         config, vision, options = self.config, self.config.vision, self.dtypes

@@ -10,14 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rdbcl_jax.batches import ArrayLike, PromptBatch
-from rdbcl_jax.models import decoder, siglip, tiles
+from rdbcl_jax.models import siglip, tiles
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.layers import ACTIVATIONS, Linear
 from rdbcl_jax.models.llava_onevision import inputs
 from rdbcl_jax.models.llava_onevision.config import LlavaConfig
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes
 
 AXES = ((r"linear_1/kernel$", ("embed", "mlp")), (r"linear_2/kernel$", ("mlp", "embed")))
 _TOWER = "vision_tower"
@@ -62,14 +61,12 @@ class Newline(nnx.Module):
 class LlavaOnevision(Decoder):
     """A LLaVA-OneVision policy; attributes as in `Decoder`, `config` a `LlavaConfig`."""
 
+    vision_axes = siglip.AXES + AXES
+
     @property
     def weights(self) -> WeightMap:
         shapes = siglip.kernel_shapes(_TOWER, self.config.vision)
         return WeightMap(self.stacks, _PREFIXES, _RENAMED, shapes, _ALIASES)
-
-    @property
-    def param_axes(self) -> ParamAxes:
-        return ParamAxes(decoder.AXES + siglip.AXES + AXES, self.stacks)
 
     def modules(self) -> dict[str, Module]:
         config, options = self.config, self.dtypes

@@ -12,7 +12,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rdbcl_jax.batches import PromptBatch
-from rdbcl_jax.models import decoder
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.pictures import put
@@ -28,20 +27,17 @@ from rdbcl_jax.models.qwen_vl.vision import (
 )
 from rdbcl_jax.models.qwen_vl.weights import weight_map
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes
 
 
 @dataclasses.dataclass(frozen=True)
 class QwenVL(Decoder):
     """A Qwen-VL policy; attributes as in `Decoder`, `config` a `QwenVLConfig`."""
 
+    vision_axes = AXES
+
     @property
     def weights(self) -> WeightMap:
         return weight_map(self.config, self.stacks)
-
-    @property
-    def param_axes(self) -> ParamAxes:
-        return ParamAxes(decoder.AXES + AXES, self.stacks)
 
     def modules(self) -> dict[str, Module]:
         vision, options = self.config.vision, self.dtypes
@@ -109,7 +105,7 @@ class QwenVL(Decoder):
             jnp.asarray(images.patches, self.dtype)
         )
         if config.position_embeddings:
-            table = visual["pos_embed"]["embedding"]
+            table = visual["pos_embed"]["embedding"].astype(self.dtype)
             x += interpolated_positions(table, images.coords, images.grid).astype(x.dtype)
         rope = vision_rope(config, images.coords)
         block = self.rematerialised(

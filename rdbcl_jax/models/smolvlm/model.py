@@ -8,14 +8,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rdbcl_jax.batches import PromptBatch
-from rdbcl_jax.models import decoder, siglip
+from rdbcl_jax.models import siglip
 from rdbcl_jax.models.decoder import Decoder, Module
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.layers import Linear
 from rdbcl_jax.models.pictures import merged, put
 from rdbcl_jax.models.smolvlm import inputs
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes
 
 _TOWER = "vision_model"
 _PROJECTION = "connector/modality_projection/proj"
@@ -31,14 +30,12 @@ _PARTS = {  # of the parameters, and the names that tensors of each begin with
 class SmolVLM(Decoder):
     """A SmolVLM or Idefics3 policy; attributes as in `Decoder`, `config` a `SmolVLMConfig`."""
 
+    vision_axes = siglip.AXES + _AXES
+
     @property
     def weights(self) -> WeightMap:
         shapes = siglip.kernel_shapes(_TOWER, self.config.vision)
         return WeightMap(self.stacks, _PARTS, shapes=shapes)
-
-    @property
-    def param_axes(self) -> ParamAxes:
-        return ParamAxes(decoder.AXES + siglip.AXES + _AXES, self.stacks)
 
     def modules(self) -> dict[str, Module]:
         config = self.config
