@@ -39,6 +39,7 @@ from rdbcl_jax.models.rope import Rope
 from rdbcl_jax.models.weights import WeightMap
 from rdbcl_jax.sharding import ParamAxes
 
+_TAKEN_APART = 2**30  # bytes of layers, at most
 LORA_TARGETS = r"^language_model/layers/.*_proj$"
 AXES = (
     (r"embed_tokens/embedding$", ("vocab", "embed")),
@@ -358,12 +359,15 @@ class Decoder:
         """Parameters and the prompts' cache as `decode` reads them fastest on this platform.
 
         On CPU a layer of a stack is copied before it is used, so every token would copy the whole
-        model: there the layers are taken apart once. Elsewhere the copy is part of the product.
+        model: there the layers are taken apart once, unless they are so large that no second copy
+        should lie beside them. Elsewhere the copy is part of the product.
         """
         platform = (
             jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
         )
-        if platform != "cpu":
+        layers = jax.tree.leaves(params["language_model"]["layers"])
+        size = sum(a.size * a.dtype.itemsize for a in layers)
+        if platform != "cpu" or size > _TAKEN_APART:
             return params, cache
 
         def apart(stack):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from rdbcl_jax.models import from_pretrained, lora, partition, save_pretrained
-from rdbcl_jax.models.kv_cache import empty_cache, grow
+from rdbcl_jax.models import decoder, from_pretrained, lora, partition, save_pretrained
+from rdbcl_jax.models.kv_cache import KeyValues, empty_cache, grow
 from rdbcl_jax.models.lora import LoRA
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
@@ -163,6 +163,17 @@ def test_decoding_step_by_step_gives_the_full_pass(family, apart):
         hidden, cache = decode(params, tokens[..., t], position, prompt_cache, cache, t)
         found = hidden @ model.lm_head(params)
         assert worst(found, expected[:, :, t], mask[..., t]) <= 1e-4
+
+
+def test_large_layers_are_not_held_twice_for_decoding(monkeypatch):
+    models = pair("smolvlm")
+    layers = models.params["language_model"]["layers"]
+    size = sum(a.nbytes for a in jax.tree.leaves(layers))
+    cache = KeyValues(jnp.zeros((2, 1)), jnp.zeros((2, 1)), jnp.zeros((1, 1), bool))
+    for limit, apart in ((size, True), (size - 1, False)):
+        monkeypatch.setattr(decoder, "_TAKEN_APART", limit)
+        params, _ = jax.eval_shape(models.model.for_decoding, models.params, cache)
+        assert isinstance(params["language_model"]["layers"], tuple) == apart
 
 
 @families
