@@ -123,11 +123,10 @@ def _step(optimizer, state: TrainState, grads, finite, signal, seed) -> tuple[Tr
         lambda: optimizer.update(grads, opt.inner_state, state.params),
         lambda: (optax.tree.zeros_like(state.params, dtype=jnp.float32), opt.inner_state),
     )
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
     params = jax.tree.map(
         lambda old, new: jnp.where(made, new, old),  # not old + 0, which makes 0 of -0
         state.params,
-        _moved(state.params, updates, key),
+        _moved(state.params, updates, seed, state.step),
     )
     counted = OptimizerState(
         notfinite_count=jnp.where(finite, 0, opt.notfinite_count + 1),
@@ -144,10 +143,12 @@ def _step(optimizer, state: TrainState, grads, finite, signal, seed) -> tuple[Tr
     return TrainState(params, counted, step), counts
 
 
-def _moved(params, updates, key):
+def _moved(params, updates, seed, step):
     """Parameters + updates, added in float32, in the dtype of the parameters."""
     wide = jax.tree.map(lambda p, u: p.astype(jnp.float32) + u, params, updates)
-    return round_tree(key, wide, params)
+    if all(p.dtype == jnp.float32 for p in jax.tree.leaves(params)):
+        return wide
+    return round_tree(jax.random.fold_in(jax.random.key(seed), step), wide, params)
 
 
 def _consolidate(params, consolidation: Consolidation, strength: float):
