@@ -3,9 +3,9 @@
     python -m tests.published [NAME …]
 
 A row is a step of GRPO with its KL to the policy from before the task: 8 prompts of one picture,
-8 rollouts of 256 tokens, one prompt a micro-batch, bfloat16 activations, float32 parameters, full
-rematerialisation; with LoRA of rank 16 on the language model too. A chip has room where nine
-tenths of its memory suffice.
+8 rollouts of 256 tokens, one prompt a micro-batch, bfloat16 activations, float32 parameters where
+they learn, full rematerialisation; with LoRA of rank 16 on the language model too. A chip has room
+where nine tenths of its memory suffice.
 """
 
 from __future__ import annotations
