@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.sharding import RowShard
-from rdbcl_jax.training import learner, run
+from rdbcl_jax.training import run
 from rdbcl_jax.training import task as one_task
 from rdbcl_jax.training.memory import PHASES, OutOfMemory, within_memory
 from rdbcl_jax.training.metrics import reward_means
@@ -231,7 +230,7 @@ def test_fine_tuning_that_is_not_finite_stops(base):
 ASKS_FOR_ARRAYS = {  # in each phase
     "loading": (run, "load_policy"),
     "evaluation": (run, "evaluate"),
-    "boundary": (learner, "jnp"),
+    "boundary": (run, "dtype_of_frozen"),
     "sampling": (one_task, "put_batch"),
     "reference": (one_task, "frozen_logprobs"),
     "update": (one_task, "local_rows"),
@@ -248,8 +247,6 @@ def test_out_of_memory_is_one_line_with_its_phase(base, tmp_path, monkeypatch, p
         jnp.zeros(2**45, jnp.uint8).block_until_ready()
         return real(*args, **kwargs)
 
-    if phase == "boundary":
-        hungry = types.SimpleNamespace(copy=hungry)
     monkeypatch.setattr(place, name, hungry)
     with pytest.raises(OutOfMemory) as error:
         train(config(base), tmp_path)
