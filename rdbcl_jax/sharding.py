@@ -129,8 +129,8 @@ def _splits(
     """Per axis of a parameter its name, of how many parts it is, the mesh axis that is to split it
     and whether that divides them."""
     for axis, size in itertools.zip_longest(axes.of(name), shape):
-        over = _MESH_AXES.get(axis)
-        count = axes.counts.get(axis, size)
+        over = _MESH_AXES[axis] if axis else None
+        count = axes.counts.get(axis or "", size)
         yield axis, count, over, over is None or count % mesh.shape[over] == 0
 
 

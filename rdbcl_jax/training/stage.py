@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Joined, only
@@ -58,7 +60,7 @@ class Anchors:
         return self.previous if name in (None, "previous") else self.kept[name]
 
 
-def dtype_of_frozen(config: RunConfig, method: Method) -> jnp.dtype:
+def dtype_of_frozen(config: RunConfig, method: Method) -> np.dtype[Any]:
     """In which the matrices of the policies are held that a task reads and does not change."""
     model = config.model
     averaged = config.training.merge or method.reference == "ema"
