@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from rdbcl_jax.spelling import did_you_mean
 
 SPLITS = ("train", "validation", "test")
 MADE = {"test": 3000, "validation": 1000}  # most records of a split that is made
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5}).*")
 SHARE = 10  # into how many parts, one of them such a split, rows are divided at most
 
 Rows = tuple[int, Callable[[int], Row]]  # how many, and each
@@ -105,16 +107,31 @@ def _copy_in(source: Path, copies: Sequence[Copy]) -> Copy:
       ValueError: it lacks files.
     """
     needed = [_patterns(copy) for copy in copies]
-    lacking = [[pattern for pattern in own if not any(source.glob(pattern))] for own in needed]
+    lacking = [[lack for pattern in own for lack in _lacking(source, pattern)] for own in needed]
     for copy, missing in zip(copies, lacking, strict=True):
         if not missing:
             return copy
-    begun = [i for i in range(len(copies)) if len(lacking[i]) < len(needed[i])]
+    begun = [i for i in range(len(copies)) if {*needed[i]} - {*lacking[i]}]
     wanted = []
     for i in begun or range(len(copies)):
         note = f" ({copies[i].note})" if copies[i].note else ""
         wanted.append(f"{', '.join(lacking[i])} of {copies[i].of}{note}")
     raise ValueError(f"prepare: {source} lacks files; fetch {'; or '.join(wanted)}")
+
+
+def _lacking(source: Path, pattern: str) -> list[str]:
+    """The pattern, where no file fits it; else the shards that are not there of those that are."""
+    files = sorted(source.glob(pattern))
+    shards = collections.defaultdict(set)
+    for found in (_SHARD.fullmatch(str(file.relative_to(source))) for file in files):
+        if found:
+            shards[found[1], int(found[3])].add(int(found[2]))
+    missing = [
+        f"{name}-{number:05}-of-{count:05}"
+        for (name, count), numbers in shards.items()
+        for number in sorted({*range(count)} - numbers)
+    ]
+    return missing if files else [pattern]
 
 
 def _patterns(copy: Copy) -> list[str]:
@@ -317,6 +334,8 @@ def _line(raw: Row, row: Row, source: Path, out: Path, split: str) -> _Line:
     if isinstance(golds, list | tuple) and not verifier.reads_lists:
         golds, several = [written(gold) for gold in golds if gold is not None], True
     verifier.prepared(golds if several else written(golds))
+    if not isinstance(golds, list | tuple | Mapping):
+        golds = written(golds)
     images: Any = next((row.columns[name] for name in IMAGES if row.columns.get(name)), [])
     given = images if isinstance(images, list | tuple) else [images]
     for position, picture in enumerate(found.images):
@@ -332,7 +351,7 @@ def _line(raw: Row, row: Row, source: Path, out: Path, split: str) -> _Line:
         "answers" if several else "answer": golds,
         "verifier": verifier.name,
         "source": raw.where,
-    }
+    } | ({"system": found.system} if found.system else {})
     shows = [_identity(picture, source) for picture in found.images] or [found.prompt.encode()]
     places = {place for picture in found.images if (place := _place(picture, raw))}
     folder = os.path.commonpath(places) if places else ""

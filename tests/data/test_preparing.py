@@ -146,6 +146,12 @@ def test_what_is_to_be_fetched(tmp_path):
     (tmp_path / "ScienceQA-IMG/test-00000-of-00001.parquet").unlink()
     with pytest.raises(ValueError, match=r"fetch ScienceQA-IMG/test-\*.parquet of lmms-lab/[\w]+$"):
         prepare("scienceqa", tmp_path, tmp_path / "made")
+    published_files.textvqa(tmp_path / "textvqa")
+    whole = tmp_path / "textvqa/data/train-00000-of-00001.parquet"
+    whole.rename(whole.with_name("train-00001-of-00003.parquet"))
+    lacking = r"fetch data/train-00000-of-00003, data/train-00002-of-00003 of lmms-lab/textvqa"
+    with pytest.raises(ValueError, match=lacking):
+        prepare("textvqa", tmp_path / "textvqa", tmp_path / "made")
     published_files.gqa(tmp_path / "gqa")
     shutil.rmtree(tmp_path / "gqa/val_balanced_images")
     with pytest.raises(ValueError, match=r"fetch val_balanced_images/\*.parquet of lmms-lab/GQA$"):
