@@ -53,7 +53,9 @@ def writing(path: Path) -> Iterator[None]:
         if error.strerror and error.strerror.endswith(_WHILE):
             raise
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OSError(error.errno, reason + _WHILE, str(path)) from error
+        named = str(error.filename or path)  # of something else that is in the way
+        where = path if named.startswith(str(path)) else named
+        raise OSError(error.errno, reason + _WHILE, str(where)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,6 +72,14 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(plain(value), indent=indent, ensure_ascii=False) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Raises ValueError for whatever is no JSON in UTF-8, also what is nested beyond reading."""
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
 def read_json(path: Path, default: Any) -> Any:
     """The file's content; `default` where there is no file.
 
@@ -77,8 +87,8 @@ def read_json(path: Path, default: Any) -> Any:
       ValueError: it is not JSON, as after a write that was cut short.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
-    except (ValueError, RecursionError) as error:  # the latter: nested as no file of ours is
+        return parse_json(path.read_bytes()) if path.exists() else default
+    except ValueError as error:
         raise ValueError(f"{path} is damaged, it is no JSON: {error}") from None
 
 

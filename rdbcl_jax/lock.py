@@ -17,6 +17,8 @@ import threading
 import time
 from typing import Any, TextIO
 
+from rdbcl_jax.json_files import parse_json
+
 FILE = "run.lock"
 _BEAT, _DEAD = 10.0, 60.0  # seconds between touches, and without one
 
@@ -70,7 +72,7 @@ class WorkdirLock:
                 raise
             held = error.errno in (errno.EACCES, errno.EAGAIN)
         owner = _owner(file)
-        elsewhere = bool(owner) and owner.get("host") != socket.gethostname()
+        elsewhere = "host" in owner and owner["host"] != socket.gethostname()
         seen = time.time() - os.fstat(file.fileno()).st_mtime
         if held or (elsewhere and seen < _DEAD):
             advice = "wait for it, stop it, or use another workdir"
@@ -97,7 +99,7 @@ class WorkdirLock:
 def _owner(file: TextIO) -> dict[str, Any]:
     file.seek(0)
     try:
-        found = json.loads(file.read() or "{}")
+        found = parse_json(file.read() or "{}")
     except ValueError:  # of a write that was cut short
         return {}
     return found if isinstance(found, dict) else {}

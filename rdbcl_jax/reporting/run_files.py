@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from rdbcl_jax.json_files import read_json
+from rdbcl_jax.json_files import parse_json, read_json
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.results import FILE, RunResults, SplitResults, read_results
 
@@ -140,7 +139,7 @@ def read_steps(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else ():
         try:
-            row = json.loads(line.decode("utf-8"))
+            row = parse_json(line)
         except ValueError:  # no UTF-8, or no JSON
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):

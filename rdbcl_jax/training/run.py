@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import os
 import pathlib
 import time
 import traceback
@@ -167,7 +169,18 @@ def one_run(workdir: pathlib.Path) -> Iterator[None]:
     lock = WorkdirLock(workdir)
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(lock).path.name)
+        on_main(lambda: _check_folders(workdir))
         yield
+
+
+def _check_folders(workdir: pathlib.Path) -> None:
+    """Raises OSError where a folder of the run could not be written to, which would show only when
+    there is something to lose."""
+    for path in (workdir / name for name in ("checkpoints", "samples", "rollouts", "tb", "base")):
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file, expected a directory", str(path))
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "no permission to write there", str(path))
 
 
 @contextlib.contextmanager

@@ -339,8 +339,10 @@ def test_an_owner_on_another_host_is_dead_once_it_gives_no_sign(tmp_path):
     os.utime(file, (time.time() - 120,) * 2)
     with WorkdirLock(tmp_path):
         assert json.loads(file.read_text())["pid"] == os.getpid()
-    with WorkdirLock(tmp_path):  # it was given back
-        pass
+    for content in ("", "[" * 100_000, "5", '{"pid": 7}'):  # given back, or no lock of ours
+        file.write_text(content)
+        with WorkdirLock(tmp_path):
+            pass
 
 
 # ------------------------------------------------------------------------------ stop
@@ -449,6 +451,11 @@ def test_a_workdir_that_cannot_be_one_is_refused_before_anything_is_made(config,
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="is a file, expected a directory"):
         train(config, tmp_path / "file")
+    for name in ("checkpoints", "samples", "tb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+        with pytest.raises(OSError, match=f"a file, expected a directory: '.*{name}/{name}'"):
+            train(config, tmp_path / name)
     disk = tmp_path / "disk"
     try:
         with faults.small_disk(disk, 1):

@@ -6,7 +6,7 @@
     python -m tests.reliability.trials soak FOLDER [--steps=2000]
 
 `kills`: each method runs once untouched; then runs of it are killed with SIGKILL at random moments,
-up to four times each, and must end in the same bits: every metric of every step, every sampled
+up to eight times each, and must end in the same bits: every metric of every step, every sampled
 response, every parameter after every task. `two`: the same of two processes that are one run, both
 killed, or one. `mesh`: killed on one mesh, gone on with on another. `soak`: memory, threads,
 handles and compilations of one task of many steps.
@@ -44,7 +44,7 @@ METHODS = {
     "joint": {},
     "grpo": {"model.path": "", "base.steps": 60},  # it makes its base itself
 }
-MOST_KILLS = 4  # of one run
+MOST_KILLS = 8  # of one run
 
 
 def config_of(base, method, overrides, steps=4):

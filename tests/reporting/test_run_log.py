@@ -142,7 +142,7 @@ def test_torn_line_and_odd_separators(tmp_path):
     log.write_step({"step": 0, "task": "line\u2028separator"})
     log.close()
     with open(tmp_path / "metrics.jsonl", "a") as f:
-        f.write('{"step": 1, "rew')
+        f.write("[" * 100_000 + '\n{"step": "0"}\n{"step": 1, "rew')
     with RunLog(tmp_path, resume_step=1) as log:
         log.write_step({"step": 1, "task": "b"})
     assert [r["task"] for r in read_run(tmp_path).steps] == ["line\u2028separator", "b"]
