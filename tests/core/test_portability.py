@@ -242,6 +242,9 @@ def test_the_floor_of_the_z_score():
 
 
 def test_the_floor_of_the_range():
+    # 0.001 + (0.08 - 0.001) is more than 0.08 in float32
+    rounded = kl_coefficients(np.ones(1), beta_min=0.001, beta_max=0.08, mapping="constant")
+    assert rounded == np.float32(0.08)
     actual = kl_coefficients(np.array([0.5, 0.50001]), beta_min=0.0, beta_max=1.0, mapping="minmax")
     np.testing.assert_allclose(actual, [0.45, 0.55], atol=2e-3)  # 1e-5 of 1e-4
 

@@ -2,13 +2,14 @@
 
     python -m tests.reliability.trials kills FOLDER [--count=200] [--seed=0] [--only=METHOD …]
     python -m tests.reliability.trials two FOLDER [--count=6]
+    python -m tests.reliability.trials base FOLDER [--wait=30]
     python -m tests.reliability.trials mesh FOLDER
     python -m tests.reliability.trials soak FOLDER [--steps=2000]
 
 `kills`: each method runs once untouched; then runs of it are killed with SIGKILL at random moments,
 up to eight times each, and must end in the same bits: every metric of every step, every sampled
 response, every parameter after every task. `two`: the same of two processes that are one run, both
-killed, or one. `mesh`: killed on one mesh, gone on with on another. `soak`: memory, threads,
+killed, or one. `base`: two that make their base, one of which is told to stop. `mesh`: killed on one mesh, gone on with on another. `soak`: memory, threads,
 handles and compilations of one task of many steps.
 
 docs/reliability.md has what was measured. A trial that fails leaves its workdir, and ends with 1.
@@ -21,6 +22,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,39 +108,38 @@ def kills(folder, args):
 # ------------------------------------------------------------------------------ two processes
 
 
+def started(workdir, base=""):
+    """Two processes that are one run, with two devices each; without a base they make it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
+    flags = f"--xla_force_host_platform_device_count=2 {QUICK}"
+    command = [sys.executable, "-m", "tests.reliability.trials", "part", str(workdir), str(base)]
+    with open(f"{workdir}.log", "a") as log:
+        return [
+            subprocess.Popen(
+                command,
+                env={**os.environ, "XLA_FLAGS": flags, "JAX_PROCESS_ID": str(i), **joined},
+                stdout=log,
+                stderr=log,
+            )
+            for i in range(2)
+        ]
+
+
+def ended(parts):
+    return [part.wait() for part in parts]
+
+
 def two(folder, args):
     """Two processes with two devices each; the second half of the trials kills only one."""
-    import socket
-
     from tests.reliability import faults
 
     base, draw = made_base(folder), random.Random(args.seed)
 
-    def start(workdir, processes=2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2"}
-        flags = f"--xla_force_host_platform_device_count=2 {QUICK}"
-        command = [
-            sys.executable,
-            "-m",
-            "tests.reliability.trials",
-            "part",
-        ]
-        with open(f"{workdir}.log", "a") as log:
-            return [
-                subprocess.Popen(
-                    [*command, str(workdir), str(base)],
-                    env={**os.environ, "XLA_FLAGS": flags, "JAX_PROCESS_ID": str(i), **joined},
-                    stdout=log,
-                    stderr=log,
-                )
-                for i in range(processes)
-            ]
-
-    def ended(parts):
-        return [part.wait() for part in parts]
+    def start(workdir):
+        return started(workdir, base)
 
     whole, failed = folder / "two-whole", 0
     for earlier in (whole, folder / "two-warm"):
@@ -168,6 +169,21 @@ def two(folder, args):
     return failed
 
 
+def base(folder, args):
+    """One of two processes that make their base gets SIGTERM."""
+    workdir = folder / "unmade"
+    shutil.rmtree(workdir, ignore_errors=True)
+    parts = started(workdir)
+    while not (workdir / "base.draft").exists():
+        time.sleep(0.1)
+    time.sleep(args.wait)
+    parts[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    codes, there = ended(parts), (workdir / "base").exists()
+    said("base", codes=codes, made=there, seconds=round(time.monotonic() - began, 1))
+    return int(codes != [0, 0] or there)
+
+
 def part(folder, args):
     """One of two processes."""
     from rdbcl_jax.distributed import join_processes
@@ -177,7 +193,8 @@ def part(folder, args):
     from rdbcl_jax.training.stop import Stopped
 
     try:
-        train(config_of(args.base, "mssr", METHODS["mssr"]), folder)
+        endless = {} if args.base else {"model.path": "", "base.steps": 100_000}
+        train(config_of(args.base, "mssr", METHODS["mssr"] | endless), folder)
     except Stopped as stopped:
         print(stopped)
         sys.exit(stopped.code)
@@ -270,12 +287,13 @@ def soak(folder, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("kills", "two", "mesh", "soak", "part"))
+    parser.add_argument("what", choices=("kills", "two", "base", "mesh", "soak", "part"))
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("base", type=pathlib.Path, nargs="?")
+    parser.add_argument("base", nargs="?")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--wait", type=float, default=30, help="seconds, of `base`")
     parser.add_argument("--only", action="append", choices=METHODS)
     args = parser.parse_args()
     args.folder.parent.mkdir(parents=True, exist_ok=True)
