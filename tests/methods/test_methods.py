@@ -418,5 +418,5 @@ def test_every_method_has_a_json_config():
     for name in METHODS.keys() - {"rft_sft"}:
         config = default_config()
         config.method, config.rollout.samples = name, 1 if name == "mssr" else 8
-        make_method(config)
+        assert make_method(config).name == name
         json.dumps(config.to_dict())

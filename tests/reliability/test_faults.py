@@ -1,12 +1,13 @@
 """What a run does with each fault, in seconds; the long form: `python -m tests.reliability.trials`.
 
-One run goes through, one is cut short in its second task. Each fault is done to a copy of the
-latter; then it is seen where the run would go on and what it says, or that it goes on to the same
+One run goes through; what it left in its second task is copied. Each fault is done to such a copy;
+then it is seen where the run would go on and what it says, or that it goes on to the same
 bits.
 """
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -30,12 +31,27 @@ from rdbcl_jax.training.setup import prepare
 from rdbcl_jax.training.stop import Stopped
 from tests.engine import write_random_model
 from tests.reliability import faults
-from tests.tiny_runs import killed_at, tiny_config
+from tests.tiny_runs import tiny_config
 
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, CUT = 3, 4  # of a task; the step that was logged last: states after 2, 3 (task_01), 4
+
+
+@contextlib.contextmanager
+def at_step(step, happens):
+    """Something happens when a run has logged a step."""
+    write_step = RunLog.write_step
+
+    def write(self, row):
+        write_step(self, row)
+        if row["step"] == step:
+            happens()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "write_step", write)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +66,24 @@ def config(base):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, config):
-    """A run that nothing happened to, and what it computed."""
-    workdir = tmp_path_factory.mktemp("whole")
-    train(config, workdir)
-    return workdir, faults.trace(workdir)
+def runs(tmp_path_factory, config):
+    """A run that nothing happened to, and what it left when it had logged a step: what it would
+    have left, had it been killed there."""
+    folder = tmp_path_factory.mktemp("runs")
+    with at_step(CUT, lambda: faults.copied(folder / "whole", folder / "cut")):
+        train(config, folder / "whole")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def cut_short(tmp_path_factory, config):
-    workdir = tmp_path_factory.mktemp("cut")
-    killed_at(CUT, config, workdir)
-    return workdir
+def whole(runs):
+    """The one that nothing happened to, and what it computed."""
+    return runs / "whole", faults.trace(runs / "whole")
 
 
 @pytest.fixture
-def cut(cut_short, tmp_path):
-    return faults.copied(cut_short, tmp_path / "run")
+def cut(runs, tmp_path):
+    return faults.copied(runs / "cut", tmp_path / "run")
 
 
 def start_of(config, workdir):
@@ -348,26 +365,12 @@ def test_an_owner_on_another_host_is_dead_once_it_gives_no_sign(tmp_path):
 # ------------------------------------------------------------------------------ stop
 
 
-@contextlib.contextmanager
-def signal_at(step, signum):
-    """The process gets a signal when it has logged a step."""
-    write_step = RunLog.write_step
-
-    def write_and_signal(self, row):
-        write_step(self, row)
-        if row["step"] == step:
-            signal.raise_signal(signum)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunLog, "write_step", write_and_signal)
-        yield
-
-
 @pytest.mark.parametrize("signum,code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_within_a_step(config, whole, tmp_path, signum, code):
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     config = RunConfig.of(config).changed({"training.checkpoint_every": 0})
-    with signal_at(0 if code else 3, signum), pytest.raises(Stopped) as stopped:
+    raise_signal = functools.partial(signal.raise_signal, signum)
+    with at_step(0 if code else 3, raise_signal), pytest.raises(Stopped) as stopped:
         train(config, tmp_path)
     # the row of a step is logged while the next one is computed
     assert stopped.value.code == code and "which is saved" in str(stopped.value)

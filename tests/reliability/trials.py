@@ -9,8 +9,9 @@
 `kills`: each method runs once untouched; then runs of it are killed with SIGKILL at random moments,
 up to eight times each, and must end in the same bits: every metric of every step, every sampled
 response, every parameter after every task. `two`: the same of two processes that are one run, both
-killed, or one. `base`: two that make their base, one of which is told to stop. `mesh`: killed on one mesh, gone on with on another. `soak`: memory, threads,
-handles and compilations of one task of many steps.
+killed, or one. `base`: two that make their base, one of which is told to stop. `mesh`: killed on
+one mesh, gone on with on another. `soak`: memory, threads, handles and compilations of one task of
+many steps.
 
 docs/reliability.md has what was measured. A trial that fails leaves its workdir, and ends with 1.
 """

@@ -7,7 +7,7 @@ from rdbcl_jax.rewards import boxes, numerals, words
 from rdbcl_jax.rewards.numerals import quantity, unit_of
 from rdbcl_jax.rewards.statements import LONGEST, MOST_ITEMS, Words, read
 from rdbcl_jax.rewards.text import closing_brace, seen, unwrapped, visible
-from rdbcl_jax.rewards.verifiers import get_verifier
+from rdbcl_jax.rewards.verifiers import get_verifier, parse_number
 
 
 def right(name, answer, gold):
@@ -117,3 +117,9 @@ def test_what_is_unwrapped():
     assert unwrapped("*" + "a" * 4095 + "*") == "*" + "a" * 4095 + "*"
     assert [closing_brace(text, 0) for text in ("{a{b}}c", r"{\}}", "{a", "{}")] == [5, 3, -1, 1]
     assert closing_brace("x{y}", 1) == 3
+
+
+def test_numbers_beyond_those_of_the_machine_are_no_numbers():
+    assert parse_number("1e400") is None and parse_number("1e308") == 1e308
+    with pytest.raises(ValueError, match="expected a finite number, found '1e400'"):
+        get_verifier("number").prepare("1e400")
