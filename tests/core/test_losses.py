@@ -249,6 +249,8 @@ def test_bounded_fraction_and_clip_metrics():
     np.testing.assert_allclose(
         [down["clip_ratio/high_mean"], down["clip_ratio/low_mean"]], [0, 1 / 3]
     )
+    np.testing.assert_allclose([m["clip_ratio/region_mean"] for m in (up, down)], 1 / 3)
+    np.testing.assert_allclose([m["clip_ratio/region_mean"] for m in (up, down)], 1 / 3)
 
 
 def test_importance_weighted_k3_gives_the_reverse_kl_gradient_off_policy():
