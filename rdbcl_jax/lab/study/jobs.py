@@ -24,6 +24,7 @@ YOUNGER = {
     "data.on_bad_record": "error",
     "data.check": "full",
     "base.model_type": "qwen2_5_vl",
+    "base.optimizer.moments_dtype": "float32",
     "model.frozen_dtype": None,
     "model.reference_dtype": None,
 }
@@ -75,7 +76,16 @@ def _section(config: ConfigDict, name: str) -> dict[str, Any]:
     fields = config[name].to_dict()
     if name == "model" and not fields["lora"]["targets"]:
         fields["lora"]["targets"] = LORA_TARGETS  # which was written out
-    return {field: v for field, v in fields.items() if YOUNGER.get(f"{name}.{field}", ...) != v}
+    return _older(name, fields)
+
+
+def _older(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a section, and of those within, without those that are younger."""
+    return {
+        field: _older(f"{name}.{field}", value) if isinstance(value, dict) else value
+        for field, value in fields.items()
+        if YOUNGER.get(f"{name}.{field}", ...) != value
+    }
 
 
 def _digest(parts: dict[str, Any]) -> str:
