@@ -81,7 +81,7 @@ def kl_schedule(
     Raises:
       ValueError: unknown kind.
     """
-    progress = to_float(progress)
+    progress = to_float(jnp.asarray(progress))
     if kind == "constant":
         return jnp.ones_like(progress)
     if kind == "rise":

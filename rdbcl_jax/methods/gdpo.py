@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from rdbcl_jax.config import RunConfig
@@ -25,7 +26,8 @@ def gdpo(config: RunConfig) -> Method:
         total = np.zeros(scored.shape, np.float32)
         for name, values in scored.scores.components.items():
             weights = np.array([table.get(name, 0.0) for table in tables], np.float32)
-            total += weights[:, None] * np.asarray(group_advantages(values.reshape(scored.shape)))
+            own = group_advantages(jnp.asarray(values).reshape(scored.shape))
+            total += weights[:, None] * np.asarray(own)
         total[np.isnan(scored.scores.total).reshape(scored.shape)] = np.nan
         return dataclasses.replace(scored, given={"summed": total})
 

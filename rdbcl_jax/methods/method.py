@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rdbcl_jax.batches import TrainBatch
+from rdbcl_jax.batches import ArrayLike, TrainBatch
 from rdbcl_jax.config import Reference
 from rdbcl_jax.core.losses import LossTerms, policy_loss_terms
 from rdbcl_jax.data.records import Record
@@ -51,7 +51,7 @@ class Tracker(NamedTuple):
     """
 
     start: Callable[[Float[Array, "N"]], object]
-    baselines: Callable[[object, Int[Array, "P"]], Float[Array, "P"]]
+    baselines: Callable[[object, Int[Array, "P"]], Float[ArrayLike, "P"]]
     observe: Callable[[object, Int[Array, "n"], Float[Array, "n"], float | None], object]
     carried: bool = False
 

@@ -137,7 +137,7 @@ def by_volatility(options: PromptOptions) -> PromptSampler:
     often as the batch has rows; ties at random. Volatility: the standard deviation of its rewards
     in the last batch that held it, 0 before."""
 
-    def choose(visits: Visits, rng: np.random.Generator, size: int, progress: float):
+    def choose(visits: Any, rng: np.random.Generator, size: int, progress: float):
         bonus = np.sqrt(np.log1p(visits.count.sum()) / (1 + visits.count))
         worth = visits.volatility + options.exploration * bonus
         best = rng.choice(np.flatnonzero(worth == worth.max()))

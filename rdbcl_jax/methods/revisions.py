@@ -85,14 +85,14 @@ def taught(
 ) -> ScoredRollouts:
     """The first response of these groups becomes the demonstration, where the record has one."""
     found = {p: text for p in rows if (text := demonstration(scored.records[p])) is not None}
-    if rows := list(found):
-        chosen, texts = [scored.records[p] for p in rows], list(found.values())
+    if these := list(found):
+        chosen, texts = [scored.records[p] for p in these], list(found.values())
         tokens, mask = policy.encoder.encode_responses(texts, chosen)
         host = jax.tree.map(np.array, scored.host)  # a copy
-        host.tokens[rows, 0], host.mask[rows, 0] = tokens, mask
-        host.logps[rows, 0], host.finished[rows, 0] = 0.0, True
+        host.tokens[these, 0], host.mask[these, 0] = tokens, mask
+        host.logps[these, 0], host.finished[these, 0] = 0.0, True
         replaced = scored.memorised.copy()
-        replaced[rows, 0] = True
+        replaced[these, 0] = True
         scored = dataclasses.replace(scored, host=host, memorised=replaced)
     # on every process alike, whether it has such a group or not
     rollouts = put_batch(scored.host, policy.mesh)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -48,7 +49,7 @@ def shuffle_r1(config: RunConfig) -> Method:
 
     def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
         rewards = scored.scores.total.reshape(scored.shape)
-        advantages = np.asarray(group_advantages(rewards))
+        advantages = np.asarray(group_advantages(jnp.asarray(rewards)))
         picks = contrasting(advantages)
         kept = np.take_along_axis(advantages, picks, 1)
         counts = np.ones_like(kept)

@@ -232,7 +232,7 @@ def _encoding(learner: Learner) -> Callable[..., Any]:
 
     def encode(records, ids):
         assert method.demonstration  # the method learns from them
-        texts = [method.demonstration(record) for record in records]
+        texts: list[Any] = [method.demonstration(record) for record in records]
         return encoder.encode_supervised(records, texts, ids)
 
     return encode
