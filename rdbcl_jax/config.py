@@ -359,6 +359,23 @@ class EvaluationConfig(Section):
     every: Natural = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class LogConfig(Section):
+    """What a run tells of itself while it goes on, beside the files of its workdir.
+
+    Attributes:
+      to: where metrics, accuracies, examples and the config go: "tensorboard" (WORKDIR/tb),
+        "wandb" (Weights & Biases), "trackio".
+      project: of wandb and trackio.
+      every: seconds between lines where there is no terminal, and at least between two versions of
+        report.html while the run goes on.
+    """
+
+    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    project: str = "rdbcl"
+    every: Positive = 30.0
+
+
 S = TypeVar("S", bound=Section)
 
 
@@ -372,6 +389,8 @@ class RunConfig(Section):
       sequence: names of the tasks, in the order they are learned.
       tasks: per task: {"train", "validation", "test": source, "verifier": name, "format": a name in
         rdbcl_jax.data.layouts or a table of columns, "image_folder": where its images lie}.
+      profile: steps that are traced, from the third of a call on, for TensorBoard's Profile page
+        and for ui.perfetto.dev (WORKDIR/tb/plugins/profile); 0: none.
       dry_run: take two steps a task on a few records, to see that everything fits together.
       others: the sections that other modules bring, by name; `section` finds them by type.
     """
@@ -391,6 +410,8 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    profile: Natural = 0
     dry_run: bool = False
     others: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,13 +40,29 @@ class Evaluation:
         return Evaluation(self.accuracy[cut], self.parse_rate[cut], self.count[cut])
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A response to a record: whether it was right, in [0, 1], and in the required format."""
+
+    record_id: str
+    response: str
+    gold: Any
+    accuracy: float
+    parsed: bool
+
+
 def evaluate(
     policy: Policy,
     params: Trained,
     tasks: Sequence[Sequence[Record]],
     config: RunConfig,
+    keep: Callable[[int, Answer], None] | None = None,
 ) -> Evaluation:
-    """Greedy responses to every record of every task. Tasks share batches: one shape, no waste."""
+    """Greedy responses to every record of every task. Tasks share batches: one shape, no waste.
+
+    Args:
+      keep: is given every answer to a record of this process, with its task's place in `tasks`.
+    """
     owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])
     records = Joined(tasks)
     totals = np.zeros((3, len(tasks)))
@@ -62,6 +78,9 @@ def evaluate(
         scores, ids = scored.scores, scored.responses.host_prompts.record_ids[valid]
         for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(valid)))):
             np.add.at(totals[row], owners[ids], value[valid])
+        if keep:
+            for owner, answer in zip(owners[ids], _answers(scored, valid), strict=True):
+                keep(int(owner), answer)
     correct, parsed, count = all_hosts_sum(totals, policy.rows)
     return Evaluation(
         accuracy=(correct / count).tolist(),
@@ -91,6 +110,13 @@ def over_splits(tasks: Sequence[Sequence[Record]], score: ScoreFunction) -> Scor
         return dataclasses.replace(found, accuracy=accuracy)
 
     return scored if judged else score
+
+
+def _answers(scored: ScoredRollouts, valid: np.ndarray) -> Iterator[Answer]:
+    for i in np.flatnonzero(valid):
+        record, right = scored.records[i], float(scored.scores.accuracy[i])
+        parsed = bool(scored.scores.parsed[i])
+        yield Answer(record.id, scored.texts[i], record.answer, right, parsed)
 
 
 def split_results(rows: Sequence[Evaluation], learned: int) -> SplitResults:

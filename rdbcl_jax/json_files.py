@@ -60,11 +60,15 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one move: a reader sees the old content or the new."""
-    temporary = path.with_name(path.name + ".tmp")
+    # a name of its own: a report may be asked for while the run writes the same one
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path):
         temporary.unlink(missing_ok=True)  # a link there would be written through
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:

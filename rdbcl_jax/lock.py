@@ -27,6 +27,16 @@ class Held(ValueError):
     """Another process has the workdir; the message says which."""
 
 
+def is_held(workdir: pathlib.Path) -> bool:
+    """Whether a process has the workdir, this one too: its sign of life is fresh. Nothing is locked
+    or opened for that, since to close a file gives back this process's own lock."""
+    try:
+        path = workdir / FILE
+        return path.stat().st_size > 0 and time.time() - path.stat().st_mtime < _DEAD
+    except OSError:
+        return False
+
+
 class WorkdirLock:
     """Held within a `with` block.
 

@@ -3,15 +3,21 @@ would leave a queue that nobody empties, and a run that waits for ever."""
 
 from __future__ import annotations
 
+import io
+import json
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
+from PIL import Image
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import scalar
+from tensorboardX.summary import text as text_summary
 
-from rdbcl_jax.json_files import writing
+from rdbcl_jax.json_files import plain, writing
 
 _FLUSH_SECONDS = 30.0
 
@@ -34,7 +40,21 @@ class Board:
                 self._add(step=resume_step, session_log=SessionLog(status=SessionLog.START))
         self._flushed = time.monotonic()
 
-    def add_scalars(self, values: Mapping[str, float], step: int) -> None:
+    def config(self, values: Mapping[str, Any]) -> None:
+        text = json.dumps(plain(values), indent=2, ensure_ascii=False)
+        self.text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+
+    def text(self, name: str, markdown: str, step: int) -> None:
+        with writing(self.folder):
+            self._add(step=step, summary=text_summary(name, markdown))
+
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        width, height = Image.open(io.BytesIO(png)).size
+        image = Summary.Image(encoded_image_string=png, height=height, width=width, colorspace=3)
+        with writing(self.folder):
+            self._add(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
         with writing(self.folder):
             for name, value in values.items():
                 self._add(step=step, summary=scalar(name, value))

@@ -37,12 +37,21 @@ class Token:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    prompt: str
+class Response:
     tokens: Sequence[Token]
     facts: Sequence[str]
     correct: bool | None
-    picture: Picture | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A prompt with its pictures, the responses that are `shown` and the group's `others`."""
+
+    prompt: str
+    facts: Sequence[str]
+    shown: Sequence[Response]
+    others: Sequence[Response]
+    pictures: Sequence[Picture]
     unreadable: bool  # there is a picture, but it cannot be read
 
 
@@ -55,16 +64,35 @@ class Examples:
 
 
 def choose(tasks: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Examples | None:
-    """The last examples of each task, from the rows of examples.json; None where there are none."""
-    by_task = {task: [row for row in rows if row.get("task") == task] for task in tasks}
+    """The last prompts of each task with their responses, from the rows of examples.json; None
+    where there are none."""
+    by_task = {task: _by_prompt([r for r in rows if r.get("task") == task]) for task in tasks}
     by_task = {task: found for task, found in by_task.items() if found}
     if not by_task:
         return None
     each = max(1, min(PER_TASK, MOST // len(by_task)))
-    shown = {task: found[-each:] for task, found in by_task.items()}
-    scale = _scale([row for found in shown.values() for row in found])
-    made = {task: [_example(row, scale) for row in found] for task, found in shown.items()}
+    shown = {task: _last(found, each) for task, found in by_task.items()}
+    scale = _scale([row for found in shown.values() for group in found for row in group])
+    made = {task: [_example(group, scale) for group in found] for task, found in shown.items()}
     return Examples(scale, made)
+
+
+def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Neighbouring rows of one record of one step are a group."""
+    groups: list[list[Mapping[str, Any]]] = []
+    for row in rows:
+        same = groups and "sample" in row
+        if same and all(groups[-1][0].get(k) == row.get(k) for k in ("step", "record_id")):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
+def _last(groups: Sequence[Sequence[Mapping]], most: int) -> Sequence[Sequence[Mapping]]:
+    """The first of the last step's, where the whole group stands."""
+    newest = [group for group in groups if group[0].get("step") == groups[-1][0].get("step")]
+    return newest[:most]
 
 
 def _scale(rows: Sequence[Mapping]) -> float:
@@ -78,22 +106,35 @@ def _ratios(row: Mapping) -> list[float]:
     return [math.nan if r is None or p is None else r - p for r, p in pairs]
 
 
-def _example(row: Mapping, scale: float) -> Example:
-    facts = [f"step {row['step']}"] if "step" in row else []
-    facts += [f"record {row['record_id']}"] if row.get("record_id") is not None else []
-    facts += [f"gold answer {row['gold']}"] if row.get("gold") is not None else []
-    for key, name in (("reward", "reward"), ("rp", "rp/mean"), ("kl_coef", "kl_coef/mean")):
-        if row.get(key) is not None:
-            facts.append(f"{STEP[name].label} {significant(row[key])}")
-    picture = read_picture(row["image"]) if row.get("image") else None
+def _example(group: Sequence[Mapping], scale: float) -> Example:
+    first = group[0]
+    facts = [f"step {first['step']}"] if "step" in first else []
+    facts += [f"record {first['record_id']}"] if first.get("record_id") is not None else []
+    facts += [f"gold answer {first['gold']}"] if first.get("gold") is not None else []
+    if len(group) > 1:
+        facts.append(f"{sum(bool(r.get('correct')) for r in group)} of {len(group)} right")
+    images = first.get("images") or ([first["image"]] if first.get("image") else [])
+    pictures = [read_picture(image) for image in images]
+    marks = [bool(row.get("correct")) for row in group]
+    shown = {marks.index(mark) for mark in (True, False) if mark in marks}  # one of each
+    responses = [_response(row, scale) for row in group]
     return Example(
-        prompt=row.get("prompt", ""),
-        tokens=_tokens(row, scale),
+        prompt=first.get("prompt", ""),
         facts=facts,
-        correct=row.get("correct"),
-        picture=picture,
-        unreadable=bool(row.get("image")) and picture is None,
+        shown=[r for i, r in enumerate(responses) if i in shown],
+        others=[r for i, r in enumerate(responses) if i not in shown],
+        pictures=[picture for picture in pictures if picture],
+        unreadable=None in pictures,
     )
+
+
+def _response(row: Mapping, scale: float) -> Response:
+    facts = [
+        f"{STEP[name].label} {significant(row[key])}"
+        for key, name in (("reward", "reward"), ("rp", "rp/mean"), ("kl_coef", "kl_coef/mean"))
+        if row.get(key) is not None
+    ]
+    return Response(_tokens(row, scale), facts, row.get("correct"))
 
 
 def _tokens(row: Mapping, scale: float) -> list[Token]:

@@ -16,9 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FuncFormatter,
-    LogLocator,
     MaxNLocator,
-    NullLocator,
 )
 
 from rdbcl_jax.reporting.numbers import significant
@@ -27,8 +25,9 @@ INK, MUTED, GRID = "#1d232a", "#68727d", "#e1e5ea"
 PALETTE = ("#4477aa", "#ee7733", "#228833", "#cc3377", "#bbaa33", "#33aacc", "#9966cc", "#888888")
 ACCENT, SECOND = PALETTE[0], PALETTE[1]
 DENSITY = LinearSegmentedColormap.from_list("density", [ACCENT + "00", ACCENT + "ff"])
+POINTS = "#8a6d1f"  # single measurements: dark enough on paper, light enough on black
 PANEL, WIDE = (3.5, 2.1), (4.6, 2.6)  # inches
-MAX_POINTS = 300  # of a curve; longer ones are averaged in bins
+MAX_POINTS = 500  # of a curve; longer ones are averaged in bins
 
 PERCENT = FuncFormatter(lambda value, _: significant(100 * value, 10))  # of fractions
 
@@ -44,37 +43,6 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------ one run
-
-
-def learning_curve(curves: Mapping[str, Curve], points: Curve, *, xlim, ylim) -> Figure:
-    """Reward, accuracy … of one task over its steps; `points` are validation accuracies."""
-    figure, ax = panel()
-    for (x, y), colour in zip(curves.values(), PALETTE, strict=False):
-        _line(ax, x, y, colour)
-    ax.plot(*points, "o", color=INK, ms=3.5, mew=0, zorder=5)
-    ax.set(xlim=xlim, ylim=ylim, xlabel="step of the task")
-    return figure
-
-
-def timeline(curves: Mapping[str, Curve], *, log: bool = False, cut: bool = False) -> Figure:
-    """One metric over the whole run: a curve per task, in the task's colour. `log`: a logarithmic
-    axis, which has no room for zeros, if any value is positive. `cut` leaves rare peaks out."""
-    figure, ax = panel()
-    for (x, y), colour in zip(curves.values(), colours(list(curves)).values(), strict=True):
-        _line(ax, x, y, colour)
-    for x, _ in list(curves.values())[1:]:
-        if len(x):
-            ax.axvline(x[0] - 0.5, color=GRID, lw=0.8, zorder=0)
-    ax.set_xlabel("step of the run")
-    values = np.concatenate([y[np.isfinite(y)] for _, y in curves.values()])
-    if cut and len(values):
-        ax.set_ylim(0, 1.5 * np.quantile(values, 0.95))
-    elif log and (values > 0).any():
-        ax.set_yscale("log", nonpositive="mask")
-        ax.yaxis.set_major_locator(LogLocator(numticks=5))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_locator(NullLocator())
-    return figure
 
 
 def portability(steps, values: Mapping[str, np.ndarray], limits: Mapping[str, Sequence]) -> Figure:
@@ -241,15 +209,6 @@ def _row_axis(ax: Axes, tasks: Sequence[str]) -> None:
     _name_ticks(ax, labels)
     ax.set_xlim(-0.3, len(labels) - 0.7)
     ax.yaxis.set_major_formatter(PERCENT)
-
-
-def _line(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str) -> None:
-    """The values faintly, their moving average firmly."""
-    x, y = thin(x, y)
-    smooth = moving_average(y, max(1, len(y) // 15))
-    if len(y) > 15:
-        ax.plot(x, y, color=colour, lw=0.7, alpha=0.35)
-    ax.plot(x, smooth, color=colour, lw=1.7, marker="o" if len(y) == 1 else None, ms=3)
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = MAX_POINTS) -> Curve:

@@ -1,4 +1,5 @@
-"""Progress of a run as a person wants it: a live display on a terminal, a few lines elsewhere.
+"""Progress of a run as a person wants it: a live display on a terminal; elsewhere a line where
+something begins or ends, and one every so many seconds.
 
     with Progress(["sum", "walk"], steps=60) as progress:
         progress.phase("evaluating the base model")
@@ -50,7 +51,8 @@ def never_fails(method: Callable) -> Callable:
 
 class Progress:
     """Where the run is. `steps` is one number for all tasks, or one per task; `held_out` are tasks
-    that are evaluated after them and not learned."""
+    that are evaluated after them and not learned; `every`: seconds between lines of steps where
+    there is no terminal."""
 
     def __init__(
         self,
@@ -59,12 +61,14 @@ class Progress:
         *,
         held_out: Sequence[str] = (),
         enabled: bool = True,
+        every: float = 30.0,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.tasks, self.held_out = list(tasks), list(held_out)
         self.steps = [steps] * len(self.tasks) if isinstance(steps, int) else list(steps)
-        self.enabled = enabled
+        self.enabled, self._every = enabled, every
+        self._compiling: str | None = None
         self._stream = stream or sys.stdout
         self._clock = clock
         self._task, self._done, self._phase = -1, 0, "starting"
@@ -72,7 +76,7 @@ class Progress:
         self._step_seconds: deque[float] = deque(maxlen=50)
         self._tokens: deque[tuple[float, float]] = deque(maxlen=50)  # (time, tokens so far)
         self._between: list[float] = []  # seconds from a task's last step to its end
-        self._started = self._last = clock()
+        self._started = self._last = self._line = clock()
         self._said: set[tuple[int, str]] = set()
         self._live: Live | None = None
         self._header_shown = False
@@ -87,6 +91,13 @@ class Progress:
         if self._live is None and (self._task, name) not in self._said:
             self._said.add((self._task, name))  # a phase of every step is said once per task
             self._say(name)
+
+    @never_fails
+    def compiling(self, what: str | None) -> None:
+        """Says that something is compiled, until it is called with None."""
+        self._compiling = what and f"{what} …"
+        if self._live is None and self._compiling:
+            self._say(self._compiling)
 
     @never_fails
     def start_task(self, index: int, *, step: int = 0) -> None:
@@ -114,6 +125,11 @@ class Progress:
         self._metrics = dict(metrics)
         if metrics.get("num_tokens") is not None:
             self._tokens.append((now, float(metrics["num_tokens"])))
+        if self._live is None and now - self._line >= self._every:
+            self._line = now
+            count = f"{self.tasks[self._task]} {self._done}/{self.steps[self._task]}"
+            shown, times = self._facts()
+            self._say(" · ".join([count, *shown, *(t for t in times if not t.endswith("gone"))]))
 
     @never_fails
     def end_task(self, index: int, accuracies: Sequence[float]) -> None:
@@ -204,7 +220,7 @@ class Progress:
             Text(name, style="bold"),
             ProgressBar(total=max(sum(self.steps), 1), completed=done, width=24),
             Text(count),
-            Text(self._phase, style="cyan"),
+            Text(self._compiling or self._phase, style="cyan"),
         )
         lines = (Text(" · ".join(f), overflow="ellipsis", no_wrap=True) for f in self._facts() if f)
         return Group(head, *lines)

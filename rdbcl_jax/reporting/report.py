@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from rdbcl_jax.json_files import plain, write_text
 from rdbcl_jax.reporting import examples, metric_table, plots
+from rdbcl_jax.reporting.charts import Chart, Line, over_tasks
 from rdbcl_jax.reporting.heat_map import HeatMap, heat_map
 from rdbcl_jax.reporting.metric_table import STEP, Place
 from rdbcl_jax.reporting.numbers import duration, percent
@@ -30,6 +32,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
     text = render(
         "report.html",
         title=f"{method} report",
+        has_charts=bool(run.steps),
         method=method,
         run=run,
         split=split,
@@ -41,7 +44,7 @@ def write_report(workdir: str | os.PathLike) -> Path:
         learning=_learning(run),
         portability=_portability(run),
         health=_health(run),
-        examples=examples.choose(run.tasks, run.examples),
+        examples=_examples(run),
         config=_config(run.results),
         environment=_environment(run.results),
         timing=_timing(run.results),
@@ -49,6 +52,14 @@ def write_report(workdir: str | os.PathLike) -> Path:
     path = Path(workdir) / "report.html"
     write_text(path, text)
     return path
+
+
+def _examples(run: Run) -> examples.Examples | None:
+    try:
+        return examples.choose(run.tasks, run.examples)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        path = run.workdir / "examples.json"
+        raise ValueError(f"{path} is damaged, it holds other examples: {error}") from None
 
 
 # ------------------------------------------------------------------------------ headline
@@ -65,6 +76,7 @@ def _facts(run: Run) -> list[str]:
     facts = [f"seed {results.seed}"] if results.seed is not None else []
     facts += [results.device] if results.device else []
     facts += [f"{len(run.steps)} steps logged"] if run.steps else []
+    facts += [f"as of {time.strftime('%H:%M:%S')}"] if run.running else []
     return facts + ([duration(total)] if (total := _total_seconds(results)) else [])
 
 
@@ -177,26 +189,19 @@ def _learning(run: Run) -> dict[str, Any] | None:
     tasks = [task for task in run.tasks if len(run.series("reward", task)[0])]
     if not tasks:
         return None
-    curves, points = {}, {}
-    for task in tasks:
-        start = _task_start(run, task)
-        local = {key: run.series(key, task) for key in shown}
-        curves[task] = {key: (x - start, y) for key, (x, y) in local.items() if len(x)}
+    colours = dict(zip(shown, plots.PALETTE, strict=False))
+    drawn, points = [], False
+    for k, task in enumerate(tasks, start=1):
+        start, lines = _task_start(run, task), []
+        for key, metric in shown.items():
+            x, y = run.series(key, task)
+            lines.append(Line(metric.label, colours[key], (x - start, y)))
         x, y = run.series(f"eval/{task}/accuracy", task)
-        points[task] = (x - start, y)
-    pooled = [y for c in curves.values() for _, y in c.values()] + [y for _, y in points.values()]
-    low, high = plots.pooled_limits(np.concatenate(pooled))
-    longest = max(x.max() for c in curves.values() for x, _ in c.values())
-    limits = {"xlim": (-0.5, max(longest, 1) + 0.5), "ylim": (min(low, 0.0), max(high, 1.0))}
-    titles = [metric.heading for metric in shown.values()]
-    return {
-        "colours": dict(zip(titles, plots.PALETTE, strict=False)),
-        "points": any(len(x) for x, _ in points.values()),
-        "panels": [
-            panel(plots.learning_curve(curves[task], points[task], **limits), f"{k + 1} {task}")
-            for k, task in enumerate(tasks)
-        ],
-    }
+        points |= bool(len(x))
+        lines.append(Line("validation accuracy", plots.POINTS, (x - start, y), points=True))
+        drawn.append(Chart(f"{k} {task}", "", lines, "step of the task", limits=(0.0, 1.0)))
+    titles = {metric.heading: colours[key] for key, metric in shown.items()}
+    return {"colours": titles, "points": points, "charts": drawn}
 
 
 def _portability(run: Run) -> dict[str, Any] | None:
@@ -226,11 +231,11 @@ def _floats(column: Any) -> np.ndarray:
     return np.array([math.nan if v is None else v for v in column.to_pylist()], float)
 
 
-def _health(run: Run) -> dict[str, list[Panel]]:
+def _health(run: Run) -> dict[str, list[Chart]]:
     shown = metric_table.at(Place.HEALTH)
     others = [key for key in run.keys if key not in shown and not key.startswith("eval/")]
     return {
-        "panels": [
+        "charts": [
             _timeline(run, key, metric.heading, metric.caption)
             for key, metric in shown.items()
             if key in run.keys
@@ -239,11 +244,12 @@ def _health(run: Run) -> dict[str, list[Panel]]:
     }
 
 
-def _timeline(run: Run, key: str, title: str, note: str = "") -> Panel:
-    metric = metric_table.of(key)
+def _timeline(run: Run, key: str, title: str, note: str = "") -> Chart:
+    metric, colours = metric_table.of(key), plots.colours(run.tasks)
     curves = {task: run.series(key, task) for task in run.tasks}
-    drawing = plots.timeline(curves, log=metric.log_scale, cut=metric.cut_peaks)
-    return panel(drawing, title, note)
+    values = np.concatenate([y[np.isfinite(y)] for _, y in curves.values()])
+    top = 1.5 * float(np.quantile(values, 0.95)) if metric.cut_peaks and len(values) else None
+    return over_tasks(curves, colours, title, note, log=metric.log_scale, top=top)
 
 
 # ------------------------------------------------------------------------------ setup

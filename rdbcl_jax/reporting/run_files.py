@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rdbcl_jax.json_files import parse_json, read_json
+from rdbcl_jax.lock import is_held
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.results import FILE, RunResults, SplitResults, read_results
 
@@ -28,6 +29,7 @@ class Run:
     steps: list[dict[str, Any]]  # metrics.jsonl
     samples: pa.Table | None  # step, task and the numeric columns (`read_samples` has all)
     examples: list[dict[str, Any]]
+    running: bool = False  # a process has the workdir, and has not finished
 
     @property
     def tasks(self) -> list[str]:
@@ -124,13 +126,30 @@ def read_run(workdir: str | os.PathLike) -> Run:
     workdir = Path(workdir)
     if not (workdir / FILE).exists() and not (workdir / "metrics.jsonl").exists():
         raise FileNotFoundError(f"{workdir}: no results.json and no metrics.jsonl; not a workdir?")
+    results = read_results(workdir) or RunResults()
     return Run(
         workdir=workdir,
-        results=read_results(workdir) or RunResults(),
+        results=results,
         steps=read_steps(workdir),
         samples=read_samples(workdir, numeric=True),
-        examples=read_json(workdir / "examples.json", []),
+        examples=read_examples(workdir),
+        running=results.status != "done" and is_held(workdir),
     )
+
+
+def read_examples(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Rows of examples.json.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    path = Path(workdir) / "examples.json"
+    rows = read_json(path, [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and type(row.get("step", 0)) is int for row in rows
+    ):
+        raise ValueError(f"{path} is damaged, it holds no examples")
+    return rows
 
 
 def read_steps(workdir: str | os.PathLike) -> list[dict[str, Any]]:
@@ -142,6 +161,6 @@ def read_steps(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             row = parse_json(line)
         except ValueError:  # no UTF-8, or no JSON
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and type(row.get("step")) is int:
             rows.append(row)
     return rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def write_part(folder: Path, rows: Mapping[str, Any], *, after: str | None = Non
         merge_parts(folder)
     folder.mkdir(exist_ok=True)
     path = folder / f"part-{step:08d}.parquet"
-    _write_table(_concat([pq.read_table(path), table]) if path.exists() else table, path)
+    write_table(_concat([pq.read_table(path), table]) if path.exists() else table, path)
     return task
 
 
@@ -52,7 +52,7 @@ def merge_parts(folder: Path) -> None:
         paths = list(own)
         path = begun.get(task, folder / _merged_name(_step_of(paths[0]), task))
         earlier = [path] if task in begun else []
-        _write_table(_concat([pq.read_table(p) for p in earlier + paths]), path)
+        write_table(_concat([pq.read_table(p) for p in earlier + paths]), path)
     for path in _parts(folder):
         path.unlink()
 
@@ -74,7 +74,7 @@ def truncate_samples(folder: Path, step: int) -> list[str]:
         if np.all(steps >= step):
             path.unlink()
         elif np.any(steps >= step):
-            _write_table(pq.read_table(path).filter(steps < step), path)
+            write_table(pq.read_table(path).filter(steps < step), path)
     return [path.name for path in damaged]
 
 
@@ -85,15 +85,21 @@ def logged_steps(folder: Path) -> set[int]:
 
 
 def read_samples(workdir: str | os.PathLike, *, numeric: bool = False) -> pa.Table | None:
-    """The per-sample table of all tasks; `numeric` leaves the long text columns out."""
-    merged, parts = _sample_files(Path(workdir) / "samples")
-    tables = []
-    for path in merged + parts:
-        names = pq.read_schema(path).names
-        if numeric:
-            names = [name for name in names if name == "task" or name not in TEXT_COLUMNS]
-        tables.append(pq.read_table(path, columns=names))
-    return _concat(tables) if tables else None
+    """The per-sample table of all tasks; `numeric` leaves the long text columns out.
+
+    Raises:
+      ValueError: a file is damaged, or holds something else.
+    """
+    folder, without = Path(workdir) / "samples", TEXT_COLUMNS[1:] if numeric else ()
+    for attempt in itertools.count():
+        try:
+            files = itertools.chain(*_sample_files(folder))
+            tables = [_table(path, without=without) for path in files]
+            return _concat(tables) if tables else None
+        except FileNotFoundError:  # a run that goes on has just merged its parts
+            if attempt == 3:
+                raise
+    return None
 
 
 def _sample_table(rows: Mapping[str, Any]) -> pa.Table:
@@ -117,7 +123,8 @@ def _column(name: str, values: Any) -> pa.Array:
     return pa.array(values if isinstance(values, list | tuple) else np.asarray(values))
 
 
-def _write_table(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Replaces the file in one move."""
     temporary = path.with_suffix(".tmp")
     with writing(path):
         pq.write_table(table, temporary)
@@ -155,21 +162,39 @@ def _merged_name(step: int, task: str) -> str:
 
 def _name_by_rows(path: Path) -> str:
     """What a merged file with its rows is called."""
-    first = next(pq.ParquetFile(path).iter_batches(1, columns=["step", "task"]), None)
-    return _merged_name(first["step"][0].as_py(), str(first["task"][0])) if first else ""
+    rows = _table(path, ["step", "task"])
+    return _merged_name(rows["step"][0].as_py(), str(rows["task"][0])) if len(rows) else ""
+
+
+def _table(
+    path: Path, columns: Sequence[str] | None = None, without: Sequence[str] = ()
+) -> pa.Table:
+    """A file of samples; of another, or of one that is cut short, the error says which it is."""
+    try:
+        kinds = {field.name: field.type for field in pq.read_schema(path)}
+        if not (pa.types.is_integer(kinds["step"]) and pa.types.is_string(kinds["task"])):
+            raise KeyError("step")
+        names = [n for n in columns or kinds if n not in without]
+        return pq.read_table(path, columns=names)
+    except FileNotFoundError:
+        raise
+    except KeyError:
+        raise ValueError(f"{path} holds no samples: it has no steps and tasks") from None
+    except (OSError, ValueError) as error:  # Arrow's errors are of both kinds
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 def _readable(path: Path) -> bool:
     try:
-        rows = pq.read_table(path)
-    except (OSError, ValueError):  # Arrow's errors are of both kinds
+        _table(path)
+    except ValueError:
         return False
-    return path.is_file() and {"step", "task"} <= {*rows.column_names}
+    return path.is_file()
 
 
 def _task_of(path: Path) -> str:
-    return str(pq.read_table(path, columns=["task"])["task"][0])
+    return str(_table(path, ["task"])["task"][0])
 
 
 def _steps_of(path: Path) -> list[int]:
-    return pq.read_table(path, columns=["step"])["step"].to_pylist()
+    return _table(path, ["step"])["step"].to_pylist()

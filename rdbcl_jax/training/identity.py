@@ -33,6 +33,8 @@ FREE = (
     "data.check",
     "mesh.",
     "model.path",
+    "log.",
+    "profile",
     "dry_run",
 )
 

@@ -12,13 +12,17 @@ from typing import Any
 
 import jax
 
+from rdbcl_jax.config import LogConfig
 from rdbcl_jax.data.tasks import EVALUATED
 from rdbcl_jax.evaluation import Evaluation, split_results
 from rdbcl_jax.json_files import write_text
+from rdbcl_jax.reporting.numbers import percent
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import read_run, read_steps
 from rdbcl_jax.reporting.run_log import RunLog
+from rdbcl_jax.reporting.text_tables import markdown_table
+from rdbcl_jax.reporting.watching import Compilations, warnings_to
 from rdbcl_jax.results import RunResults, SplitResults, read_results
 from rdbcl_jax.sharding import row_shard
 from rdbcl_jax.training.resume import Start
@@ -48,21 +52,30 @@ class Journal:
         self.started = time.perf_counter()
         names = [task.name for task in setup.tasks]
         steps, held_out = setup.config.training.steps, [task.name for task in setup.held_out]
-        self.progress = Progress(names, steps, held_out=held_out, enabled=self.is_main)
-        folder = workdir if self.is_main else workdir / f"processes/{jax.process_index()}"
-        self.log = RunLog(folder, resume_step=done)
+        every = setup.config.log.every
+        self.progress = Progress(names, steps, held_out=held_out, enabled=self.is_main, every=every)
+        self.folder = workdir if self.is_main else workdir / f"processes/{jax.process_index()}"
+        where = setup.config.log if self.is_main else LogConfig()  # services get one run
+        config = setup.config.to_dict()
+        self.log = RunLog(self.folder, resume_step=done, log=where, config=config)
+        self.steps = self.traced = 0  # of this call
+        self.reported = self.started
+        self.open = contextlib.ExitStack()
         for note in (*start.notes, *self.log.lost):
             self.progress.message(f"note: {note}")
 
     def __enter__(self) -> Journal:
-        self.progress.__enter__()
+        self.open.enter_context(self.progress)
+        self.open.enter_context(contextlib.closing(self.log))
+        self.open.callback(self._end_trace)
+        self.open.enter_context(warnings_to(self.folder / "log.txt"))
+        # samplers of evaluation and of training, log-probs, update; and of the base that is made
+        expected = 4 + (0 if self.setup.config.model.path else 1)
+        self.open.enter_context(Compilations(self.progress.compiling, expected))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self.log.close()
-        finally:
-            self.progress.__exit__(*error)
+        self.open.__exit__(*error)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -84,6 +97,27 @@ class Journal:
         if self.leads:
             self.log.write_samples({**place, **samples})
         self.progress.step(row)
+        self._trace()
+
+    def _trace(self) -> None:
+        """Traces `profile` steps, from the third on: the first ones compile."""
+        self.steps += 1
+        steps, before = self.setup.config.profile, 2
+        if steps and self.steps == before:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # of the programs alone; else minutes to write
+            folder = str(self.folder / "tb")
+            jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+            self.traced = 1
+        elif self.traced and self.steps == before + steps:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        was_traced, self.traced = self.traced, 0
+        if was_traced:
+            jax.profiler.stop_trace()
+            folder = self.folder / "tb/plugins/profile"
+            self.progress.message(f"trace: {folder} (TensorBoard's Profile page, ui.perfetto.dev)")
 
     def examples(self, task: int, index: int, examples: Iterable[Mapping[str, Any]]) -> None:
         """Logs examples of step `index` of a task."""
@@ -91,6 +125,11 @@ class Journal:
         place = {"task": self.setup.tasks[task].name, "step": step}
         if self.leads:
             self.log.write_examples({**place, **example} for example in examples)
+
+    def answers(self, row: int, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps this process's answers of an evaluation."""
+        if self.leads:
+            self.log.write_answers(row, answers)
 
     def left_out(self, problems: Sequence[str]) -> None:
         """Lists the records that are left out, and says how many."""
@@ -111,10 +150,38 @@ class Journal:
         for split, evaluation in found.items():
             self.rows.setdefault(split, []).append(evaluation)
         self.write_results("running")
+        names = [task.name for task in self.setup.evaluated]
+        for split, evaluation in found.items():
+            # beside the last step behind it, since a resume hides what was logged at later ones
+            step = max((self.matrix_rows - 1) * self.setup.config.training.steps - 1, 0)
+            row = dict(zip(names, evaluation.accuracy, strict=True))
+            self.log.write_row(split, row, self._table(split), step)
         self.progress.end_task(self.matrix_rows - 2, found[EVALUATED[-1]].accuracy)
+        self._report()
+
+    def _table(self, split: str) -> str:
+        """The accuracy matrix so far, as Markdown."""
+        after = ["base", *(f"after {task.name}" for task in self.setup.tasks)]
+        rows = [[name, *map(percent, row.accuracy)] for name, row in zip(after, self.rows[split])]  # noqa: B905
+        return markdown_table(["%", *(task.name for task in self.setup.evaluated)], rows)
+
+    def _report(self) -> None:
+        """Brings the report up to date, unless that was just done; the last comes at the end."""
+        now, rows = time.perf_counter(), len(self.setup.tasks) + 1
+        if not self.is_main or self.matrix_rows == rows:
+            return
+        if now - self.reported < self.setup.config.log.every:
+            return
+        self.reported = now
+        with self.timed("report"):
+            try:
+                write_report(self.workdir)
+            except (ValueError, OSError) as error:  # there is another one at the end
+                self.progress.message(f"note: the report was not brought up to date: {error}")
 
     def learned(self, task: int, changed: bool) -> None:
         """Whether a task has changed any parameter; said in the results where it has not."""
+        self._end_trace()
         if not changed:
             self.unchanged.append(self.setup.tasks[task].name)
 
@@ -149,6 +216,7 @@ class Journal:
         """Writes the results and the report of a run that is over; returns the results."""
         results = self.write_results("done")
         self.progress.phase("writing the report")
+        self._end_trace()
         self.log.close()
         if self.is_main:
             write_report(self.workdir)

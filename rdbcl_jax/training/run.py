@@ -22,7 +22,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
-from rdbcl_jax.evaluation import Evaluation, evaluate
+from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
 from rdbcl_jax.finite import differ
 from rdbcl_jax.lock import WorkdirLock
 from rdbcl_jax.methods import Method
@@ -283,9 +283,17 @@ def _evaluate(
         return
     tasks = setup.evaluated
     journal.progress.phase(f"evaluating all {len(tasks)} tasks")
-    records = [getattr(task, split) for split in EVALUATED for task in tasks]
+    places = [(split, task) for split in EVALUATED for task in tasks]
+    records = [getattr(task, split) for split, task in places]
+    answers: list[dict[str, Any]] = []
+
+    def keep(index: int, answer: Answer) -> None:
+        split, task = places[index]
+        answers.append({"split": split, "task": task.name, **dataclasses.asdict(answer)})
+
     with journal.timed("evaluation"), stop.at_once("while it evaluated"):
-        found = evaluate(policy, params, records, setup.config)
+        found = evaluate(policy, params, records, setup.config, keep)
+    journal.answers(row, answers)
     count = len(tasks)
     parts = [found.part(i * count, (i + 1) * count) for i in range(len(EVALUATED))]
     journal.add_row(dict(zip(EVALUATED, parts, strict=True)))

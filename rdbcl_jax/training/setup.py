@@ -32,6 +32,7 @@ from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import attention, from_config, lora, read_processor, read_tokenizer
 from rdbcl_jax.models.config_files import readable
+from rdbcl_jax.reporting.services import check_services
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
@@ -83,6 +84,7 @@ def prepare(config: RunConfig) -> Setup:
     rewards = RewardConfig(**config.rewards.to_dict())
     mesh = make_mesh(**config.mesh.to_dict())
     check(config, mesh)
+    check_services(config.log)
     records, left_out = record_check(config), list[str]()
     tasks = load_sequence(config, records, left_out)
     held_out = load_held_out(config, records, left_out)

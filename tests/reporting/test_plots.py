@@ -13,11 +13,6 @@ def figures(values):
     x = np.arange(len(values))
     limits = plots.pooled_limits(values)
     partial = np.where(np.arange(3)[:, None] < 2, MATRIX, np.nan)
-    yield plots.learning_curve(
-        {"reward": (x, values)}, (x[:1], values[:1]), xlim=(0, 1), ylim=(0, 1)
-    )
-    yield plots.timeline({"a": (x, values), "b": (x[:0], values[:0])})
-    yield plots.timeline({"a": (x, values)}, log=True, cut=True)
     yield plots.portability(x, {"RP": values, "β": values}, {"RP": limits, "β": limits})
     for matrix in (MATRIX, partial, np.full((3, 2), np.nan)):
         yield plots.retention(matrix, TASKS)
@@ -55,7 +50,9 @@ def test_svg_is_repeatable_self_contained_and_themed():
 
 def test_svg_keeps_the_digits_of_tick_labels():
     x = np.arange(5)
-    assert ">0.004<" in svg(plots.timeline({"a": (x, x / 800)}), "t")
+    drawing = plots.held_out(x, np.stack([x / 800], 1), ["a"])
+    drawing.axes[0].yaxis.set_major_formatter("{x:.3f}")
+    assert ">0.004<" in svg(drawing, "t")
 
 
 def test_thin_averages_neighbours_and_skips_nan():

@@ -1,9 +1,15 @@
 import io
+import logging
+import sys
+import warnings
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from rdbcl_jax.reporting.numbers import duration
 from rdbcl_jax.reporting.progress import Progress
+from rdbcl_jax.reporting.watching import Compilations, warnings_to
 
 
 class Terminal(io.StringIO):
@@ -99,3 +105,72 @@ def test_disabled_prints_nothing():
 
 def test_duration():
     assert [duration(s) for s in (7, 125, 3725)] == ["7s", "2m 05s", "1h 02m"]
+
+
+def test_a_line_of_steps_every_so_many_seconds_where_there_is_no_terminal():
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(["sum"], 100, stream=stream, clock=clock, every=10)
+    progress.start_task(0)
+    row = {"reward": 0.5, "kl": 0.0123, "rp/mean": 0.98}
+    for i in range(20):
+        clock.now += 2
+        progress.step({**row, "step": i, "num_tokens": 1000 * i})
+    lines = stream.getvalue().splitlines()[1:]
+    assert len(lines) == 4
+    line = "sum 5/100 · reward 0.500 · KL 0.0123 · RP 0.980 · 500 tokens/s · 3m 10s left"
+    assert lines[0].endswith(line)
+
+
+def test_what_is_compiled_is_said():
+    stream = io.StringIO()
+    progress = Progress(["sum"], 100, stream=stream)
+    with Compilations(progress.compiling, expected=5):
+
+        def sample(x):
+            return jnp.cos(x) * 3
+
+        def other(x):
+            return jnp.sin(x) * 3
+
+        jax.jit(sample)(jnp.ones(3))
+        jax.jit(other)(jnp.ones(3))
+        jax.jit(sample)(jnp.ones(3))
+        jax.jit(sample)(jnp.ones(4))
+    jax.jit(sample)(jnp.ones(5))
+    lines = [line.split("] ")[1] for line in stream.getvalue().splitlines()]
+    assert lines == ["compiling sampler (1 of 5) …", "compiling sampler (2 of 5) …"]
+    assert progress._compiling is None
+
+
+def test_the_live_display_says_what_is_compiled(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    stream = Terminal()
+    progress = Progress(["sum"], 10, stream=stream)
+    progress.phase("evaluating")
+    progress.compiling("compiling sampler (2 of 5)")
+    progress._live.refresh()
+    assert "compiling sampler (2 of 5) …" in stream.getvalue()
+    progress.compiling(None)
+    progress.close()
+
+
+def test_warnings_of_libraries_go_to_a_file(tmp_path, capsys):
+    loud = logging.getLogger("a_library_with_a_handler_of_its_own")
+    loud.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    loud.addHandler(handler)
+    with warnings_to(tmp_path / "log.txt"):
+        logging.getLogger("quiet_library").warning("first")
+        loud.warning("second")
+        loud.info("not this")
+        warnings.warn("third", stacklevel=1)
+    text = (tmp_path / "log.txt").read_text()
+    words = ("first", "second", "not this", "UserWarning: third")
+    assert [text.count(word) for word in words] == [1, 1, 0, 1]
+    assert loud.handlers == [handler]
+    loud.warning("afterwards")
+    assert capsys.readouterr().err.strip() == "afterwards"
+    loud.removeHandler(handler)
+    with warnings_to(tmp_path / "none.txt"):
+        pass
+    assert not (tmp_path / "none.txt").exists()

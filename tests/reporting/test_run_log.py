@@ -81,7 +81,7 @@ def test_everything_comes_back(runs):
     assert run.complete and run.tasks_done == 2
     assert run.matrix().shape == (3, 2) and run.matrix(held_out=True).shape == (3, 3)
     assert np.isfinite(run.matrix("test", "parse_rate")).all()
-    assert len(run.steps) == 6 and run.samples.num_rows == 6 * 8 * 4 and len(run.examples) == 8
+    assert len(run.steps) == 6 and run.samples.num_rows == 6 * 8 * 4 and len(run.examples) == 14
     steps, reward = run.series("reward", "jigsaw")
     assert list(steps) == [3, 4, 5] and np.isfinite(reward).all()
     assert "completion" not in run.samples.column_names

@@ -1,0 +1,22 @@
+"""Services that `log.to` may name: whether they are there, asked before anything is made."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from rdbcl_jax.config import LogConfig
+
+# trackio is no extra: it asks for pillow below 13, and this package for 13 and later
+INSTALL = {
+    "wandb": "pip install 'rdbcl_jax[wandb]'",
+    "trackio": "pip install --no-deps trackio, and what it needs but pillow",
+}
+
+
+def check_services(log: LogConfig) -> None:
+    """Raises ValueError where a package that `log.to` needs is not installed."""
+    for service in log.to:
+        if service in INSTALL and importlib.util.find_spec(service) is None:
+            raise ValueError(
+                f"config.log.to names {service!r}, which is not installed: {INSTALL[service]}"
+            )

@@ -1,0 +1,84 @@
+"""What libraries do and say while a run goes on: what XLA compiles; warnings, which go to a file
+and not into the display."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# jitted functions that take long, as the display calls them
+PROGRAMS = {
+    "sample": "sampler",
+    "update": "update",
+    "compiled_logprobs": "log-probs",
+}
+_LOGS = ("jax._src.interpreters.pxla", "jax._src.dispatch")  # of what is compiled, and when it is
+_EVENT = re.compile(r"(Compiling|Finished XLA compilation of) (?:jit\()?(\w+)")
+
+
+class Compilations(logging.Filter):
+    """Within a `with` block, tells of each of `PROGRAMS` that is compiled: its name and how many
+    there were, then None once it is there. What jax logs of it is seen, and goes no further."""
+
+    def __init__(self, tell: Callable[[str | None], None], expected: int):
+        super().__init__()
+        self._tell, self._expected, self._count = tell, expected, 0
+        self._levels: list[int] = []
+
+    def __enter__(self) -> Compilations:
+        for logger in map(logging.getLogger, _LOGS):
+            self._levels.append(logger.level)
+            logger.setLevel(logging.DEBUG)
+            logger.addFilter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(map(logging.getLogger, _LOGS), self._levels, strict=True):
+            logger.removeFilter(self)
+            logger.setLevel(level)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = _EVENT.match(record.getMessage())
+        program = PROGRAMS.get(found[2]) if found else None
+        if program and found and found[1] == "Compiling":
+            self._count += 1
+            total = max(self._count, self._expected)
+            self._tell(f"compiling {program} ({self._count} of {total})")
+        elif program:
+            self._tell(None)
+        return record.levelno > logging.DEBUG
+
+
+@contextlib.contextmanager
+def warnings_to(path: Path) -> Iterator[None]:
+    """Within the block what libraries warn of goes to the end of a file, not to the terminal."""
+    handler = logging.FileHandler(path, delay=True, encoding="utf-8")
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    known = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict)]
+    replaced = [
+        (logger, other)
+        for logger in (logging.root, *known)
+        for other in logger.handlers
+        if type(other) is logging.StreamHandler
+        or getattr(other, "stream", None) in (sys.stderr, sys.stdout)
+    ]
+    alone = {logger for logger, _ in replaced if not logger.propagate} | {logging.root}
+    for logger, other in replaced:
+        logger.removeHandler(other)
+    for logger in alone:
+        logger.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger in alone:
+            logger.removeHandler(handler)
+        for logger, other in replaced:
+            logger.addHandler(other)
+        handler.close()
