@@ -21,7 +21,7 @@ from rdbcl_jax.rewards.response_format import parse
 from rdbcl_jax.rewards.scoring import Scores, judge
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.rollout.sampling import sampling_of
-from rdbcl_jax.rollout.scored import ScoreFunction, generate_scored
+from rdbcl_jax.rollout.scored import ScoredRollouts, ScoreFunction, generate_scored
 from rdbcl_jax.sharding import all_hosts_sum
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rdbcl_jax.reporting.plots import Curve, thin
+from rdbcl_jax.reporting.run_files import Run
 
 DIGITS = 5  # of a value, significant
 
@@ -70,6 +71,22 @@ class Chart:
                 if len(curve[0])
             ],
         }
+
+
+def from_start(run: Run, key: str, task: str) -> Curve:
+    """A metric over a task's own steps."""
+    x, y = run.series(key, task)
+    first = next((row["step"] for row in run.steps if row.get("task") == task), 0)
+    return x - first, y
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Of several runs, at each step that any of them has."""
+    x = np.concatenate([x for x, _ in curves])
+    y = np.concatenate([y for _, y in curves])
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    steps, at = np.unique(x, return_inverse=True)
+    return steps, np.bincount(at, y, len(steps)) / np.bincount(at, minlength=len(steps))
 
 
 def over_tasks(

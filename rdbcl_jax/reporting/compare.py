@@ -7,7 +7,7 @@ over a group's complete runs; runs that are not complete are listed and marked, 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ import numpy as np
 
 from rdbcl_jax.json_files import write_text
 from rdbcl_jax.reporting import metric_table, plots
+from rdbcl_jax.reporting.charts import Chart, Line, from_start, mean_curve
 from rdbcl_jax.reporting.groups import Group, group_runs, paired, show
+from rdbcl_jax.reporting.intervals import between, draws_over_records, over_seeds
+from rdbcl_jax.reporting.metric_table import Place
 from rdbcl_jax.reporting.numbers import DASH, percent, spread
 from rdbcl_jax.reporting.page import panel, render
 from rdbcl_jax.reporting.run_files import Run, read_run
@@ -73,6 +76,9 @@ def compare_runs(
         baseline=base.label,
         paired_note=PAIRED_NOTE,
         sequences=_sequences(groups, split),
+        intervals=_intervals(groups, base, metrics, split),
+        learning=_learning(groups),
+        has_charts=any(run.steps for group in groups for run in group.runs),
         fields=[[n, *(show(g.fields[n]) for g in groups)] for n in groups[0].fields],
         runs=[_run_row(run, group, split) for group in groups for run in group.runs],
     )
@@ -117,6 +123,75 @@ def _paired_rows(
         label = f"{g.label} − {base.label}"
         rows.append([label, str(n), *(spread(d, signed=True) for d in differences)])
     return rows
+
+
+def _intervals(
+    groups: Sequence[Group], base: Group, metrics: Sequence[str], split: str
+) -> list[dict[str, Any]]:
+    """Rows of each group and of each difference from the baseline: per metric the value with its
+    95 % interval, and whether a difference's leaves 0 out."""
+    draws = {
+        g.label: draws_over_records(g.complete[0], split, seed) if len(g.complete) == 1 else {}
+        for seed, g in enumerate(groups)
+    }
+    rows = []
+    for g in groups:
+        values = {m: g.values(m, split) for m in metrics}
+        rows.append(_interval_row(g.label, values, draws[g.label], metrics, signed=False))
+    for g in groups:
+        if g is not base:
+            both = draws[g.label].keys() & draws[base.label].keys()
+            apart = {m: draws[g.label][m] - draws[base.label][m] for m in both}
+            values = {m: paired(g, base, m, split) for m in metrics}
+            label = f"{g.label} − {base.label}"
+            rows.append(_interval_row(label, values, apart, metrics, signed=True))
+    return [row for row in rows if row["cells"]]
+
+
+def _interval_row(
+    label: str,
+    values: Mapping[str, np.ndarray],
+    draws: Mapping[str, np.ndarray],
+    metrics: Sequence[str],
+    signed: bool,
+) -> dict[str, Any]:
+    cells, over = [], ""
+    for name in metrics:
+        found = over_seeds(values[name])
+        if found:
+            over = f"{len(values[name])} seeds"
+        elif name in draws and len(values[name]):
+            found, over = between(draws[name]), "records"
+        if not found:
+            cells.append({"text": DASH, "apart": False})
+            continue
+        sign = {"signed": signed or metric_table.of(name).signed}
+        low, mean, high = (percent(v, **sign) for v in (found[0], values[name].mean(), found[1]))
+        clear = signed and not found[0] <= 0 <= found[1]
+        cells.append({"text": f"{mean} [{low}, {high}]", "apart": clear})
+    return {"label": label, "over": over, "cells": cells if over else []}
+
+
+def _learning(groups: Sequence[Group]) -> list[Chart]:
+    """The curves of all groups, one chart a task and metric."""
+    colours, drawn = plots.colours([group.label for group in groups]), []
+    tasks = dict.fromkeys(task for group in groups for run in group.runs for task in run.tasks)
+    for task in tasks:
+        for key, metric in metric_table.at(Place.LEARNING).items():
+            lines = []
+            for group in groups:
+                curves = [from_start(run, key, task) for run in group.runs]
+                curves = [curve for curve in curves if len(curve[0])]
+                many = len(curves) > 1
+                for number, curve in enumerate(curves if many else (), start=1):
+                    name = f"{group.label}, run {number}"
+                    lines.append(Line(name, colours[group.label], curve, faint=True))
+                if curves:
+                    lines.append(Line(group.label, colours[group.label], mean_curve(curves)))
+            if lines:
+                title = f"{task}: {metric.heading}"
+                drawn.append(Chart(title, "", lines, "step of the task", limits=(0.0, 1.0)))
+    return drawn
 
 
 def _sequences(groups: Sequence[Group], split: str) -> list[dict[str, Any]]:

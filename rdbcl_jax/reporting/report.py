@@ -14,7 +14,7 @@ import numpy as np
 
 from rdbcl_jax.json_files import plain, write_text
 from rdbcl_jax.reporting import examples, metric_table, plots
-from rdbcl_jax.reporting.charts import Chart, Line, over_tasks
+from rdbcl_jax.reporting.charts import Chart, Line, from_start, over_tasks
 from rdbcl_jax.reporting.heat_map import HeatMap, heat_map
 from rdbcl_jax.reporting.metric_table import STEP, Place
 from rdbcl_jax.reporting.numbers import duration, percent
@@ -192,13 +192,13 @@ def _learning(run: Run) -> dict[str, Any] | None:
     colours = dict(zip(shown, plots.PALETTE, strict=False))
     drawn, points = [], False
     for k, task in enumerate(tasks, start=1):
-        start, lines = _task_start(run, task), []
-        for key, metric in shown.items():
-            x, y = run.series(key, task)
-            lines.append(Line(metric.label, colours[key], (x - start, y)))
-        x, y = run.series(f"eval/{task}/accuracy", task)
-        points |= bool(len(x))
-        lines.append(Line("validation accuracy", plots.POINTS, (x - start, y), points=True))
+        lines = [
+            Line(metric.label, colours[key], from_start(run, key, task))
+            for key, metric in shown.items()
+        ]
+        measured = from_start(run, f"eval/{task}/accuracy", task)
+        points |= bool(len(measured[0]))
+        lines.append(Line("validation accuracy", plots.POINTS, measured, points=True))
         drawn.append(Chart(f"{k} {task}", "", lines, "step of the task", limits=(0.0, 1.0)))
     titles = {metric.heading: colours[key] for key, metric in shown.items()}
     return {"colours": titles, "points": points, "charts": drawn}

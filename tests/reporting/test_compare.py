@@ -1,12 +1,16 @@
+import dataclasses
+import json
 import re
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rdbcl_jax.reporting.compare import compare_runs
 from rdbcl_jax.reporting.groups import group_runs, paired
 from rdbcl_jax.reporting.numbers import percent, spread
 from rdbcl_jax.reporting.run_files import Run, read_run
+from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.reporting.text_tables import latex_escape
 from rdbcl_jax.results import RunResults, SplitResults, write_results
 
@@ -75,7 +79,7 @@ def test_partial_runs_are_marked_and_not_averaged(nine, tmp_path):
 def test_real_runs(runs, tmp_path):
     paths = [runs / name for name in ("rdbcl-0", "grpo-0", "killed", "zero-shot")]
     text = compare_runs(paths, tmp_path).read_text()
-    assert "http:" not in text and "https:" not in text and "<script" not in text
+    assert "<script src" not in text and not re.search(r'(src|href)="(?!data:|#)', text)
     assert "4 runs, 3 configurations" in text and "partial: 1 of 2 tasks" in text
     metrics = read_run(paths[1]).results.metrics("test")
     assert len(metrics) == 12
@@ -153,3 +157,64 @@ def test_latex_escape():
     assert latex_escape(r"a_b & 5% #1 {x} ~^\ ±−") == (
         r"a\_b \& 5\% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} $\pm$$-$"
     )
+
+
+def interval_rows(page):
+    """label → (over, cells) of the table of intervals."""
+    block = page[page.index("Could it be chance?") :]
+    block = block[: block.index("</table>")]
+    labels = re.findall(r'<th scope="col">([^<]+)</th>', block)
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in block.split("<tr>")[2:]]
+    return {label: (over, cells) for label, over, *cells in zip(labels, *rows, strict=True)}
+
+
+def test_intervals_over_seeds(nine, tmp_path):
+    rows = interval_rows(compare_runs(nine, tmp_path / "out").read_text())
+    low, high = stats.t.interval(0.95, 2, 0.6, 0.1 / np.sqrt(3))
+    assert rows["GRPO"] == ("3 seeds", [f"60.0 [{percent(low)}, {percent(high)}]"])
+    over, (cell,) = rows["RDB-CL (beta_max=0.1) − GRPO"]
+    assert over == "3 seeds" and cell == "<b>+10.0 [+10.0, +10.0]</b>"  # the same in every seed
+    over, (cell,) = rows["RDB-CL (beta_max=0.2) − GRPO"]
+    assert over == "2 seeds" and cell.startswith("+15.0 [−48.5, ")  # not bold
+
+
+def test_one_run_each_is_told_over_its_records(write, tmp_path):
+    """0.7 points on 256 records are no finding, 30 are one."""
+    paths = []
+    for method, last in (("grpo", 0.700), ("rdbcl", 0.707), ("mssr", 0.4)):
+        found = results(method, 0, last)
+        split = dataclasses.replace(found.splits["test"], count=[256, 256])
+        paths.append(write(method, dataclasses.replace(found, splits={"test": split})))
+    rows = interval_rows(compare_runs(paths, tmp_path / "out").read_text())
+    over, (cell,) = rows["GRPO"]
+    mean, low, high = map(float, re.findall(r"[\d.]+", cell))
+    reach = 196 * np.sqrt(0.7 * 0.3 / 512)  # of the mean over two tasks of 256 records
+    assert over == "records" and mean == 70
+    assert [high - mean, mean - low] == pytest.approx([reach, reach], abs=0.4)
+    assert "<b>" not in rows["RDB-CL − GRPO"][1][0]
+    assert rows["MSSR − GRPO"][1][0].startswith("<b>−30.0 [")
+
+
+def test_learning_curves_of_all_groups_lie_over_one_another(tmp_path):
+    for name, method, seed in (("a", "grpo", 0), ("b", "grpo", 1), ("c", "rdbcl", 0)):
+        write_results_of(tmp_path / name, method, seed)
+    page = compare_runs([tmp_path / name for name in "abc"], tmp_path / "out").read_text()
+    title = "<figcaption>b: reward"
+    data = page[page.index(title) :]
+    data = data[data.index('json">') + 6 :]
+    chart = json.loads(data[: data.index("</script>")])
+    lines = [(line["label"], line["faint"], line["y"]) for line in chart["lines"]]
+    assert chart["x"] == [0, 1] and lines == [
+        ("GRPO, run 1", True, [0, 1]),
+        ("GRPO, run 2", True, [1, 2]),
+        ("GRPO", False, [0.5, 1.5]),
+        ("RDB-CL", False, [0, 1]),
+    ]
+
+
+def write_results_of(workdir, method, seed):
+    with RunLog(workdir) as log:
+        for step in range(4):
+            row = {"step": step, "task": "ab"[step // 2], "reward": seed + step % 2}
+            log.write_step(row)
+        log.write_results(results(method, seed, 0.5))
