@@ -37,7 +37,7 @@ from rdbcl_jax.reporting.samples import (
 from rdbcl_jax.reporting.writers import make_writers
 from rdbcl_jax.results import RunResults, write_results
 
-DEFAULT, EMPTY = LogConfig(), types.MappingProxyType({})
+DEFAULT, EMPTY = LogConfig(), types.MappingProxyType(dict[str, Any]())
 
 
 class RunLog:
@@ -89,17 +89,17 @@ class RunLog:
     def write_examples(self, examples: Iterable[Mapping[str, Any]]) -> None:
         """Adds examples to those of earlier calls."""
         path = self.workdir / "examples.json"
-        examples = plain(list(examples))
-        write_json(path, read_examples(self.workdir) + examples)
-        for example in examples:
+        added: list[dict[str, Any]] = plain(list(examples))
+        write_json(path, read_examples(self.workdir) + added)
+        for example in added:
             self._show(example)
 
     def _show(self, example: Mapping[str, Any]) -> None:
         """An example as text, and its pictures where it has them."""
         name, step = f"examples/{example.get('task', '')}", example["step"]
         response = "".join(example.get("tokens", ()))
-        marks = {True: "right", False: "wrong"}
-        facts = (marks.get(example.get("correct"), ""), f"reward {example.get('reward')}")
+        right = "right" if example.get("correct") else "wrong"
+        facts = (right, f"reward {example.get('reward')}")
         parts = (example.get("prompt", ""), response, f"gold answer {example.get('gold')}", *facts)
         for writer in self._writers:
             writer.text(

@@ -33,7 +33,7 @@ def make_examples(
     policy_logps, previous_logps = (local_rows(a) for a in logps)
     reasoning, answer = (local_rows(a) for a in (batch.reasoning_mask, batch.answer_mask))
     numbers = jax.tree.map(local_rows, step.device[1])
-    lengths, examples = scored.host.mask.sum(-1), []
+    lengths, examples = scored.host.mask.sum(-1), list[dict[str, Any]]()
     for row, sample in _chosen(right):
         at, record, length = (row, sample), scored.records[row], lengths[row, sample]
         spans = np.full(length, "other", object)
