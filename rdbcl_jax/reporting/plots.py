@@ -25,7 +25,6 @@ INK, MUTED, GRID = "#1d232a", "#68727d", "#e1e5ea"
 PALETTE = ("#4477aa", "#ee7733", "#228833", "#cc3377", "#bbaa33", "#33aacc", "#9966cc", "#888888")
 ACCENT, SECOND = PALETTE[0], PALETTE[1]
 DENSITY = LinearSegmentedColormap.from_list("density", [ACCENT + "00", ACCENT + "ff"])
-POINTS = "#8a6d1f"  # single measurements: dark enough on paper, light enough on black
 PANEL, WIDE = (3.5, 2.1), (4.6, 2.6)  # inches
 MAX_POINTS = 500  # of a curve; longer ones are averaged in bins
 

@@ -198,7 +198,7 @@ def _learning(run: Run) -> dict[str, Any] | None:
         ]
         measured = from_start(run, f"eval/{task}/accuracy", task)
         points |= bool(len(measured[0]))
-        lines.append(Line("validation accuracy", plots.POINTS, measured, points=True))
+        lines.append(Line("validation accuracy", plots.INK, measured, points=True))
         drawn.append(Chart(f"{k} {task}", "", lines, "step of the task", limits=(0.0, 1.0)))
     titles = {metric.heading: colours[key] for key, metric in shown.items()}
     return {"colours": titles, "points": points, "charts": drawn}

@@ -34,9 +34,9 @@
       const single = line.y.filter(v => v != null).length < 2;
       if (half) add(line, line.y, { alpha: 0.45, width: 0.7 });
       firm[columns.length] = line;
-      const dots = { show: true, size: 5, fill: line.colour };
+      const dots = { show: true, size: 5, fill: line.points ? colour("ink") : line.colour };
       add(line, half ? smoothed(line.y, half) : line.y, line.points
-        ? { paths: () => null, points: { ...dots, size: 7 } }
+        ? { stroke: colour("ink"), paths: () => null, points: { ...dots, size: 7 } }
         : { width: line.faint ? 0.8 : 1.8, alpha: line.faint ? 0.5 : 1, points: single ? dots : { show: false } });
     }
     const font = "12px system-ui, sans-serif", muted = colour("muted");
