@@ -2,7 +2,7 @@
 one after the other, from a base model.
 
 What methods do on the host is of all processes' rows: a tracker, a memorised response, the records
-of the Fisher information, prompts of earlier tasks, scores of prompts, further rounds.
+of the Fisher information, prompts of earlier tasks.
 """
 
 import pathlib
@@ -16,13 +16,7 @@ METHODS = {
     "dyme": {},
     "ewc": {"ewc.sequences": 16},
     "portable_replay": {"portability.control": "shuffled"},
-    "rdbcl": {
-        "model.lora.rank": 4,
-        "prompts.order": "variance",
-        "prompts.samples": 2,
-        "prompts.every": 4,
-    },
-    "reinforce_ada": {"prompts.order": "volatility", "reinforce_ada.rounds": 2},
+    "rdbcl": {"model.lora.rank": 4},
 }
 # (data, fsdp, tensor), over two processes; in the last one both hold all rows. The methods run on
 # (2, 1, 2). More of them, over four: `python -m tests.over_processes`

@@ -98,7 +98,7 @@ class Experience:
             return state
         if index % survey.every if survey.every else index:
             return state
-        values = np.zeros(len(self.stage.records))
+        values = np.zeros(len(self.stage.records), np.float32)  # as processes exchange them
         for scored, valid in generate_scored(
             learner.policy,
             state.train.params,
