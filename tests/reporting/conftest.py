@@ -15,7 +15,7 @@ def make_runs(folder):
     train(tiny_config(base, **common), folder / "rdbcl-0")
     train(tiny_config(base, "grpo", **common, **{"kl.beta": 0.0}), folder / "grpo-0")
     train(tiny_config(base, "zero_shot", **common), folder / "zero-shot")
-    killed_at(4, tiny_config(base, seed=1, **common), folder / "killed")
+    killed_at(4, tiny_config(base, seed=1, profile=1, **common), folder / "killed")
 
 
 @pytest.fixture(scope="session")

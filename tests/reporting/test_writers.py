@@ -76,6 +76,13 @@ def test_answers_of_every_evaluation_are_kept(runs):
     assert own.gold.str.len().min() > 0 and (own.row == 2).all()
 
 
+def test_a_profile_for_perfetto_and_tensorboard(runs):
+    (folder,) = (runs / "killed" / "tb/plugins/profile").iterdir()
+    names = {path.name.partition(".")[2] for path in folder.iterdir()}
+    assert "xplane.pb" in names and (folder / "perfetto_trace.json.gz").stat().st_size > 1000
+    assert not (runs / "rdbcl-0" / "tb/plugins").exists()
+
+
 OFFLINE = """
 import sys
 from tests.reporting.test_writers import write
