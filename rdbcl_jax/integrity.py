@@ -37,7 +37,7 @@ def read_manifest(file: pathlib.Path) -> Manifest:
       ValueError: it lists none, or not as `manifest` does.
       FileNotFoundError: there is no file.
     """
-    saved = read_object(file).get("files")
+    saved: Any = read_object(file).get("files")
     if not is_manifest(saved):
         raise ValueError(f"{file} is damaged, it does not list files with their sizes and hashes")
     return saved

@@ -24,7 +24,7 @@ def rollout_metrics(scored: ScoredRollouts, shard: RowShard, *, memorise: bool) 
     """
     own, rewards = scored.own, scored.scores.total.reshape(scored.shape)
     lengths = own.mask.sum(-1)
-    everywhere = all_hosts_rows(lengths.reshape(-1), shard)
+    everywhere = all_hosts_rows(np.asarray(lengths).reshape(-1), shard)
     prompt_tokens = int(scored.responses.host_prompts.mask.sum())
     tokens = np.array([prompt_tokens * rewards.shape[1] + lengths.sum()])
     means = {

@@ -45,7 +45,7 @@ def round_tree(key: Array, tree: Any, like: Any) -> Any:
 class Held(NamedTuple):
     """An optimizer's state in fewer bits, and the number of updates, which seeds the rounding."""
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     inner: Any
 
 
@@ -63,8 +63,8 @@ def held_in(
 
     def update(grads, state, params=None):
         updates, inner = optimizer.update(_wide(grads), _wide(state.inner), _wide(params))
-        key = jax.random.fold_in(jax.random.key(seed), state.count)
-        return updates, Held(state.count + 1, round_tree(key, inner, state.inner))
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        return updates, Held(state.step + 1, round_tree(key, inner, state.inner))
 
     return optax.GradientTransformation(init, update)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
@@ -108,7 +107,7 @@ def _train(
     # ---------------------------------------------------------------- task by task
     memory = None
     if first and method.tracker and method.tracker.carried:
-        unknown = np.full(1, 0.5, np.float32)
+        unknown = jnp.full(1, 0.5, jnp.float32)
         memory = checkpoints.restore_memory(first, jax.device_get(method.tracker.start(unknown)))
     for k in range(first, len(tasks)):
         own = done - k * steps if k == first else 0
