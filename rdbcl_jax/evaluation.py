@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,13 @@ def _answers(scored: ScoredRollouts, valid: np.ndarray) -> Iterator[Answer]:
         record, right = scored.records[i], float(scored.scores.accuracy[i])
         parsed = bool(scored.scores.parsed[i])
         yield Answer(record.id, scored.texts[i], record.answer, right, parsed)
+
+
+def other_measures(tasks: Mapping[str, Sequence[Record]]) -> dict[str, str]:
+    """Of the tasks whose accuracy is no share of right answers: what the field calls it. All
+    records of a task are taken to have the verifier of its first."""
+    found = {name: get_verifier(records[0].verifier).measure for name, records in tasks.items()}
+    return {name: measure for name, measure in found.items() if measure != "accuracy"}
 
 
 def split_results(rows: Sequence[Evaluation], learned: int) -> SplitResults:

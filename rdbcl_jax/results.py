@@ -21,8 +21,9 @@ RENAMED = {"held_last": "held_out_last", "held_change": "held_out_change"}  # me
 
 @dataclasses.dataclass(frozen=True)
 class SplitResults:
-    """One split's numbers, as far as the run has come: fractions in [0, 1], None for what is not
-    finite. Columns are the learned tasks in order, then those held out.
+    """One split's numbers, as far as the run has come: fractions in [0, 1], but for a task that
+    `RunResults.measures` names, None for what is not finite. Columns are the learned tasks in
+    order, then those held out.
 
     Attributes:
       accuracy: [rows, tasks]; row 0 is the base model, row k the policy after k tasks.
@@ -47,6 +48,7 @@ class RunResults:
       tasks: names of the learned tasks, in order.
       held_out: names of the tasks that are evaluated and not learned.
       splits: "test" and "validation".
+      measures: of the tasks whose accuracy is no share of right answers: what it is.
       config: the run's, as nested dicts.
       versions: of Python and of packages.
       timing: seconds by phase, and the "total", of all calls that took the run on.
@@ -59,6 +61,7 @@ class RunResults:
     tasks: Sequence[str] = ()
     held_out: Sequence[str] = ()
     splits: Mapping[str, SplitResults] = dataclasses.field(default_factory=dict)
+    measures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: str = ""

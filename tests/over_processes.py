@@ -14,9 +14,20 @@ import sys
 import tempfile
 import time
 
-from tests.train_several import KILLED_AT, METHODS, mesh
+from tests import train_several
+from tests.train_several import KILLED_AT, mesh
 
 PROCESSES, DEVICES = 4, 2
+METHODS = train_several.METHODS | {
+    "variance": {
+        "method": "rdbcl",
+        "model.lora.rank": 4,
+        "prompts.order": "variance",
+        "prompts.samples": 2,
+        "prompts.every": 4,
+    },
+    "reinforce_ada": {"prompts.order": "volatility", "reinforce_ada.rounds": 2},
+}
 # (data, fsdp, tensor), each with the one on which a killed run goes on
 MESHES = {
     (8, 1, 1): (1, 2, 4),
@@ -45,8 +56,9 @@ def child(folder: str, base: str, name: str, how: str, *flags: str) -> None:
     sizes, method = name.split("/")
     on = next(m for m in MESHES if name_of(m) == sizes)
     config = get_config()
-    config.method, config.model.path = method, base
-    config.update_from_flattened_dict(METHODS[method] | {"training.checkpoint_every": 1})
+    config.model.path = base
+    asked = {"method": method, **METHODS[method], "training.checkpoint_every": 1}
+    config.update_from_flattened_dict(asked)
     config.update_from_flattened_dict(mesh(*(MESHES[on] if how == "resumed" else on)))
     if how == "killed":
         killed_at(KILLED_AT, config, pathlib.Path(folder))

@@ -1,8 +1,7 @@
 """Where a run's numbers, texts and pictures go beside its own files: TensorBoard, Weights & Biases,
 Trackio. One interface; `log.to` chooses.
 
-(clu.metric_writers was tried for it: its TensorBoard writer needs TensorFlow, and it has neither
-Weights & Biases nor Trackio.)
+(Not clu.metric_writers: its TensorBoard writer needs TensorFlow, and it has no other service.)
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class Verifier:
       graded: the accuracy that evaluation reports is the score, not the share of scores of 1.
       over_split: where that accuracy depends on all gold answers of a split: made of those of each
         record, it gives (number of a record, answer) → accuracy.
+      measure: what the field calls the accuracy that evaluation reports.
       rescale: where gold answers are places in the picture as it is stored: a gold answer in the
         coordinates that the model names places in. Records are loaded so.
     """
@@ -73,6 +74,7 @@ class Verifier:
     reads_all: bool = False
     graded: bool = False
     over_split: OverSplit | None = None
+    measure: str = "accuracy"
     rescale: Rescale | None = None
 
     def prepared(self, gold: str | Sequence[str]) -> list[Any]:
@@ -142,6 +144,7 @@ def register(
     reads_all: bool = False,
     graded: bool = False,
     over_split: OverSplit | None = None,
+    measure: str = "accuracy",
     rescale: Rescale | None = None,
 ) -> Verifier:
     """Makes a verifier known by `name`; arguments are its attributes.
@@ -152,7 +155,7 @@ def register(
     """
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"verifier name {name!r}: expected letters, digits and underscores")
-    flags = (reads_lists, reads_all, graded, over_split, rescale)
+    flags = (reads_lists, reads_all, graded, over_split, measure, rescale)
     VERIFIERS[name] = Verifier(name, prepare, compare, parameter, limits, *flags)
     return VERIFIERS[name]
 
@@ -282,11 +285,13 @@ register(
 )
 # relative tolerance, beside rounding
 register("math", mathematics.prepare, mathematics.compare, 0.0, (0.0, 0.5))
-register("vqa", vqa.prepare, vqa.compare, reads_all=True, graded=True)
-register("caption", captions.prepare, captions.compare, over_split=captions.Cider)
+register("vqa", vqa.prepare, vqa.compare, reads_all=True, graded=True, measure="VQA accuracy")
+register(
+    "caption", captions.prepare, captions.compare, over_split=captions.Cider, measure="CIDEr-D"
+)
 register("choices", choices.prepare, choices.compare, reads_lists=True)
 register("count", counting.prepare_count, counting.compare_count)
 # relative tolerance of numbers
 register("chart", counting.prepare_chart, counting.compare_chart, 0.05, (0.0, 0.5))
 # similarity below which nothing is right
-register("anls", edits.prepare, edits.compare, 0.5, (0.0, 1.0), graded=True)
+register("anls", edits.prepare, edits.compare, 0.5, (0.0, 1.0), graded=True, measure="ANLS")

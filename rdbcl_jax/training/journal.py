@@ -14,7 +14,7 @@ import jax
 
 from rdbcl_jax.config import LogConfig
 from rdbcl_jax.data.tasks import EVALUATED
-from rdbcl_jax.evaluation import Evaluation, split_results
+from rdbcl_jax.evaluation import Evaluation, other_measures, split_results
 from rdbcl_jax.json_files import write_text
 from rdbcl_jax.reporting.numbers import percent
 from rdbcl_jax.reporting.progress import Progress
@@ -45,6 +45,7 @@ class Journal:
         self.rows = {
             name: _rows(split)[:known] for name, split in (saved.splits if saved else {}).items()
         }
+        self.measures = other_measures({task.name: task.test for task in setup.evaluated})
         self.unchanged = [*saved.unchanged][: known - 1] if saved else []
         self.tokens = _tokens_of(workdir, done) if done else 0
         self.timing = dict(saved.timing) if saved else {}  # of earlier calls too
@@ -203,6 +204,7 @@ class Journal:
             tasks=[task.name for task in setup.tasks],
             held_out=[task.name for task in setup.held_out],
             splits={s: split_results(rows, len(setup.tasks)) for s, rows in self.rows.items()},
+            measures=self.measures,
             config=config.to_dict(),
             versions=_versions(),
             device=f"{jax.device_count()} × {jax.devices()[0].device_kind}",

@@ -129,8 +129,11 @@ def test_only_metrics(tmp_path):
 
 def test_only_results(tmp_path):
     splits = {"test": SplitResults(accuracy=[[0.5]])}
-    write_results(tmp_path, RunResults(method="zero_shot", tasks=["a"], splits=splits))
-    assert "50.0" in text_of(tmp_path)
+    results = RunResults("zero_shot", tasks=["a"], splits=splits, measures={"a": "CIDEr-D"})
+    write_results(tmp_path, results)
+    text = text_of(tmp_path)
+    assert "50.0" in text
+    assert "Of a it is the CIDEr-D." in " ".join(text.split())
 
 
 def test_metrics_that_are_never_finite_or_change_kind(tmp_path):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.evaluation import over_splits
+from rdbcl_jax.evaluation import other_measures, over_splits
 from rdbcl_jax.rewards.captions import Cider, words
 from rdbcl_jax.rewards.scoring import score
 
@@ -89,3 +89,4 @@ def test_evaluation_reports_it_over_the_split_and_rewards_do_not():
     unparsed = over_splits([captions], score)(captions[:1], ["a dog runs on grass"])
     assert unparsed.accuracy.tolist() == [0]
     assert over_splits([[other]], score) is score
+    assert other_measures({"sums": [other], "photos": captions}) == {"photos": "CIDEr-D"}
