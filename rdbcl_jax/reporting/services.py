@@ -6,10 +6,11 @@ import importlib.util
 
 from rdbcl_jax.config import LogConfig
 
-# trackio is no extra: it asks for pillow below 13, and this package for 13 and later
+# trackio is no extra: it asks for pillow below 13, and this package for 13 and later. With these
+# packages and no other of those it asks for, 0.43 does what its writer needs
 INSTALL = {
     "wandb": "pip install 'rdbcl_jax[wandb]'",
-    "trackio": "pip install --no-deps trackio, and what it needs but pillow",
+    "trackio": "pip install --no-deps trackio gradio_client orjson uvicorn starlette",
 }
 
 

@@ -142,7 +142,7 @@ def test_wandb_offline(tmp_path):
 
 @pytest.mark.skipif(
     importlib.util.find_spec("trackio") is None,
-    reason="asks for a pillow below 13, so it is installed by hand, see CHANGELOG.md",
+    reason="installed by hand, see rdbcl_jax.reporting.services",
 )
 def test_trackio(tmp_path):
     offline(tmp_path, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
