@@ -184,7 +184,7 @@ def _memory(parser: argparse.ArgumentParser) -> Run:
 def _report(parser: argparse.ArgumentParser) -> Run:
     parser.add_argument("workdirs", metavar="DIR", nargs="+", help="A run's workdir.")
     parser.add_argument(
-        "--out", metavar="DIR", default="report", help="Where a comparison goes; default: ./report."
+        "--out", metavar="DIR", default="", help="Where a comparison goes; default: ./report."
     )
 
     def run(args: argparse.Namespace) -> None:
@@ -192,10 +192,13 @@ def _report(parser: argparse.ArgumentParser) -> Run:
         from rdbcl_jax.reporting.report import write_report
 
         if len(args.workdirs) == 1:
+            if args.out:
+                raise Usage("--out is for several runs; the report of one lies in its workdir")
             print(write_report(args.workdirs[0]))
         else:
-            compare_runs(args.workdirs, args.out)
-            print(pathlib.Path(args.out))
+            out = pathlib.Path(args.out or "report")
+            compare_runs(args.workdirs, out)
+            print(out)
 
     return run
 
@@ -249,7 +252,7 @@ COMMANDS = {
             "init",
             "Writes a config, a reward and ten records of one's own to start from.",
             """\
-DIR/config.py names two small tasks and explains each setting, DIR/rewards.py holds a reward
+DIR/config.py names two small tasks and explains each setting, DIR/my_rewards.py holds a reward
 function, DIR/records/ ten records with a picture each. It trains as it is, on a tiny model.""",
             """\
 rdbcl init mine

@@ -83,7 +83,7 @@ def prepare(name: str, source: str | Path, out: str | Path, seed: int = 0) -> Pr
     """
     if name not in DATA_SETS:
         hint = did_you_mean(name, DATA_SETS)
-        raise ValueError(f"prepare: no data set {name!r}; there are {', '.join(DATA_SETS)}{hint}")
+        raise ValueError(f"no data set {name!r}; there are {', '.join(DATA_SETS)}{hint}")
     source, out = Path(source).absolute(), Path(out).absolute()
     found = {task: _copy_in(source, copies) for task, copies in DATA_SETS[name].items()}
     counts: dict[str, Mapping[str, int]] = {}
@@ -116,7 +116,7 @@ def _copy_in(source: Path, copies: Sequence[Copy]) -> Copy:
     for i in begun or range(len(copies)):
         note = f" ({copies[i].note})" if copies[i].note else ""
         wanted.append(f"{', '.join(lacking[i])} of {copies[i].of}{note}")
-    raise ValueError(f"prepare: {source} lacks files; fetch {'; or '.join(wanted)}")
+    raise ValueError(f"{source} lacks files; fetch {'; or '.join(wanted)}")
 
 
 def _lacking(source: Path, pattern: str) -> list[str]:
@@ -141,16 +141,32 @@ def _patterns(copy: Copy) -> list[str]:
 
 
 def _write_fragment(path: Path, tasks: Iterable[str], folders: Collection[str]) -> Path:
-    """What a config needs in order to name the tasks, whose pictures are in `folders`."""
-    lines = [f'"""Written by rdbcl prepare: the tasks of {path.stem}."""', "", ""]
-    lines += ["def add_tasks(config):"]
-    for task in tasks:
-        files = {split: str(path.parent / task / f"{split}.jsonl") for split in SPLITS}
-        lines.append(f"    config.tasks[{task!r}] = {files!r}")
-    lines.append(f"    config.sequence = {(*tasks,)!r}")
-    if folders:
-        lines.append(f"    config.data.image_root = {os.path.commonpath(folders)!r}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """What a config needs in order to name the tasks, whose pictures are in `folders`, after those
+    that it describes already."""
+    described = {
+        task: {split: str(path.parent / task / f"{split}.jsonl") for split in SPLITS}
+        for task in tasks
+    }
+    text = f'''"""Written by rdbcl prepare: the tasks of {path.stem}."""
+
+import os
+
+TASKS = {{
+{"".join(f"    {task!r}: {files!r},{chr(10)}" for task, files in described.items())}}}
+PICTURES = {os.path.commonpath(folders) if folders else ""!r}
+
+
+def add_tasks(config):
+    """Puts the tasks behind those of the config; one folder holds the pictures of all."""
+    others = [name for name in config.sequence if name in config.tasks and name not in TASKS]
+    for name, files in TASKS.items():
+        config.tasks[name] = files
+    config.sequence = (*others, *TASKS)
+    if PICTURES:
+        root = config.data.image_root
+        config.data.image_root = os.path.commonpath([root, PICTURES]) if root else PICTURES
+'''
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -78,7 +78,9 @@ class RewardConfig:
                         f"weight of {name!r}: expected a finite number, found {weight}"
                     )
         if unused := {*functions, *self.if_correct} - set(self.names):
-            raise ValueError(f"rewards {sorted(unused)} have no weight; give 0 to log them only")
+            raise ValueError(
+                f"rewards {sorted(unused)} have no weight: config.rewards.weights; 0 logs one only"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:

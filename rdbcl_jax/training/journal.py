@@ -62,7 +62,8 @@ class Journal:
         self.steps = self.traced = 0  # of this call
         self.reported = self.started
         self.open = contextlib.ExitStack()
-        for note in (*start.notes, *self.log.lost):
+        dry = [f"dry run: {line}" for line in setup.replaced]
+        for note in (*dry, *start.notes, *self.log.lost):
             self.progress.message(f"note: {note}")
 
     def __enter__(self) -> Journal:

@@ -55,6 +55,7 @@ class Setup:
       demonstrations: per task, training records with the text that a method learns for each; they
         are tokenized once a tokenizer is there.
       left_out: what is wrong with each record that is not among them; see `data.on_bad_record`.
+      replaced: what a dry run has others in place of.
     """
 
     config: RunConfig
@@ -65,6 +66,7 @@ class Setup:
     held_out: list[TaskData]
     demonstrations: list[tuple[Sequence[Record], list[str]]]
     left_out: list[str]
+    replaced: list[str]
 
     @property
     def evaluated(self) -> list[TaskData]:
@@ -79,7 +81,7 @@ def prepare(config: RunConfig) -> Setup:
       ValueError, FileNotFoundError: what is wrong: which field or record, what was found, what was
         expected.
     """
-    config = dry(config) if config.dry_run else config
+    config, replaced = dry(config) if config.dry_run else (config, [])
     method = make_method(config)
     rewards = RewardConfig(**config.rewards.to_dict())
     mesh = make_mesh(**config.mesh.to_dict())
@@ -93,7 +95,7 @@ def prepare(config: RunConfig) -> Setup:
     _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
-    return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations, left_out)
+    return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations, left_out, replaced)
 
 
 def record_check(config: RunConfig) -> Check:
@@ -227,20 +229,28 @@ def _check_agreement(
 # ------------------------------------------------------------------ a dry run
 
 
-def dry(config: RunConfig) -> RunConfig:
+def dry(config: RunConfig) -> tuple[RunConfig, list[str]]:
     """The same run in small: two steps a task on a few records of few tokens.
 
     A model or a data file that is not there is replaced by a tiny random one and by built-in
-    records, so that a recipe can be tried where neither has been fetched.
+    records, so that a recipe can be tried where neither has been fetched; what was is returned,
+    in a line each.
     """
+    replaced = []
     tasks, names = dict(config.tasks), (*config.sequence, *config.evaluation.tasks)
     for name, built_in in zip(names, itertools.cycle(digits_suite.TASKS), strict=False):
         if ":" in name:  # of a suite
             continue
-        if any(not _exists(tasks.get(name, {}).get(split)) for split in SPLITS):
+        sources = tasks.get(name, {})
+        if missing := [split for split in SPLITS if not _exists(sources.get(split))]:
             tasks[name] = dict.fromkeys(SPLITS, BUILT_IN + built_in)
+            if sources:
+                found = f"{missing[0]} is {sources.get(missing[0])!r}, which is not there"
+                replaced.append(f"task {name} has the records of {built_in}: its {found}")
+    if config.model.path and not is_there(config.model.path):
+        replaced.append(f"the model is tiny and random: {config.model.path} is not there")
     rows = jax.device_count() * config.training.microbatches
-    return config.changed(
+    small = config.changed(
         {
             "model.path": config.model.path if is_there(config.model.path) else "",
             "tasks": tasks,
@@ -257,6 +267,7 @@ def dry(config: RunConfig) -> RunConfig:
             "data.test_count": 2,
         }
     )
+    return small, replaced
 
 
 def _exists(source: str | None) -> bool:

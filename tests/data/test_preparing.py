@@ -70,6 +70,18 @@ def test_a_data_set_becomes_records(tmp_path, name):
     assert {file.suffix for file in written} == {".jsonl", ".py"}  # no pictures
 
 
+def test_several_data_sets_in_one_config(tmp_path):
+    config = small_config()
+    for name in ("scienceqa", "gqa"):
+        getattr(published_files, name)(tmp_path / "raw" / name)
+        prepared = prepare(name, tmp_path / "raw" / name, tmp_path / "made")
+        for _ in range(2):  # the second time changes nothing
+            runpy.run_path(str(prepared.fragment))["add_tasks"](config)
+    tasks = load_sequence(config)
+    assert [task.name for task in tasks] == ["scienceqa", "gqa"]
+    assert all(widths(task.test) for task in tasks)
+
+
 def test_ucit(tmp_path):
     published_files.ucit(tmp_path / "raw")
     prepared = prepare("ucit", tmp_path / "raw", tmp_path / "made")

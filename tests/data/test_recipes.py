@@ -49,3 +49,4 @@ def test_a_recipe_reads_what_prepare_writes(data, recipe, tasks):
         record.where.startswith(str(data)) for task in found.evaluated for record in task.test
     )
     assert found.left_out == []
+    assert found.replaced == [f"the model is tiny and random: {config.model.path} is not there"]

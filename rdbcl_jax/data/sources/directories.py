@@ -29,7 +29,8 @@ def files_of(directory: Path, split: str, suffixes: Sequence[str]) -> Sequence[P
         (split,) = splits
     if split not in splits:
         found = f"has no split {split!r}" if split else "has several splits"
-        names = ", ".join(f"{directory}:{name}" if name else str(directory) for name in splits)
+        place = directory if directory.is_absolute() else f"./{directory}"  # no suite's name
+        names = ", ".join(f"{place}:{name}" if name else str(place) for name in splits)
         raise ValueError(f"{directory}: {found}; expected {names}")
     return splits[split]
 
