@@ -150,16 +150,19 @@ def _layout_of(given: str | Mapping[str, Any] | None) -> Layout | None:
 
 
 def _value(row: Mapping[str, Any], names: str) -> Any:
-    """What the first of the columns `a|b.c` holds that holds something, else None."""
+    """What the first of the columns `a|b.c` holds that holds something, else what is empty there:
+    "", [] or None."""
+    empty = None
     for name in names.split("|"):
         value = row.get(name)
         if value is None and "." in name:
             value = row
             for step in name.split("."):
                 value = value.get(step) if isinstance(value, Mapping) else None
-        if value is not None:
+        if value is not None and value != "" and value != []:
             return value
-    return None
+        empty = value if empty is None else empty
+    return empty
 
 
 def _any_there(template: str, row: Mapping[str, Any]) -> bool:

@@ -236,8 +236,8 @@ def test_rows_that_a_layout_cannot_read(tmp_path, row, message):
 
 
 def test_fields_within_fields_and_the_first_that_holds_something(tmp_path):
-    row = {"meta": {"ask": "Which?"}, "gold": None, "label": 7}
+    row = {"meta": {"ask": "Which?"}, "gold": None, "golds": [], "text": "", "label": 7}
     published_files.put(tmp_path / "a.jsonl", row)
-    layout = Layout(prompt="{meta.ask}", answer="gold|label")
+    layout = Layout(prompt="{text|meta.ask}", answer="gold|golds|text|label")
     (record,) = load_records(tmp_path / "a.jsonl", task="t", layout=layout)
     assert (record.prompt, record.answer) == ("Which?", "7")

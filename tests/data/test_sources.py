@@ -92,6 +92,14 @@ def test_json_files_that_hold_lines(tmp_path):
         ('{"a": {"b": 1}, "c": 3}', "row 1: expected an object, found '\"c\": 3'"),
         ('{"images": [{}], "annotations": [{}]}', r'expected a list of objects, \{"data"'),
         ('"text"', "expected a list of objects"),
+        (
+            '[{"a": 1}]\n[{"a": 2}]',
+            r"found '\[\{\"a\": 2\}\]' behind its list of rows, expected one",
+        ),
+        ('[{"a": 1}] {"a": 2}', "behind its list of rows, expected one list"),
+        ('{"a": {"b": 1}} {"c": {"b": 1}}', "behind its list of rows, expected one list"),
+        ('{"data": [{"a": 1}], "test": [{"a": 2}]}', "behind its list of rows, expected one list"),
+        ('{"data": [{"a": 1}], "test"', "cut off behind its rows"),
         ("[[1], [2]]", "row 0: expected an object, found \\[1\\]"),
         ("[]", "holds no records"),
         ("", "holds no records"),
@@ -255,6 +263,13 @@ def test_directories_of_files_side_by_side(tmp_path):
     for name in ("b", "a"):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name, "answer": name}))
     assert [record.answer for record in load_records(tmp_path, task="t")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl"])
+def test_files_and_patterns_have_no_splits(tmp_path, name):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "answer": "a"}))
+    with pytest.raises(ValueError, match=r"found the split 'test' behind a file or a pattern"):
+        open_source(f"{tmp_path / name}:test")
 
 
 def test_data_sets_through_the_library(written, tmp_path, monkeypatch):

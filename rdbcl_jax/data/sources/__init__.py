@@ -40,7 +40,8 @@ def open_source(name: str) -> Source:
     Raises:
       FileNotFoundError: no such file.
       ImportError: a library that is not installed; it names the extra.
-      ValueError: a file of another format, or so damaged that no row can be found.
+      ValueError: a file of another format, or so damaged that no row can be found; a split of what
+        has none.
     """
     kind = name.partition(":")[0]
     if kind in LIBRARIES and not Path(name).exists():
@@ -50,14 +51,18 @@ def open_source(name: str) -> Source:
         before, _, after = name.rpartition(":")
         if before:
             path, split = Path(before), after
-    if path.is_file():
-        files = [path]
-    elif found := sorted(glob.glob(str(path))) if not path.is_dir() else []:
-        files = [Path(file) for file in found]
+    plain = [] if path.is_dir() else [path] if path.is_file() else sorted(glob.glob(str(path)))
+    if plain:
+        files = [Path(file) for file in plain]
     elif path.is_dir() or (not path.suffix and path.parent.joinpath("README.md").is_file()):
         files = [*files_of(path, split, [*FILES])]
     else:
         raise FileNotFoundError(f"no file at {name!r}; expected {_KINDS}")
+    if split and plain:
+        raise ValueError(
+            f"{name!r}: found the split {split!r} behind a file or a pattern, expected it behind a "
+            f"directory; name the file of that split, or leave ':{split}' out"
+        )
     for file in files:
         if file.suffix not in FILES or not file.is_file():
             raise ValueError(f"{file}: expected a file of one of {', '.join(FILES)}")

@@ -102,6 +102,7 @@ _TOKEN = re.compile(rb"(%s)|([{\[])|([}\]])" % _STRING, re.DOTALL)  # its lastin
 _TEXT, _OPENS, _CLOSES = 1, 2, 3
 _COMMA = re.compile(rb"\s*,\s*")
 _KEY = re.compile(rb"\s*,?\s*(%s)\s*:\s*" % _STRING, re.DOTALL)
+_MORE = re.compile(rb"\S[^\n]{,59}")
 _LONGEST_LINE = 1 << 26
 _LISTS = (b'"data"', b'"questions"')  # under which keys rows stand beside what is said of all
 _TELLING = 8  # so many objects by their ids, and nothing else, are rows
@@ -140,7 +141,8 @@ def _elements(path: Path) -> Iterator[Span]:
         elif token.lastindex == _CLOSES:  # of all rows
             if rest := text[last : token.start()].strip():
                 raise _no_row(path, number, rest)
-            return
+            inside = not keyed and text[start:at].lstrip().startswith(b"{")
+            return _check_rest(text, token.end(), inside, path)
     raise ValueError(f"{path}: cut off after row {number - 1}; expected the end of its JSON")
 
 
@@ -185,6 +187,30 @@ def _row_begins(
     if not good:
         raise _no_row(path, number, between)
     return last + key.start(1) if key else opens
+
+
+def _check_rest(text: mmap.mmap, end: int, inside: bool, path: Path) -> None:
+    """Raises ValueError for more rows after the `end` of those that are read; it is `inside` of an
+    object, whose other values are passed over, or nothing but space follows."""
+    depth, before = int(inside), b""
+    for token in _TOKEN.finditer(text, end) if inside else ():
+        if depth == 2 and (before, token[0]) == (b"[", b"{"):
+            raise _more_rows(path, text[token.start() : token.start() + 60])
+        depth += (token.lastindex == _OPENS) - (token.lastindex == _CLOSES)
+        before, end = token[0], token.end()
+        if not depth:
+            break
+    if depth:
+        raise ValueError(f"{path}: cut off behind its rows; expected the end of its JSON")
+    if more := _MORE.search(text, end):
+        raise _more_rows(path, more[0])
+
+
+def _more_rows(path: Path, found: bytes) -> ValueError:
+    return ValueError(
+        f"{path}: found {short(found.decode(errors='replace'))} behind its list of rows, expected "
+        "one list; put all rows into it, or each split into a file of its own"
+    )
 
 
 def _no_row(path: Path, number: int, found: bytes) -> ValueError:
