@@ -28,26 +28,56 @@ _LEAD = re.compile(
     r"(?: is|:| is:)|in total,?|there (?:is|are)|i (?:count|see|can see)) "
 )
 _COUNT = re.compile(
-    rf"(?P<digits>[0-9]{{1,3}}(?:,[0-9]{{3}})+|[0-9]{{1,9}})(?:\.0+)?(?= |$)"
-    rf"|(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})\b(?![-'])"
-    r"|(?P<none>none$|no(?= \w))"
+    r"(?:only |exactly |just )?"
+    r"(?:(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,9})(?:\.0+)?(?= |$)"
+    rf"|(?P<word>{'|'.join(sorted(_WORDS, key=len, reverse=True))})\b(?![-']))"
+    r"|(?P<none>(?:none|nothing)$)"
 )
-_NOUN = re.compile(r"(?: [a-z][a-z'’-]*){1,8}")
-# words that make another number of it, or leave it open
+_NO = re.compile(r"(?:there (?:are|is)|i (?:can )?see) no(?= )")
+# what is counted: adjectives, a noun, and where or what that is; `one` also before a singular
+_WORD = r"(?:tv|[a-z][a-z'’-]{2,})"
+_PLURAL = (
+    r"(?:[a-z][a-z'’-]*[a-rt-z'’]s|[a-z]*(?:people|children|men)|sheep|fish|deer"
+    r"|mice|feet|teeth|geese|aircraft|oxen|dice)"
+)
+_WHERE = (
+    r"(?: [a-z]+ing(?: [a-z]{3,}){0,2})?(?: here| visible| shown| in total"
+    r"| (?:in|on|at|of|with|near|behind|beside|by|inside|outside|from)(?: [a-z'’-]+){1,6})?"
+)
+_MANY = re.compile(rf"(?:(?: {_WORD}){{0,4}} (?P<noun>{_PLURAL}))?{_WHERE}")
+_ONE = re.compile(rf"(?:(?: {_WORD}){{0,4}} (?P<noun>{_WORD}))?{_WHERE}")
+# none of them there: an excuse, and no count
+_EXCUSE = re.compile(
+    r"(?:answer|clue|idea|comment|image|picture|photo|detail|word|way|doubt|thank|guesse|result"
+    r"|hint|option|limit|fact|problem|question|worrie)s?"
+)
+# words that make another number of it, leave it open, or say something about it
 _OTHER = re.compile(
-    r"\b(?:or|and|not|but|no|none|maybe|perhaps|about|around|approximately|nearly|almost|over|under"
-    r"|more|less|fewer|than|least|most|another|minus|plus|times|half|halves|third|thirds|quarter"
-    r"|quarters|pairs?|dozens?|hundreds?|thousands?|millions?|billions?|percent|unsure|sure|unclear"
-    r"|if|to|wait|actually|wrong|point|k|m)\b|n['’]t\b|\b(?:" + "|".join(_WORDS) + r")\b"
+    r"\b(?:or|and|not|but|no|non|none|nothing|never|maybe|perhaps|about|around|approx|approximately"
+    r"|roughly|nearly|almost|over|under|more|less|fewer|few|many|much|too|than|least|most|maximum"
+    r"|minimum|best|worst|other|others|another|extra|additional|further|odd|ish|minus|plus|times"
+    r"|squared?|squares|cubed|half|halves|third|thirds|quarter|quarters|pairs?|couples?|trios?|duos?"
+    r"|tens|doz|dozens?|scores?|gross|grand|hundreds?|thousands?|thou|[a-z]*illions?|milliards?"
+    r"|myriads?|lakhs?|lacs?|crores?|bn|mn|tn|mil|mils|mln|bln|mio|mrd|percent[a-z]*|per|cents?|pct|pcts|k|m"
+    r"|(?:fif|six|seven|eigh|nin|ten|eleven|twelf|[a-z]+teen|[a-z]+tie|hundred|thousand)ths?"
+    r"|(?:[a-z]*met(?:er|re)|inche?|mile|yard|[a-z]*gram|kilo|lb|ounce|pound|[a-z]*lit(?:er|re)"
+    r"|degree|dollar|euro)s?|unsure|sure|unclear|uncertain|possibl[ey]|potential|probabl[ey]|likely|unlikely"
+    r"|guess(?:es)?|hunch|doubt|error|estimate|estimated|if|unless|except|without|to|wait|moment|sec"
+    r"|seconds?|actually|wrong|wrongly|incorrect|incorrectly|false|right|correct|impossible|point"
+    r"|missing|lacking|short|excluding|including|counting|is|are|was|were|be|been|being|has|have|had"
+    r"|do|does|did|can|cannot|could|will|would|may|might|must|should|seems?|looks?|appears?|knows?"
+    r"|equals?|means?|always|thus|versus|besides|this|yes)\b|n['’]t\b|\b(?:"
+    + "|".join(_WORDS)
+    + r")(?:e?s)?\b"
 )
 
 
 def prepare_count(gold: str) -> int:
     """A whole number from 0 on, as digits or as a word up to ninety-nine: `3`, `three`, `3 dogs`,
-    `There are three dogs in the picture`, `no dogs`, `none`.
+    `There are only three dogs in the picture`, `There are no dogs`, `none`.
 
-    What is counted is not compared; it is at most eight words, of which none makes another number
-    of it (`dozen`, `half`, `or`, `not`, `about`).
+    What is counted is not compared, but must be a noun (in the plural, but for one) with what
+    stands round it: no word that makes another number of it, or says something about it.
     """
     if (found := count_of(gold)) is None:
         raise ValueError(f"expected a count such as 3 or three, found {gold[:80]!r}")
@@ -64,16 +94,25 @@ def count_of(text: str) -> int | None:
     if len(text) > _LONGEST:
         return None
     for _ in range(2):  # the answer is: there are
+        if no := _NO.match(text):
+            return 0 if _counted(text[no.end() :], 0) else None
         text = unwrapped(text[lead.end() :]) if (lead := _LEAD.match(text)) else text
-    match = _COUNT.match(unwrapped(text))
+    match = _COUNT.match(text := unwrapped(text))
     if match is None:
         return None
-    rest = unwrapped(text)[match.end() :]
-    if rest and (_OTHER.search(rest) or not _NOUN.fullmatch(rest)):
-        return None
-    if match["digits"]:
-        return int(match["digits"].replace(",", ""))
-    return _WORDS[match["word"]] if match["word"] else 0
+    if match["none"]:
+        return 0
+    found = int(match["digits"].replace(",", "")) if match["digits"] else _WORDS[match["word"]]
+    rest = text[match.end() :]
+    return found if not rest or _counted(rest, found) else None
+
+
+def _counted(rest: str, count: int) -> bool:
+    """Whether that can stand behind a count."""
+    match = (_ONE if count == 1 else _MANY).fullmatch(rest)
+    if match is None or _OTHER.search(rest):
+        return False
+    return count > 0 or bool(match["noun"] and not _EXCUSE.fullmatch(match["noun"]))
 
 
 def prepare_chart(gold: str) -> Quantity | str:
