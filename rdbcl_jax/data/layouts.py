@@ -12,10 +12,10 @@ import dataclasses
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from rdbcl_jax.data.conventions import IMAGE_MARK
-from rdbcl_jax.data.sources.rows import Row, Source
+from rdbcl_jax.data.sources.rows import Row, Source, rows_of
 from rdbcl_jax.data.values import short, written
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.spelling import did_you_mean
@@ -53,6 +53,7 @@ class Layout:
     id: str = "id"
     system: str = ""
     verifier: str = ""
+    strict: ClassVar[bool] = False  # each of its columns is in some row
 
     def named(self, row: Row) -> Row:
         """The row, with the columns that `conventions` reads, or with what is wrong."""
@@ -93,11 +94,38 @@ class Layout:
             return [written(option) for option in value or ()]
         raise ValueError(f"{self.options}: expected a list of options, found {short(value)}")
 
+    def check(self, rows: Source) -> None:
+        """Raises ValueError for a column that none of the rows has."""
+        texts = [self.prompt, self.system, *self.images]
+        lacking = {name for text in texts for name in _COLUMN.findall(text)} - {"options"}
+        lacking |= {name for name in self.images if not _COLUMN.search(name)}
+        lacking |= {self.answer, self.options, *self.option_images} - {""}
+        seen: Mapping[str, Any] = {}
+        for row in rows_of(rows):
+            if not lacking:
+                return
+            seen = seen or row.columns
+            lacking = {name for name in lacking if not _has(row.columns, name)}
+        if lacking and seen:
+            name = min(lacking)
+            raise ValueError(
+                f"{rows.files[0]}: found no column {name!r} in any row, but the columns "
+                f"{', '.join(seen)}; correct its name in format{did_you_mean(name, seen)}"
+            )
+
+
+class OwnLayout(Layout):
+    """That of a table in a config."""
+
+    strict = True
+
 
 class Named:
     """A source whose rows have the columns that a layout names."""
 
     def __init__(self, rows: Source, layout: Layout):
+        if layout.strict:
+            layout.check(rows)
         self.rows, self.layout, self.files = rows, layout, rows.files
         self.version = f"{rows.version} {layout}"
 
@@ -140,7 +168,7 @@ def _layout_of(given: str | Mapping[str, Any] | None) -> Layout | None:
         ):
             raise ValueError(f"{name} is {short(value)}, expected {fields[name]}")
     values: dict[str, Any] = {k: v if isinstance(v, str) else (*v,) for k, v in given.items()}
-    layout = Layout(**values)
+    layout = OwnLayout(**values)
     if layout.verifier:
         get_verifier(layout.verifier)
     return layout
@@ -163,6 +191,19 @@ def _value(row: Mapping[str, Any], names: str) -> Any:
             return value
         empty = value if empty is None else empty
     return empty
+
+
+def _has(row: Mapping[str, Any], names: str) -> bool:
+    """Whether it has one of the columns, empty or not."""
+    for name in names.split("|"):
+        value: Any = row
+        for step in [name] if name in row else name.split("."):
+            if not isinstance(value, Mapping) or step not in value:
+                break
+            value = value[step]
+        else:
+            return True
+    return False
 
 
 def _any_there(template: str, row: Mapping[str, Any]) -> bool:

@@ -1,5 +1,8 @@
 """Published data sets, in the files that are downloaded, read by the name of their layout."""
 
+import json
+import re
+
 import pytest
 
 from rdbcl_jax.data.layouts import LAYOUTS, Layout, layout_of, letter_of
@@ -241,3 +244,23 @@ def test_fields_within_fields_and_the_first_that_holds_something(tmp_path):
     layout = Layout(prompt="{text|meta.ask}", answer="gold|golds|text|label")
     (record,) = load_records(tmp_path / "a.jsonl", task="t", layout=layout)
     assert (record.prompt, record.answer) == ("Which?", "7")
+
+
+@pytest.mark.parametrize(
+    "given,column",
+    [
+        ({"images": ["fotos"]}, "fotos"),
+        ({"images": ["{nr}.png"]}, "nr"),
+        ({"options": "choises"}, "choises"),
+        ({"answer": "gold|label"}, "gold|label"),
+        ({"prompt": "{meta.ask}\n{options}"}, "meta.ask"),
+    ],
+)
+def test_columns_that_no_row_has(tmp_path, given, column):
+    good = {"prompt": "{question}\n{options}", "answer": "n|answer", "options": "choices"}
+    rows = [{"question": "?", "answer": "a", "meta": {"x": 1}}, {"choices": None}]
+    published_files.put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    options = {"task": "t", "problems": []}
+    load_records(tmp_path / "a.jsonl", layout=layout_of(good), **options)
+    with pytest.raises(ValueError, match=rf"a.jsonl: found no column '{re.escape(column)}' in any"):
+        load_records(tmp_path / "a.jsonl", layout=layout_of(good | given), **options)
