@@ -73,6 +73,12 @@ def make_method(config: RunConfig | Mapping[str, Any]) -> Method:
             f"config.rollout.samples is 1, expected at least 2: {config.method} compares the "
             "responses of a prompt with each other"
         )
+    least = method.fewest_prompts
+    if method.responses == "sampled" and config.rollout.prompts < least.prompts:
+        raise ValueError(
+            f"config.rollout.prompts is {config.rollout.prompts}, expected at least "
+            f"{least.prompts} for {config.method}: of fewer, {least.why}"
+        )
     _try(method)
     return method
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.grpo import GRPO, policy_gradient
-from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.method import Method, fewest
 from rdbcl_jax.sections import Count, InnerShare, Natural, NonNegative, Section, Share, section
 
 
@@ -37,6 +37,10 @@ class ReplayOptions(Section):
     fraction: InnerShare = 0.25
     per_task: Natural = 256
     anchor: Literal["all", "old"] = "all"
+
+    def rehearsed(self, size: int) -> int:
+        """How many of a batch's prompts come from earlier tasks, once there are some."""
+        return min(max(round(self.fraction * size), 1), size - 1)
 
 
 @section("ewc")
@@ -87,7 +91,8 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
     `anchor`: its KL term, where it has one, applies to "all" samples, or only to those of "old"
     prompts, which slows nothing that is new.
     """
-    anchor = config.section(ReplayOptions).anchor
+    options = config.section(ReplayOptions)
+    anchor = options.anchor
 
     def targets(batch, policy_logps, entropies):
         found = method.targets(batch, policy_logps, entropies)
@@ -96,7 +101,8 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
         old = jnp.asarray(batch.replayed)[..., None]
         return found._replace(kl_coef=jnp.where(old, found.kl_coef, 0.0))
 
-    return dataclasses.replace(method, targets=targets, data="replay")
+    least = fewest(options.rehearsed, "replay.fraction leaves no prompt of earlier tasks")
+    return dataclasses.replace(method, targets=targets, data="replay", fewest_prompts=least)
 
 
 def ewc(config: RunConfig) -> Method:

@@ -8,6 +8,7 @@ between tasks live in the engine's checkpoint.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -35,6 +36,21 @@ class Targets(NamedTuple):
 TargetFunction = Callable[
     [TrainBatch, Float[Array, "P G T"], Float[Array, "P G T"] | None], Targets
 ]
+
+
+class Fewest(NamedTuple):
+    """The smallest batch with something of all that a method wants in it."""
+
+    prompts: int = 1
+    why: str = ""  # the field that asks for it, and what it would come to in a smaller one
+
+
+ANY = Fewest()
+
+
+def fewest(count: Callable[[int], int], why: str) -> Fewest:
+    """The smallest number of prompts of which `count`, which grows with it, is not 0."""
+    return Fewest(next(size for size in itertools.count(1) if count(size) > 0), why)
 
 
 class Tracker(NamedTuple):
@@ -150,6 +166,8 @@ class Method:
       scheduled: what is made of a step depends on how many steps the task has.
       data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks
         before it ("replay").
+      fewest_prompts: of a batch.
+      fewest_samples: responses of a prompt with which it can be tried.
       consolidation: strength of the quadratic penalty on what mattered to earlier tasks (EWC).
     """
 
@@ -172,6 +190,8 @@ class Method:
     prompts: PromptSampler | None = None
     scheduled: bool = False
     data: Literal["task", "joint", "replay"] = "task"
+    fewest_prompts: Fewest = ANY
+    fewest_samples: int = 2
     consolidation: float = 0.0
 
     @property

@@ -67,7 +67,7 @@ def reinforce_ada(config: RunConfig) -> Method:
         return Targets(batch.given["advantage"], constant(chosen.beta, batch))
 
     method = policy_gradient(config, chosen, revise=revise, given=("advantage",))
-    return dataclasses.replace(method, targets=targets)
+    return dataclasses.replace(method, targets=targets, fewest_samples=own.keep)
 
 
 def is_right(scored: ScoredRollouts) -> Bool[np.ndarray, "P G"]:

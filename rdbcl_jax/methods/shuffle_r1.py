@@ -64,7 +64,7 @@ def shuffle_r1(config: RunConfig) -> Method:
         return Targets(batch.given["advantage"], constant(chosen.beta, batch))
 
     method = policy_gradient(config, chosen, revise=revise, given=("advantage",))
-    return dataclasses.replace(method, targets=targets)
+    return dataclasses.replace(method, targets=targets, fewest_samples=4)
 
 
 def contrasting(advantages: Float[np.ndarray, "P G"]) -> Int[np.ndarray, "P G/2"]:

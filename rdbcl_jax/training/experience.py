@@ -183,8 +183,7 @@ def make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> Fe
     size, seed = config.rollout.prompts, config.seed + first_step
     rehearsal = 0
     if old:
-        share = config.section(ReplayOptions).fraction
-        rehearsal = min(max(round(share * size), 1), size - 1)
+        rehearsal = config.section(ReplayOptions).rehearsed(size)
     if method.prompts:
         return _chosen(learner, stage, method.prompts, first_step, rehearsal)
     order = rehearsed(own, old, size, rehearsal, seed) if old else indices(own, size, seed)

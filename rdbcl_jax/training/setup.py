@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import glob
 import itertools
+import math
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -81,8 +82,11 @@ def prepare(config: RunConfig) -> Setup:
       ValueError, FileNotFoundError: what is wrong: which field or record, what was found, what was
         expected.
     """
-    config, replaced = dry(config) if config.dry_run else (config, [])
     method = make_method(config)
+    replaced = list[str]()
+    if config.dry_run:
+        config, replaced = dry(config, method)
+        method = make_method(config)
     rewards = RewardConfig(**config.rewards.to_dict())
     mesh = make_mesh(**config.mesh.to_dict())
     check(config, mesh)
@@ -229,8 +233,9 @@ def _check_agreement(
 # ------------------------------------------------------------------ a dry run
 
 
-def dry(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """The same run in small: two steps a task on a few records of few tokens.
+def dry(config: RunConfig, method: Method) -> tuple[RunConfig, list[str]]:
+    """The same run in small: two steps a task on a few records of few tokens, as few prompts and
+    responses as the method can do with.
 
     A model or a data file that is not there is replaced by a tiny random one and by built-in
     records, so that a recipe can be tried where neither has been fetched; what was is returned,
@@ -250,19 +255,20 @@ def dry(config: RunConfig) -> tuple[RunConfig, list[str]]:
     if config.model.path and not is_there(config.model.path):
         replaced.append(f"the model is tiny and random: {config.model.path} is not there")
     rows = jax.device_count() * config.training.microbatches
+    prompts = rows * math.ceil(method.fewest_prompts.prompts / rows)
     small = config.changed(
         {
             "model.path": config.model.path if is_there(config.model.path) else "",
             "tasks": tasks,
-            "rollout.prompts": rows,
-            "rollout.samples": min(2, config.rollout.samples),
+            "rollout.prompts": prompts,
+            "rollout.samples": min(method.fewest_samples, config.rollout.samples),
             "rollout.max_tokens": 16,
             "training.steps": 2,
             "training.checkpoint_every": 1,
             "base.steps": 2,
             "base.batch_size": rows,
             "evaluation.batch_size": rows,
-            "data.train_count": rows,
+            "data.train_count": prompts,
             "data.validation_count": 2,
             "data.test_count": 2,
         }

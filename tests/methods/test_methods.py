@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from rdbcl_jax.batches import TrainBatch
-from rdbcl_jax.config import default_config
+from rdbcl_jax.config import RunConfig, default_config
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import METHODS, make_method
 from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.methods.sft import negative_log_likelihood
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.training.setup import dry
 
 
 def method(name, **changes):
@@ -407,11 +409,23 @@ def test_built_in_tasks_are_taught_by_the_rewarded_procedure():
         ("mssr", {"rollout.samples": 1, "mssr.shaping": "odd"}, "mssr.shaping is 'odd'"),
         ("sft", {"demonstrations.target": "gold"}, "demonstrations.target is 'gold'"),
         ("dyme", {"demonstrations.refiner": "nowhere:f"}, "cannot import 'nowhere:f'"),
+        ("replay", {"rollout.prompts": 1}, "prompts is 1, expected at least 2 for replay: .*"),
+        ("portable_replay", {"rollout.prompts": 1}, "prompts is 1, expected at least 2"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_compiles(name, changes, message):
     with pytest.raises(ValueError, match=message):
         method(name, **changes)
+
+
+def test_every_method_stands_in_a_dry_run():
+    for name in METHODS.keys() - {"rft_sft"}:
+        config = default_config()
+        config.method, config.rollout.samples = name, 1 if name == "mssr" else 8
+        asked = RunConfig.of(config)
+        small, _ = dry(asked, make_method(asked))
+        assert make_method(small).name == name and small.training.steps == 2
+        assert small.rollout.prompts <= 2 * jax.device_count() and small.rollout.samples <= 4
 
 
 def test_every_method_has_a_json_config():
