@@ -211,7 +211,7 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 
 def _arguments(asked: Asked, logs: Mapping[str, Callable]) -> dict[str, Any]:
     records = asked.records
-    known = [{**record.columns, **record.row} for record in records]
+    known = [_own({**record.columns, **record.row}) for record in records]
     for record, columns in zip(records, known, strict=True):
         columns.setdefault("answer", [*record.answers] or record.answer)
         columns |= {"task": record.task, "id": record.id}
@@ -222,7 +222,7 @@ def _arguments(asked: Asked, logs: Mapping[str, Callable]) -> dict[str, Any]:
     if any(record.images for record in records):
         arguments["images"] = _Pictures(records, list)
         arguments["image"] = _Pictures(records, lambda images: images[0] if images else None)
-    chats = [record.chat for record in records]
+    chats = [_own(record.chat) for record in records]
     texts = zip(chats, asked.completions, strict=True)
     return {
         **arguments,
@@ -234,6 +234,13 @@ def _arguments(asked: Asked, logs: Mapping[str, Callable]) -> dict[str, Any]:
         "trainer_state": asked.state,
         **logs,
     }
+
+
+def _own(value: Any) -> Any:
+    """A copy of nested lists and dicts, which the function may change; the rest as it is."""
+    if isinstance(value, dict):
+        return {key: _own(item) for key, item in value.items()}
+    return [_own(item) for item in value] if isinstance(value, list) else value
 
 
 class _Pictures(Sequence):
@@ -270,10 +277,8 @@ def _culprit(function: RewardFunction, asked: Asked) -> str:
 
 
 def _checked(name: str, returned: Any, asked: Asked) -> list[float]:
-    try:
-        found: int | str = len(returned)
-    except TypeError:
-        found = type(returned).__name__
+    listed = isinstance(returned, list | tuple) or np.ndim(returned) == 1
+    found = len(returned) if listed else type(returned).__name__
     if found != len(asked):
         raise ValueError(
             f"reward function {name!r}: expected {len(asked)} values, one per completion "
@@ -287,8 +292,8 @@ def _number(name: str, value: Any, record: Scorable) -> float:
     if value is None:
         return math.nan
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= LIMIT:
         raise ValueError(

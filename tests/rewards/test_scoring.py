@@ -161,6 +161,26 @@ def test_chats_get_chats_and_every_column_arrives(rows):
     assert seen["image"][0] is seen["image"][0]  # decoded once
 
 
+def test_a_function_may_change_what_it_gets(rows):
+    """Nothing of it reaches the records, another completion of the same, or a later call."""
+    (chat, *_), found = rows
+    box = record("a", boxes=[[1, 2], {"at": [3]}])
+
+    def spoil(prompts, boxes=None, **columns):
+        for messages in prompts:
+            if isinstance(messages, list):
+                assert messages == found[0]["prompt"]
+                messages.pop()["content"] = "spoilt"
+        for own in filter(None, boxes or []):
+            assert own == [[1, 2], {"at": [3]}]
+            own[0].append(own[1]["at"].pop())
+        return [1.0] * len(prompts)
+
+    config = RewardConfig(weights={"spoil": 1.0}, functions={"spoil": spoil})
+    for _ in range(2):
+        assert score([chat, box, chat, box], [""] * 4, config).total.tolist() == [1.0] * 4
+
+
 def test_async_functions_run_side_by_side_and_keep_one_loop():
     loops = []
     both = threading.Barrier(2, timeout=5)
@@ -291,6 +311,12 @@ def test_a_function_that_raises_on_the_batch_alone():
         ([1.0, math.nan], r"'f' returned nan for record 'b'"),
         ([math.inf, 1.0], r"'f' returned inf for record 'a'"),
         ([1.0, "good"], r"'f' returned 'good' for record 'b'"),
+        (["1", "0"], r"'f' returned '1' for record 'a'"),
+        ([1.0, b"1"], r"'f' returned b'1' for record 'b'"),
+        ({1.0: "a", 0.0: "b"}, r"'f': expected 2 values.*found dict"),
+        ({1.0, 0.0}, r"'f': expected 2 values.*found set"),
+        ("10", r"'f': expected 2 values.*found str"),
+        (b"10", r"'f': expected 2 values.*found bytes"),
         ([1.0, -1e300], r"'f' returned -1e\+300 for record 'b'; expected a number within ±1e\+15"),
     ],
 )
