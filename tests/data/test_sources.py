@@ -265,6 +265,22 @@ def test_directories_of_files_side_by_side(tmp_path):
     assert [record.answer for record in load_records(tmp_path, task="t")] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "shards,message",
+    [
+        (["0-of-00003"], "1 of 3 shards of 'train', expected train-00001-of-00003, train-00002"),
+        (["0-of-00001", "0-of-00002", "1-of-00002"], "different times, train-00000-of-00001"),
+        (["0-of-00001-ab", "0-of-00001-cd"], "different times, train-00000-of-00001-ab"),
+    ],
+)
+def test_shards_that_are_no_whole_split(tmp_path, shards, message):
+    for shard in shards:
+        row = json.dumps({"prompt": "a", "answer": "a"})
+        (tmp_path / f"train-0000{shard}.jsonl").write_text(row)
+    with pytest.raises(ValueError, match=message):
+        open_source(f"{tmp_path}:train")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl"])
 def test_files_and_patterns_have_no_splits(tmp_path, name):
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a", "answer": "a"}))
