@@ -32,31 +32,30 @@ def files_of(directory: Path, split: str, suffixes: Sequence[str]) -> Sequence[P
         place = directory if directory.is_absolute() else f"./{directory}"  # no suite's name
         names = ", ".join(f"{place}:{name}" if name else str(place) for name in splits)
         raise ValueError(f"{directory}: {found}; expected {names}")
-    _check_shards(directory, splits[split])
+    _check_shards(splits[split])
     return splits[split]
 
 
-def _check_shards(directory: Path, files: Sequence[Path]) -> None:
+def _check_shards(files: Sequence[Path]) -> None:
     """Raises ValueError for shards of which others are missing, or that were written twice."""
-    found: dict[tuple[str, ...], list[int]] = {}  # of each generation, numbers
-    for shard in (_SHARD.fullmatch(file.stem) for file in files):
-        if shard:
-            found.setdefault((shard[1], shard[3]), []).append(int(shard[2]))
-    for (name, count), numbers in found.items():
-        if missing := sorted({*range(int(count))} - {*numbers}):
-            names = ", ".join(f"{name}-{number:05}-of-{count}" for number in missing[:8])
+    found: dict[tuple[Path, str], list[re.Match[str]]] = {}
+    for file in files:
+        if shard := _SHARD.fullmatch(file.stem):
+            found.setdefault((file.parent, shard[1]), []).append(shard)
+    for (folder, name), shards in found.items():
+        numbers, count = {int(shard[2]) for shard in shards}, int(shards[0][3])
+        if len(numbers) < len(shards) or len({shard[3] for shard in shards}) > 1:
+            names = ", ".join(shard[0] for shard in shards[:8])
             raise ValueError(
-                f"{directory}: found {len(numbers)} of {int(count)} shards of {name!r}, expected "
-                f"{names} too; fetch what is missing, or name a pattern of the files to read"
+                f"{folder}: found shards that were written at different times, {names}, expected "
+                "those of one; delete the others, or name a pattern of the files to read"
             )
-    if len({name for name, _ in found}) < len(found) or any(
-        len({*numbers}) < len(numbers) for numbers in found.values()
-    ):
-        names = ", ".join(sorted(file.name for file in files)[:8])
-        raise ValueError(
-            f"{directory}: found shards that were written at different times, {names}, expected "
-            "those of one; delete the others, or name a pattern of the files to read"
-        )
+        if missing := sorted({*range(count)} - numbers):
+            names = ", ".join(f"{name}-{number:05}-of-{count:05}" for number in missing[:8])
+            raise ValueError(
+                f"{folder}: found {len(numbers)} of {count} shards of {name!r}, expected {names} "
+                "too; fetch what is missing, or name a pattern of the files to read"
+            )
 
 
 def _splits_of(directory: Path, suffixes: Sequence[str]) -> Splits:
