@@ -18,7 +18,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.methods.grpo import GRPO, policy_gradient
+from rdbcl_jax.methods.grpo import GRPO, policy_gradient, replacing
 from rdbcl_jax.methods.method import Method, fewest
 from rdbcl_jax.sections import Count, InnerShare, Natural, NonNegative, Section, Share, section
 
@@ -77,7 +77,7 @@ def _grpo(config: RunConfig, **fields) -> Method:
 
 
 def joint(config: RunConfig) -> Method:
-    return _grpo(config, data="joint")
+    return _grpo(config, data="joint", revise=replacing(GRPO().chosen(config)))
 
 
 def replay(config: RunConfig) -> Method:
@@ -102,11 +102,14 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
         return found._replace(kl_coef=jnp.where(old, found.kl_coef, 0.0))
 
     least = fewest(options.rehearsed, "replay.fraction leaves no prompt of earlier tasks")
-    return dataclasses.replace(method, targets=targets, data="replay", fewest_prompts=least)
+    return dataclasses.replace(
+        method, targets=targets, data="replay", partly_anchored=True, fewest_prompts=least
+    )
 
 
 def ewc(config: RunConfig) -> Method:
-    return _grpo(config, consolidation=config.section(EWCOptions).strength)
+    revise = replacing(GRPO().chosen(config))
+    return _grpo(config, consolidation=config.section(EWCOptions).strength, revise=revise)
 
 
 def lwf(config: RunConfig) -> Method:

@@ -32,7 +32,7 @@ from rdbcl_jax.config import Reference, RunConfig
 from rdbcl_jax.core.advantages import group_advantages, leave_one_out_advantages
 from rdbcl_jax.core.kl import KLSchedule
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate, policy_loss_terms
-from rdbcl_jax.methods.method import Method, Targets
+from rdbcl_jax.methods.method import Method, Revision, Targets
 from rdbcl_jax.methods.prompts import Order, PromptOptions
 from rdbcl_jax.methods.revisions import resampling
 
@@ -85,8 +85,12 @@ VARIANTS = {
 def grpo(config: RunConfig) -> Method:
     """Group-normalised advantages, clipped surrogate, β · KL with the same β for every sample."""
     chosen = VARIANTS[config.method].chosen(config)
-    revise = resampling(chosen.resample) if chosen.resample else None
-    return policy_gradient(config, chosen, revise=revise)
+    return policy_gradient(config, chosen, revise=replacing(chosen))
+
+
+def replacing(chosen: GRPO) -> Revision | None:
+    """What `resample` asks for; None: nothing."""
+    return resampling(chosen.resample) if chosen.resample else None
 
 
 def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:

@@ -166,6 +166,7 @@ class Method:
       scheduled: what is made of a step depends on how many steps the task has.
       data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks
         before it ("replay").
+      partly_anchored: its KL coefficient is, or may be, of some samples only.
       fewest_prompts: of a batch.
       fewest_samples: responses of a prompt with which it can be tried.
       consolidation: strength of the quadratic penalty on what mattered to earlier tasks (EWC).
@@ -190,6 +191,7 @@ class Method:
     prompts: PromptSampler | None = None
     scheduled: bool = False
     data: Literal["task", "joint", "replay"] = "task"
+    partly_anchored: bool = False
     fewest_prompts: Fewest = ANY
     fewest_samples: int = 2
     consolidation: float = 0.0

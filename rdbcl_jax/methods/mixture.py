@@ -42,7 +42,7 @@ def sft_rl(config: RunConfig) -> Method:
 
     method = policy_gradient(config, chosen, revise=revise, demonstration=teach)
     scheduled = own.mixture == "progressive"
-    return dataclasses.replace(method, targets=targets, scheduled=scheduled)
+    return dataclasses.replace(method, targets=targets, scheduled=scheduled, partly_anchored=True)
 
 
 def taught_share(options: DemonstrationOptions, step: int, steps: int) -> float:

@@ -14,6 +14,33 @@ from rdbcl_jax.methods.method import Method
 from rdbcl_jax.methods.prompts import PromptOptions, prompt_sampler
 from rdbcl_jax.methods.rdbcl import portable
 
+# methods that read an option which others have no use for, by its field
+READERS = {
+    "rollout.resample": {*VARIANTS} - {"one_shot"} | {"rdbcl", "joint", "ewc"},
+    "loss.advantage_scale": {*VARIANTS}
+    | {"rdbcl", "rapo", "joint", "replay", "portable_replay", "ewc", "lwf", "pcurl", "sft_rl"},
+}
+
+
+def check_read(config: RunConfig, method: Method) -> None:
+    """Raises ValueError for an option that is set and that the method does not read."""
+    asked = {
+        "rollout.resample": config.rollout.resample,
+        "loss.advantage_scale": config.loss.advantage_scale,
+    }
+    for field, readers in READERS.items():
+        if asked[field] and config.method not in readers:
+            raise ValueError(
+                f"config.{field} is {asked[field]!r}, which {config.method} does not read; "
+                f"expected None, or one of the methods {sorted(readers)}"
+            )
+    schedule = config.kl.schedule
+    if schedule not in (None, "constant") and method.reference is None:
+        raise ValueError(
+            f"config.kl.schedule is {schedule!r}, and {config.method} has no KL term here; "
+            "expected None, or a kl.beta above 0 for a method that samples"
+        )
+
 
 def with_options(config: RunConfig, method: Method) -> Method:
     """The method with what the config asks of any.
@@ -35,6 +62,7 @@ def with_options(config: RunConfig, method: Method) -> Method:
         method = unsure(method, loss.entropy_share)
     if config.kl.portability:
         method = portable(config, method)
+    check_read(config, method)
     if chosen.schedule != "constant" and method.reference is not None:
         method = scheduled(method, chosen)
     if chosen.order != "uniform":

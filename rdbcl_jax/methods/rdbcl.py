@@ -26,7 +26,7 @@ from rdbcl_jax.core.portability import (
     shuffle_kl_coefficients,
     verified_kl_coefficients,
 )
-from rdbcl_jax.methods.grpo import GRPO, policy_gradient
+from rdbcl_jax.methods.grpo import GRPO, policy_gradient, replacing
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.sections import NonNegative, Positive, Refused, Section, section
 
@@ -72,7 +72,8 @@ class PortabilityOptions(Section):
 
 def rdbcl(config: RunConfig) -> Method:
     """GRPO whose KL coefficient is high where the previous policy's reasoning carries over."""
-    return portable(config, policy_gradient(config, GRPO().chosen(config)))
+    chosen = GRPO().chosen(config)
+    return portable(config, policy_gradient(config, chosen, revise=replacing(chosen)))
 
 
 def portable(config: RunConfig, method: Method) -> Method:
@@ -84,7 +85,8 @@ def portable(config: RunConfig, method: Method) -> Method:
     """
     portability = config.section(PortabilityOptions)
     static = portability.kind == "static"
-    if method.responses != "sampled" or method.data == "replay" or (static and method.pretask):
+    refused = method.responses != "sampled" or method.partly_anchored
+    if refused or (static and method.pretask):
         raise ValueError(
             f"config.kl.portability is True, which scales the β of sampled responses; for "
             f"{config.method} expected "

@@ -394,6 +394,15 @@ def test_built_in_tasks_are_taught_by_the_rewarded_procedure():
 
 # ---------------------------------------------------------------------- wrong options
 
+RESAMPLE_NOTHING = ("rapo", "replay", "portable_replay", "lwf", "one_shot", "zero_shot", "sft")
+RESAMPLE_NOTHING += ("dyme", "pcurl", "shuffle_r1", "reinforce_ada", "gdpo", "sft_rl")
+
+
+@pytest.mark.parametrize("name", ["grpo", "rdbcl", "joint", "ewc", "vas"])
+def test_groups_that_say_nothing_are_replaced_for_whom_it_is_asked(name):
+    assert method(name).revise is None
+    assert method(name, **{"rollout.resample": 2}).revise is not None
+
 
 @pytest.mark.parametrize(
     "name,changes,message",
@@ -411,6 +420,28 @@ def test_built_in_tasks_are_taught_by_the_rewarded_procedure():
         ("dyme", {"demonstrations.refiner": "nowhere:f"}, "cannot import 'nowhere:f'"),
         ("replay", {"rollout.prompts": 1}, "prompts is 1, expected at least 2 for replay: .*"),
         ("portable_replay", {"rollout.prompts": 1}, "prompts is 1, expected at least 2"),
+        ("sft_rl", {"kl.portability": True}, "config.kl.portability is True, .* for sft_rl"),
+        ("dapo", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise', and dapo has no KL"),
+        ("dr_grpo", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise'"),
+        ("ewc", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise'"),
+        ("shuffle_r1", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise'"),
+        *[
+            (name, {"rollout.resample": 2}, f"config.rollout.resample is 2, which {name} does not")
+            for name in RESAMPLE_NOTHING
+        ],
+        *[
+            (
+                name,
+                {"loss.advantage_scale": "leave_one_out"},
+                f"config.loss.advantage_scale is 'leave_one_out', which {name} does not",
+            )
+            for name in ("dyme", "shuffle_r1", "reinforce_ada", "gdpo", "sft", "zero_shot")
+        ],
+        (
+            "mssr",
+            {"loss.advantage_scale": "none", "rollout.samples": 1},
+            "config.loss.advantage_scale is 'none', which mssr does not read",
+        ),
     ],
 )
 def test_wrong_options_are_refused_before_anything_compiles(name, changes, message):
