@@ -56,13 +56,13 @@ class _Line(NamedTuple):
     """A row as it is written.
 
     Attributes:
-      group: the hash of its pictures, or of its question: rows of one group share a split.
+      shows: the hashes of its pictures, or of its question: rows that share one share a split.
       split: the one that the row names; empty where it names none.
       folder: that of its pictures, links followed; empty without any.
     """
 
     text: str
-    group: bytes
+    shows: tuple[bytes, ...]
     split: str
     folder: str
 
@@ -70,8 +70,9 @@ class _Line(NamedTuple):
 def prepare(name: str, source: str | Path, out: str | Path, seed: int = 0) -> Prepared:
     """Writes `OUT/TASK/SPLIT.jsonl` for each task of a data set, and `OUT/NAME.py`.
 
-    Splits that are made take whole groups of records that show the same pictures, in the order of a
-    hash of the pictures and the seed: the same ones wherever and however often they are made.
+    Splits that are made take whole groups of records that share pictures, in the order of a hash of
+    the pictures and the seed: the same ones wherever and however often they are made. A group of
+    more than half of the records stays in train.
 
     Args:
       name: of the data set, in `DATA_SETS`.
@@ -180,7 +181,7 @@ def _write_task(
     the others is added to `problems`, where pictures are to `folders`."""
     out.mkdir(parents=True, exist_ok=True)
     drafts = {part: out / f"{part}.jsonl.new" for part in copy.files}
-    parts: dict[str, list[tuple[bytes, str]]] = {}  # of each line its group and its split
+    parts: dict[str, list[tuple[tuple[bytes, ...], str]]] = {}  # what a line shows, its split
     for part, draft in drafts.items():
         parts[part] = []
         with draft.open("w", encoding="utf-8") as file:
@@ -189,7 +190,7 @@ def _write_task(
                     problems.append(line)
                 else:
                     file.write(line.text + "\n")
-                    parts[part].append((line.group, line.split))
+                    parts[part].append((line.shows, line.split))
                     folders |= {line.folder} - {""}
     counts: collections.Counter[str] = collections.Counter()
     files = {split: (out / f"{split}.jsonl.whole").open("w", encoding="utf-8") for split in SPLITS}
@@ -205,24 +206,53 @@ def _write_task(
     return {split: counts[split] for split in SPLITS}
 
 
-def _splits_of(parts: Mapping[str, Sequence[tuple[bytes, str]]], seed: int) -> dict[str, list[str]]:
+def _splits_of(
+    parts: Mapping[str, Sequence[tuple[tuple[bytes, ...], str]]], seed: int
+) -> dict[str, list[str]]:
     """Of each part, the split of every line."""
     found = {part: [split or part for _, split in lines] for part, lines in parts.items()}
     divided = ALL if ALL in parts else "train"
     named = {*itertools.chain(*found.values())}
-    sizes = collections.Counter(group for group, _ in parts[divided])
-    order = iter(sorted(sizes, key=lambda group: _digest(str(seed).encode(), group)))
+    groups = _connected([shows for shows, _ in parts[divided]])
+    sizes = collections.Counter(groups)
+    large = [group for group in sizes if sizes[group] > len(groups) / 2]  # one at most
+    ordered = sorted({*sizes} - {*large}, key=lambda group: _digest(str(seed).encode(), group))
+    order = iter(ordered)
     given: dict[bytes, str] = {}
     for split in MADE:
         if split not in named:
             wanted = min(MADE[split], max(1, len(parts[divided]) // SHARE))
             while wanted > 0 and (group := next(order, None)):
                 given[group], wanted = split, wanted - sizes[group]
+            if split not in given.values() and large:
+                raise ValueError(
+                    f"prepare: pictures that records share connect {sizes[large[0]]} of "
+                    f"{len(groups)} records, and no others are left for {split}; expected groups "
+                    f"of at most half: fetch a copy that has a {split} split"
+                )
     found[divided] = [
         given.get(group, "train") if split == divided else split
-        for (group, _), split in zip(parts[divided], found[divided], strict=True)
+        for group, split in zip(groups, found[divided], strict=True)
     ]
     return found
+
+
+def _connected(rows: Sequence[Sequence[bytes]]) -> list[bytes]:
+    """Of each row the group that it is in with all rows that it shares a hash with, and they with
+    others; a group is called by the least of its hashes."""
+    above: dict[bytes, bytes] = {}
+
+    def top(one: bytes) -> bytes:
+        while (higher := above.setdefault(one, one)) != one:
+            above[one] = above[higher]
+            one = higher
+        return one
+
+    for first, *others in rows:
+        for other in others:
+            low, high = sorted((top(first), top(other)))
+            above[high] = low
+    return [top(first) for first, *_ in rows]
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -369,9 +399,10 @@ def _line(raw: Row, row: Row, source: Path, out: Path, split: str) -> _Line:
         "source": raw.where,
     } | ({"system": found.system} if found.system else {})
     shows = [_identity(picture, source) for picture in found.images] or [found.prompt.encode()]
+    hashes = tuple(map(_digest, shows))
     places = {place for picture in found.images if (place := _place(picture, raw))}
     folder = os.path.commonpath(places) if places else ""
-    return _Line(json.dumps(fields, ensure_ascii=False), _digest(*shows), split, folder)
+    return _Line(json.dumps(fields, ensure_ascii=False), hashes, split, folder)
 
 
 def _place(picture: Picture, raw: Row) -> str:

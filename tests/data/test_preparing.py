@@ -1,6 +1,7 @@
 """`rdbcl prepare` on published data sets in the files that are downloaded."""
 
 import collections
+import itertools
 import json
 import runpy
 import shutil
@@ -130,12 +131,43 @@ def test_made_splits_are_the_same_again_and_share_no_picture(tmp_path):
     assert split_of(other.fragment.parent / "rs") != made[0]
 
 
+@pytest.mark.parametrize(
+    "shown,message",
+    [
+        (lambda i: (i, i + 20 + i % 2), ""),
+        (lambda i: (i // 3, i // 3 + 20) if i % 3 else (i // 3 + 20,), ""),
+        (lambda i: (i, i + 1) if i < 20 else (i + 2,), ""),  # most are connected
+        (lambda i: (40, i), "connect 30 of 30 records, and no others are left for validation"),
+    ],
+)
+def test_made_splits_share_none_of_several_pictures(tmp_path, shown, message):
+    rows = [
+        {"id": str(i), "image": [f"images/{n}.png" for n in shown(i)], "conversations": [
+            {"from": "human", "value": f"Question {i}?"}, {"from": "gpt", "value": "x"}
+        ]}
+        for i in range(30)
+    ]  # fmt: skip
+    published_files.mllm_cl(tmp_path / "raw")
+    for i in range(60):
+        published_files.put(tmp_path / f"raw/RS/images/{i}.png", published_files.picture(i))
+    published_files.put(tmp_path / "raw/RS/train.json", rows)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            prepare("mllm_cl", tmp_path / "raw", tmp_path / "a")
+        return
+    prepare("mllm_cl", tmp_path / "raw", tmp_path / "a")
+    splits = split_of(tmp_path / "a/rs")
+    assert all(len(found) == 1 for found in splits.values())
+    assert {*itertools.chain(*splits.values())} == {"train", "validation"}
+
+
 def split_of(folder):
     """Of each picture of learned questions, the splits that show it."""
     found = collections.defaultdict(set)
     for split in ("train", "validation"):
         for line in (folder / f"{split}.jsonl").read_text().splitlines():
-            found[json.loads(line)["images"][0]].add(split)
+            for picture in json.loads(line)["images"]:
+                found[picture].add(split)
     return found
 
 
