@@ -7,8 +7,8 @@ between tasks live in the engine's checkpoint.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -50,7 +50,7 @@ ANY = Fewest()
 
 def fewest(count: Callable[[int], int], why: str) -> Fewest:
     """The smallest number of prompts of which `count`, which grows with it, is not 0."""
-    return Fewest(next(size for size in itertools.count(1) if count(size) > 0), why)
+    return Fewest(1 + bisect.bisect_left(range(1, 2**62), 1, key=count), why)
 
 
 class Tracker(NamedTuple):

@@ -18,7 +18,7 @@ import numpy as np
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, policy_gradient
-from rdbcl_jax.methods.method import Draws, Method, Targets
+from rdbcl_jax.methods.method import ANY, Draws, Method, Targets, fewest
 from rdbcl_jax.methods.revisions import taught
 from rdbcl_jax.rollout.scored import ScoredRollouts
 
@@ -42,7 +42,12 @@ def sft_rl(config: RunConfig) -> Method:
 
     method = policy_gradient(config, chosen, revise=revise, demonstration=teach)
     scheduled = own.mixture == "progressive"
-    return dataclasses.replace(method, targets=targets, scheduled=scheduled, partly_anchored=True)
+    least = ANY
+    if own.mixture == "mixed" and own.share:
+        least = fewest(lambda n: round(own.share * n), "demonstrations.share teaches none")
+    return dataclasses.replace(
+        method, targets=targets, scheduled=scheduled, partly_anchored=True, fewest_prompts=least
+    )
 
 
 def taught_share(options: DemonstrationOptions, step: int, steps: int) -> float:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import high_entropy_advantages
 from rdbcl_jax.core.kl import kl_schedule
+from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.methods.grpo import GRPO, VARIANTS
-from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.method import Method, fewest
 from rdbcl_jax.methods.prompts import PromptOptions, prompt_sampler
 from rdbcl_jax.methods.rdbcl import portable
 
@@ -111,6 +112,13 @@ def ordered(config: RunConfig, method: Method, chosen: GRPO) -> Method:
             f"config.prompts.order is {chosen.order!r}, which chooses by rewards: {config.method} "
             "samples no responses, expected 'uniform'"
         )
-    sampler = prompt_sampler(chosen.order, config.section(PromptOptions))
-    staged = chosen.order == "stages"
-    return dataclasses.replace(method, prompts=sampler, scheduled=method.scheduled or staged)
+    options, replay = config.section(PromptOptions), config.section(ReplayOptions)
+    sampler, least = prompt_sampler(chosen.order, options), method.fewest_prompts
+    if chosen.order == "variance" and options.share:
+
+        def by_score(size: int) -> int:
+            return options.scored(size - replay.rehearsed(size) * (method.data == "replay"))
+
+        least = max(least, fewest(by_score, "prompts.share draws none by its score"))
+    scheduled = method.scheduled or chosen.order == "stages"
+    return dataclasses.replace(method, prompts=sampler, scheduled=scheduled, fewest_prompts=least)

@@ -49,6 +49,10 @@ class PromptOptions(Section):
     stages: Count = 3
     exploration: NonNegative = 0.2
 
+    def scored(self, size: int) -> int:
+        """How many of so many prompts are drawn by score; of "variance"."""
+        return round(self.share * size)
+
 
 def prompt_sampler(order: Order, options: PromptOptions) -> PromptSampler | None:
     """The sampler of that order; None: uniform."""
@@ -72,7 +76,7 @@ def by_variance(options: PromptOptions) -> PromptSampler:
         return (1 - weight) * p * (1 - p) + weight * distinct_share(texts)
 
     def choose(scores, rng: np.random.Generator, size: int, progress: float):
-        by_score = round(options.share * size)
+        by_score = options.scored(size)
         total = scores.sum()
         chances = scores / total if total > 0 else None
         drawn = rng.choice(len(scores), by_score, p=chances)

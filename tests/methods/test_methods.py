@@ -420,6 +420,22 @@ def test_groups_that_say_nothing_are_replaced_for_whom_it_is_asked(name):
         ("dyme", {"demonstrations.refiner": "nowhere:f"}, "cannot import 'nowhere:f'"),
         ("replay", {"rollout.prompts": 1}, "prompts is 1, expected at least 2 for replay: .*"),
         ("portable_replay", {"rollout.prompts": 1}, "prompts is 1, expected at least 2"),
+        (
+            "sft_rl",
+            {"rollout.prompts": 5, "demonstrations.share": 0.1},
+            "prompts is 5, expected at least 6 for sft_rl: of fewer, demonstrations.share teaches",
+        ),
+        ("sft_rl", {"demonstrations.share": 1e-9}, "expected at least 5000000.. for sft_rl"),
+        (
+            "vas",
+            {"rollout.prompts": 1},
+            "prompts is 1, expected at least 2 for vas: of fewer, prompts.share draws none",
+        ),
+        (
+            "replay",
+            {"rollout.prompts": 2, "prompts.order": "variance"},
+            "prompts is 2, expected at least 3 for replay: of fewer, prompts.share draws none",
+        ),
         ("sft_rl", {"kl.portability": True}, "config.kl.portability is True, .* for sft_rl"),
         ("dapo", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise', and dapo has no KL"),
         ("dr_grpo", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise'"),
@@ -447,6 +463,14 @@ def test_groups_that_say_nothing_are_replaced_for_whom_it_is_asked(name):
 def test_wrong_options_are_refused_before_anything_compiles(name, changes, message):
     with pytest.raises(ValueError, match=message):
         method(name, **changes)
+
+
+def test_a_share_of_a_batch_that_comes_to_a_prompt_stands():
+    assert method("sft_rl", **{"rollout.prompts": 6, "demonstrations.share": 0.1})
+    assert method("sft_rl", **{"rollout.prompts": 1, "demonstrations.share": 0.0})
+    assert method("sft_rl", **{"rollout.prompts": 1, "demonstrations.mixture": "interleaved"})
+    assert method("vas", **{"rollout.prompts": 2}) and method("replay", **{"rollout.prompts": 2})
+    assert method("replay", **{"rollout.prompts": 3, "prompts.order": "variance"})
 
 
 def test_every_method_stands_in_a_dry_run():
