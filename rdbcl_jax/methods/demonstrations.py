@@ -10,8 +10,10 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.rewards.boxes import unsized
 from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.response_format import in_format
+from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.sections import Count, Section, Share, section
 
 Demonstration = Callable[[Record], str | None]  # None: the record has none, and is left out
@@ -58,7 +60,7 @@ def demonstration(options: DemonstrationOptions) -> Demonstration:
       FileNotFoundError: no such rollouts.
     """
     if options.target == "answer":
-        return lambda record: in_format(options.no_reasoning, record.answer)
+        return lambda record: in_format(options.no_reasoning, _taught(record))
     if options.target == "rollouts":
         rollouts = read_rollouts(options.rollouts)
         return lambda record: rollouts.get(record.id)
@@ -81,15 +83,21 @@ def reasoned(record: Record, refine: Callable[..., str] | None) -> str:
     does), from the record's own response, or from nothing but the question.
     """
     if refine is not None:
-        return in_format(_refined(record, refine), record.answer)
+        return in_format(_refined(record, refine), _taught(record))
     if response := record.columns.get("response"):
         return response
     if hint := record.columns.get("hint"):
-        return in_format(hint, record.answer)
+        return in_format(hint, _taught(record))
     raise ValueError(
         f"record {record.id!r} has neither a `response` nor a `hint` column to learn from; add "
         "one, or set demonstrations.target to 'answer'"
     )
+
+
+def _taught(record: Record) -> str:
+    """The gold answer; places without the size of what they lie in."""
+    places = get_verifier(record.verifier).rescale is not None
+    return unsized(record.answer) if places else record.answer
 
 
 def _refined(record: Record, refine: Callable[..., str]) -> str:

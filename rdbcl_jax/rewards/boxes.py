@@ -59,7 +59,7 @@ def size_in(value: Any) -> tuple[float, float] | None:
 
 
 def rescaled(gold: str, picture: tuple[int, int], frame: tuple[int, int]) -> str:
-    """The gold boxes in other coordinates, as a list in JSON.
+    """The gold boxes in other coordinates, in JSON, with the size in which answers must lie.
 
     Args:
       picture: width and height of the coordinates that the gold is in, unless it says a size.
@@ -70,7 +70,14 @@ def rescaled(gold: str, picture: tuple[int, int], frame: tuple[int, int]) -> str
     value, size = _listed(from_json(gold))
     width, height = size_in(size) or picture
     found = _checked(value, (width, height)) * np.tile([frame[0] / width, frame[1] / height], 2)
-    return json.dumps([_whole(box, frame) for box in found])
+    return json.dumps({"size": [*frame], "boxes": [_whole(box, frame) for box in found]})
+
+
+def unsized(gold: str) -> str:
+    """Gold boxes or points without the size beside them, as they are asked for."""
+    value = from_json(gold)
+    named = isinstance(value, dict) and next((k for k in ("boxes", "points") if k in value), None)
+    return json.dumps(value[named]) if named else gold
 
 
 def _whole(box: np.ndarray, frame: tuple[int, int]) -> list[int]:

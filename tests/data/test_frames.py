@@ -10,6 +10,7 @@ from PIL import Image
 from rdbcl_jax.data.check import Check
 from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
 from rdbcl_jax.models import read_processor, read_tokenizer
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import score
@@ -72,16 +73,22 @@ def test_gold_boxes_are_in_pixels_of_the_resized_picture(tmp_path, encoder):
     width, height = encoder.processor.frame((640, 480))
     assert (width, height) != (640, 480)
     seen = np.rint(share * np.array([width, height, width, height])).astype(int).tolist()
-    assert [json.loads(record.answer) for record in records[:3]] == [[seen]] * 3
+    size = [width, height]
+    sized = {"size": size, "boxes": [seen]}
+    assert [json.loads(record.answer) for record in records[:3]] == [sized] * 3
     assert json.loads(records[3].answer) == [box]  # as it is written
-    assert json.loads(records[4].answer) == [seen]
+    assert json.loads(records[4].answer) == sized
     middle = [round(width / 2), round(height / 2)]
-    assert json.loads(records[5].answer) == {"size": [width, height], "points": [middle]}
+    assert json.loads(records[5].answer) == {"size": size, "points": [middle]}
     right = [*[f'[{{"bbox_2d": {seen}}}]'] * 3, f"[{box}]", str(seen[:2]), str(middle)]
     as_stored = [*[str(box)] * 3, str(seen), "[320, 240]", "[320, 240]"]
     for answers, accuracy in ((right, 1), (as_stored, 0)):
         texts = [in_format(".", answer) for answer in answers]
         assert score(records, texts).accuracy.tolist() == [accuracy] * 6
+    taught = demonstration(DemonstrationOptions(target="answer"))  # without the size
+    assert taught(records[0]) == in_format(".", f"[{seen}]")
+    assert taught(records[3]) == in_format(".", records[3].answer)
+    assert taught(records[5]) == in_format(".", f"[{middle}]")
     assert records[0].row["answer"] == [box]  # reward functions get what the file says
 
 
@@ -104,5 +111,20 @@ def test_a_box_is_never_narrower_than_a_pixel(tmp_path, encoder):
     rows = [{"image": "a.png", "answer": box} for box in ([3998, 3998, 4000, 4000], [])]
     first, none = load(tmp_path, encoder, *rows, verifier="grounding")
     width, height = encoder.processor.frame((4000, 4000))
-    assert json.loads(first.answer) == [[width - 1, height - 1, width, height]]
-    assert json.loads(none.answer) == []
+    size = [width, height]
+    corner = [width - 1, height - 1, width, height]
+    assert json.loads(first.answer) == {"size": size, "boxes": [corner]}
+    assert json.loads(none.answer) == {"size": size, "boxes": []}
+
+
+@pytest.mark.parametrize("verifier", ["grounding", "pointing"])
+def test_answers_outside_the_picture_are_wrong(tmp_path, encoder, verifier):
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "answer": [[0, 0, 640, 480]]}
+    (record,) = load(tmp_path, encoder, row, verifier=verifier)
+    width, height = encoder.processor.frame((640, 480))
+    inside, outside = [0, 0, width, height], [0, 0, width, height + 1]
+    if verifier == "pointing":
+        inside, outside = inside[2:], outside[2:]
+    texts = [in_format(".", str(answer)) for answer in (inside, outside)]
+    assert score([record] * 2, texts).accuracy.tolist() == [1, 0]
