@@ -8,14 +8,14 @@ from rdbcl_jax.rewards.words import bare
 
 _LONGEST = 256  # characters
 _ROUND = re.compile(r"\[([^\[\]]*)\]|\{([^{}]*)\}|\(([^()]*,[^()]*)\)", re.S)
-_BETWEEN = re.compile(r"\s*[,;/&+|、]\s*(?:and\s+)?|\s+and\s+|\s+", re.I)
+_BETWEEN = re.compile(r"\s*[,;&+|、]\s*(?:and\s+)?|\s+and\s+|\s+", re.I)
 _LETTER = re.compile(r"\(([A-Z])\)|\[([A-Z])\]|([\"'*`]{0,2})([A-Z])[.:)]?\3", re.I)
 
 
 def prepare(gold: str) -> frozenset[str]:
     """Letters, each once: `A, C`, `C and A`, `(A)(C)`, `["A", "C"]`, or `AC` in order and capitals.
 
-    Nothing else may stand there, no text of an option and no `or`.
+    Nothing else may stand there, no text of an option and no `or`, nor `A/C`, which may mean it.
     """
     if not (letters := _letters(gold)):
         raise ValueError(f"expected letters of options, found {gold[:80]!r}")

@@ -64,7 +64,8 @@ _YES_NO = re.compile(
 _AGAINST = {
     "yes": re.compile(
         r"\b(?:no|not|never|none|neither|nor|false|cannot|nope|nah|nay|hardly|scarcely"
-        r"|unlikely|untrue|doubtful)\b|n['’]t\b"
+        r"|unlikely|untrue|doubtful|impossible|nothing|nobody)\b"
+        r"|n['’]t\b|\b(?:is|are|was|were|does|do|did|has|have|had|ca|could|wo|would|should|must)nt\b"
     ),
     "no": re.compile(r"\b(?:yes|yep|yeah|yup|true)\b"),
 }
