@@ -15,7 +15,7 @@ from rdbcl_jax.reporting.numbers import DASH
 from rdbcl_jax.reporting.page import method_name
 from rdbcl_jax.reporting.run_files import Run
 
-NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir)$")
+NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir|profile)$|^log\.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.sizes import SIZES
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
 from rdbcl_jax.integrity import damage, manifest, read_manifest
 from rdbcl_jax.json_files import flatten, plain, read_object, write_json
@@ -103,10 +104,12 @@ def _check_made(directory: pathlib.Path, config: RunConfig) -> None:
     except (ValueError, KeyError):
         settings, problem = {}, f"has a damaged {MADE}"
     now = flatten(_settings(config))
+    # of batches, which may be left to the data: of the run, or, in a study, of the base alone
+    sizes = {f"data.{name}" for name in SIZES}
     problem = problem or ", ".join(
         f"was made with {name} = {value!r}, not {now[name]!r}"
         for name, value in flatten(settings).items()
-        if name in now and now[name] != value
+        if name in now and now[name] != value and not (name in sizes and not (value and now[name]))
     )
     if problem:
         raise ValueError(f"the base model {directory} {problem}; {advice}")

@@ -14,7 +14,8 @@ from rdbcl_jax.lab.faithfulness.run import run_gate
 from rdbcl_jax.rewards.response_format import parse
 from tests import engine
 
-TASKS = [(suite, task) for suite in map(load_suite, SUITES) for task in suite.TASKS]
+PROBED = [suite for suite in map(load_suite, SUITES) if hasattr(suite, "OPTIONS")]
+TASKS = [(suite, task) for suite in PROBED for task in suite.TASKS]
 each_task = pytest.mark.parametrize("suite,task", TASKS, ids=[task for _, task in TASKS])
 
 

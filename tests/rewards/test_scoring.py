@@ -210,7 +210,9 @@ def test_functions_in_files_beside_the_config(tmp_path, monkeypatch):
         "def close(answer, gold, by=1.0):\n    return abs(int(answer) - int(gold)) <= by\n"
     )
     (tmp_path / "broken.py").write_text("def f(:\n")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    # without the folders of configs that other tests have read
+    here = [place for place in sys.path if "pytest" not in place or "site-packages" in place]
+    monkeypatch.setattr(sys, "path", [*here, str(tmp_path)])
     config = RewardConfig(weights={"brief": 1.0}, functions={"brief": "mine.py:brief"})
     np.testing.assert_array_equal(score([record()] * 2, ["abc", "abcdef"], config).total, [1, 0])
     # by a path of its own it is the same module

@@ -15,7 +15,7 @@ from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.sharding import RowShard
-from rdbcl_jax.training import run
+from rdbcl_jax.training import experience, run
 from rdbcl_jax.training import task as one_task
 from rdbcl_jax.training.memory import PHASES, OutOfMemory, within_memory
 from rdbcl_jax.training.metrics import reward_means
@@ -231,7 +231,7 @@ ASKS_FOR_ARRAYS = {  # in each phase
     "loading": (run, "load_policy"),
     "evaluation": (run, "evaluate"),
     "boundary": (run, "dtype_of_frozen"),
-    "sampling": (one_task, "put_batch"),
+    "sampling": (experience, "put_batch"),
     "reference": (one_task, "frozen_logprobs"),
     "update": (one_task, "local_rows"),
 }
