@@ -89,6 +89,7 @@ def test_a_base_that_is_there_is_taken_if_it_is_what_was_made(made, tmp_path):
         return make_base(taken, copy, one_device(), lambda step, loss: pytest.fail("made again"))
 
     assert take() and take({"seed": 5, "data.train_count": 7, "optimizer.learning_rate": 0.1})
+    assert take({"data.images_per_prompt": (1,)})  # the base of a study leaves that to the data
     assert take(damage=lambda base: shutil.rmtree(base / "made"))  # of before there was that
     for changes, damage, problem in (
         ({"base.seed": 1}, None, r"was made with base\.seed = 0, not 1"),
