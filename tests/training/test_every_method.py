@@ -12,7 +12,6 @@ import pytest
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.rewards.scoring import score as score_texts
-from rdbcl_jax.training import learner as learner_module
 from rdbcl_jax.training import run as run_module
 from rdbcl_jax.training.collect import collect
 from rdbcl_jax.training.run import train
@@ -235,7 +234,7 @@ def test_collected_rollouts_are_the_right_ones_and_are_learned(base, tmp_path, m
     run_dir.mkdir()
     config = tiny("grpo", **{"training.collect": 2, "kl.beta": 0.0})
     with monkeypatch.context() as patch:  # the tiny model answers nothing rightly
-        patch.setattr(learner_module, "score_texts", short_is_right)
+        patch.setattr(run_module, "judge", short_is_right)
         run(config, run_dir, base)
     tables = {p.stem: pq.read_table(p).to_pylist() for p in run_dir.glob("rollouts/*.parquet")}
     assert tables.keys() == {"sum", "jigsaw"}
