@@ -25,6 +25,7 @@ from rdbcl_jax.data.sources import Row
 from rdbcl_jax.data.values import line_of, short, written
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
+_LARGEST = (10**6, 10**6)  # no picture is
 _GOLD_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -184,8 +185,13 @@ def _named_verifier(row: Mapping[str, Any], trusted: Collection[str]) -> str:
 
 
 def _check_gold(verifier: str, answers: tuple[str, ...]):
+    judge = get_verifier(verifier)
     try:
-        get_verifier(verifier).prepared(answers)
+        if judge.rescale:  # the size of the picture is known later
+            for answer in answers:
+                judge.rescale(answer, _LARGEST, _LARGEST)
+        else:
+            judge.prepared(answers)
     except ValueError as error:
         raise ValueError(
             f"gold answer, for the verifier {verifier!r}: {error}; correct the answer, name "

@@ -32,13 +32,29 @@ def prepare(gold: str) -> GoldPlaces:
       ValueError: anything else; points without a size, by which nearness is measured.
     """
     value = boxes.from_json(gold)
-    if not isinstance(value, dict) or "points" not in value:
+    if not _holds_points(value):
         found = boxes.prepare(gold)
         return GoldPlaces(found.boxes, np.zeros((0, 2)), found.size)
-    size = boxes.size_in(value.get("size"))
+    points, size = _sized(value)
     if size is None or math.inf in size:
         raise ValueError(f"expected the size of the picture beside points, found {gold[:80]!r}")
-    return GoldPlaces(np.zeros((0, 4)), _points(value["points"], size), size)
+    return GoldPlaces(np.zeros((0, 4)), _points(points, size), size)
+
+
+def _holds_points(value: Any) -> bool:
+    """Whether a gold answer holds points, of any form that an answer may have, and no boxes."""
+    if isinstance(value, dict):
+        return bool(value.keys() & {"points", "point_2d", "point"})
+    if isinstance(value, list) and value and isinstance(value[0], list | dict):
+        return _holds_points(value[0])
+    return isinstance(value, list) and len(value) == 2
+
+
+def _sized(value: Any) -> tuple[Any, tuple[float, float] | None]:
+    """The points of a gold answer, and the size that they are relative to, where it is said."""
+    if isinstance(value, dict) and "points" in value:
+        return value["points"], boxes.size_in(value.get("size"))
+    return value, None
 
 
 def compare(answer: str, gold: GoldPlaces, reach: float) -> float:
@@ -70,12 +86,13 @@ def compare(answer: str, gold: GoldPlaces, reach: float) -> float:
 
 
 def rescaled(gold: str, picture: tuple[int, int], frame: tuple[int, int]) -> str:
-    """The gold in other coordinates; arguments as of `boxes.rescaled`."""
+    """The gold in other coordinates; arguments as of `boxes.rescaled`. Points need no size."""
     value = boxes.from_json(gold)
-    if not isinstance(value, dict) or "points" not in value:
+    if not _holds_points(value):
         return boxes.rescaled(gold, picture, frame)
-    width, height = boxes.size_in(value.get("size")) or picture
-    found = _points(value["points"], (width, height)) * [frame[0] / width, frame[1] / height]
+    points, size = _sized(value)
+    width, height = size or picture
+    found = _points(points, (width, height)) * [frame[0] / width, frame[1] / height]
     return json.dumps({"size": [*frame], "points": np.rint(found).astype(int).tolist()})
 
 

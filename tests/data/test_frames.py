@@ -106,6 +106,26 @@ def test_places_that_lie_nowhere(tmp_path, encoder, row, message):
         load(tmp_path, encoder, row, verifier="grounding")
 
 
+@pytest.mark.parametrize(
+    "gold", [[320, 240], [[320, 240]], {"points": [[320, 240]]}, {"point_2d": [320, 240]}]
+)
+def test_gold_points_in_pixels(tmp_path, encoder, gold):
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "answer": gold, "verifier": "pointing"}
+    (record,) = load(tmp_path, encoder, row)
+    width, height = encoder.processor.frame((640, 480))
+    middle = [round(width / 2), round(height / 2)]
+    assert json.loads(record.answer) == {"size": [width, height], "points": [middle]}
+    texts = [in_format(".", str(answer)) for answer in (middle, [0, 0])]
+    assert score([record, record], texts).accuracy.tolist() == [1, 0]
+    (left,) = load_records(tmp_path / "rows.jsonl", task="t")  # without a model
+    assert json.loads(left.answer) == gold
+    with pytest.raises(ValueError, match=r"point \[641, 0\]: expected 0 <= x <= 640"):
+        load(tmp_path, encoder, row | {"answer": [641, 0]})
+    with pytest.raises(ValueError, match=r"gold answer, for the verifier 'pointing'"):
+        load(tmp_path, encoder, row | {"answer": [1, 2, 3]})
+
+
 def test_a_box_is_never_narrower_than_a_pixel(tmp_path, encoder):
     Image.new("RGB", (4000, 4000)).save(tmp_path / "a.png")
     rows = [{"image": "a.png", "answer": box} for box in ([3998, 3998, 4000, 4000], [])]
