@@ -20,7 +20,7 @@ from rdbcl_jax.commands import (
     read_config,
     start,
 )
-from rdbcl_jax.spelling import did_you_mean
+from rdbcl_jax.messages import did_you_mean
 
 HEAD = """\
 rdbcl: continual RL with verifiable rewards for vision-language models

@@ -22,8 +22,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rdbcl_jax.json_files import flatten
+from rdbcl_jax.messages import did_you_mean, line_of
 from rdbcl_jax.recipes import find_config, load_config, recipes
-from rdbcl_jax.spelling import did_you_mean
 
 HELP = ("help", "-h", "-help", "--help", "--helpshort", "--helpfull")
 OVERRIDE = re.compile(r"--(no)?config\.([^=]*)(=.*)?", re.DOTALL)
@@ -227,7 +227,7 @@ def _changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     try:
         values(words)
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
-        text = " ".join(str(error).split())
+        text = line_of(error)
         if wrong := re.match(r"flag --(config\.([\w.]+))=(.*?): ", text):
             from rdbcl_jax.settings import setting
 

@@ -18,6 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from rdbcl_jax.core.kl import KLSchedule
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.sections import (
     SECTIONS,
     Count,
@@ -38,7 +39,6 @@ from rdbcl_jax.sections import (
     inner,
     known,
 )
-from rdbcl_jax.spelling import did_you_mean
 
 Reference = Literal["previous", "base", "ema"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import os
 import pathlib
@@ -74,6 +75,15 @@ def damage(directory: pathlib.Path, saved: Manifest, *, hashed: bool = True) -> 
 def _hashes(files: Sequence[pathlib.Path]) -> list[str]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(file_hash, files))
+
+
+@functools.cache
+def code_hash() -> str:
+    """SHA-256 of this package's own files, by their names: other code may find other things."""
+    digest, root = hashlib.sha256(), pathlib.Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)} {file_hash(path)}".encode())
+    return digest.hexdigest()
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -170,12 +170,13 @@ def _held(options: ModelConfig, model: VLM, params: Params) -> Params:
 
 def make_encoder(config: RunConfig, directory: pathlib.Path) -> PromptEncoder:
     """What makes prompts of records, with the tokenizer and processor of a checkpoint directory."""
-    return _encoder(config, directory, {name: allowed_sizes(config, name) for name in SIZES})
+    return encoder_of(config, directory, {name: allowed_sizes(config, name) for name in SIZES})
 
 
-def _encoder(
+def encoder_of(
     config: RunConfig, directory: pathlib.Path, sizes: Mapping[str, Sequence[int]]
 ) -> PromptEncoder:
+    """The same for batches of these sizes, by their names in `SIZES`; none: of any."""
     options = config.model
     return PromptEncoder(
         read_tokenizer(directory),
@@ -183,10 +184,10 @@ def _encoder(
             directory,
             min_pixels=options.min_pixels or None,
             max_pixels=options.max_pixels or None,
-            patch_slots=sizes["patch_slots"],
-            images_per_prompt=sizes["images_per_prompt"],
+            patch_slots=sizes.get("patch_slots", ()),
+            images_per_prompt=sizes.get("images_per_prompt", ()),
         ),
-        lengths=sizes["prompt_lengths"],
+        lengths=sizes.get("prompt_lengths", ()),
         response_lengths=(config.rollout.max_tokens,),
         system_prompt=config.data.system_prompt,
         template=config.data.template,
@@ -205,7 +206,7 @@ def record_check(
     @functools.cache
     def made() -> tuple[PromptEncoder, str]:
         with directory() as path:
-            return _encoder(config, path, sizes), _key(config, path)
+            return encoder_of(config, path, sizes), _key(config, path)
 
     return Check(config.data.check, lambda: made()[0], lambda: made()[1], sizes)
 

@@ -29,7 +29,7 @@ from typing import (
 
 from ml_collections import ConfigDict
 
-from rdbcl_jax.spelling import did_you_mean
+from rdbcl_jax.messages import did_you_mean
 
 
 class Refused(ValueError):

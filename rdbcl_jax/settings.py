@@ -15,8 +15,8 @@ from typing import Any
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.json_files import plain
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.sections import SECTIONS, Section, expected, hints, inner
-from rdbcl_jax.spelling import did_you_mean
 
 _ENTRY = re.compile(r"  ([\w, ]+): (.*)")
 

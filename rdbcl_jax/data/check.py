@@ -21,9 +21,10 @@ from rdbcl_jax.data.indexed import Facts, Records
 from rdbcl_jax.data.pictures import Stored
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record, header_problem, load_images
-from rdbcl_jax.data.values import line_of
 from rdbcl_jax.data.waiting import in_threads, shown
+from rdbcl_jax.integrity import code_hash
 from rdbcl_jax.json_files import read_json
+from rdbcl_jax.messages import line_of
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 Level = Literal["full", "headers"]
@@ -331,7 +332,7 @@ class _Kept:
             version = records.source.version
             how = (key, check.level, sorted(check.sizes.items()), settings)
             parts = (*how, version, [*map(os.path.abspath, self.files)])
-            name = hashlib.sha256(repr((parts, _code())).encode()).hexdigest()[:32]
+            name = hashlib.sha256(repr((parts, code_hash())).encode()).hexdigest()[:32]
             self.file = cache_folder() / "sources" / f"{name}.json"
 
     def read(self) -> _Found | None:
@@ -375,15 +376,6 @@ def _stamps(files: Sequence[str]) -> list[list[int]]:
         return [stamp(file) for file in files[start : start + 1000]]
 
     return [one for part in in_threads(of_part, range(0, len(files), 1000)) for one in part]
-
-
-@functools.cache
-def _code() -> str:
-    """Of the package: other code may find other things."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _replace(file: Path, write: Callable[[Path], Any]) -> None:

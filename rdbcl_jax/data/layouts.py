@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 from rdbcl_jax.data.conventions import IMAGE_MARK
 from rdbcl_jax.data.sources.rows import Row, Source, rows_of
 from rdbcl_jax.data.values import short, written
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.rewards.verifiers import get_verifier
-from rdbcl_jax.spelling import did_you_mean
 
 _COLUMN = re.compile(r"\{([\w.|]+)\}")
 _OWN_LETTER = re.compile(r"[(\[]?([A-Z])[).:\]]")  # A) a dog
@@ -288,6 +288,12 @@ def letter_of(answer: Any, options: Sequence[str]) -> str:
 # --- published data sets -------------------------------------------------------------------------
 
 _LETTERED = "{question}\n{options}"
+_ANNOTATED = Layout(
+    prompt="{question}", answer="answers", images=("image",), id="question_id", verifier="vqa"
+)
+# rows of LLaVA's form where they are learned, {question_id, image, text, answer} where tested
+_LLAVA = Layout(id="", prompt="{text}", answer="answer")
+_UCIT = dataclasses.replace(_LLAVA, image_folder="../../datasets")
 
 LAYOUTS: dict[str, Layout] = {
     "scienceqa": Layout(
@@ -297,27 +303,9 @@ LAYOUTS: dict[str, Layout] = {
         options="choices",
         images=("image",),
     ),
-    "textvqa": Layout(
-        prompt="{question}",
-        answer="answers",
-        images=("image",),
-        id="question_id",
-        verifier="vqa",
-    ),
-    "textvqa_original": Layout(
-        prompt="{question}",
-        answer="answers",
-        images=("{image_id}.jpg",),
-        id="question_id",
-        verifier="vqa",
-    ),
-    "vizwiz": Layout(
-        prompt="{question}",
-        answer="answers",
-        images=("image",),
-        id="question_id",
-        verifier="vqa",
-    ),
+    "textvqa": _ANNOTATED,
+    "textvqa_original": dataclasses.replace(_ANNOTATED, images=("{image_id}.jpg",)),
+    "vizwiz": _ANNOTATED,
     "gqa": Layout(
         prompt="{question}",
         answer="answer",
@@ -371,13 +359,8 @@ LAYOUTS: dict[str, Layout] = {
         images=("image",),
         verifier="exact",
     ),
-    # rows of LLaVA's form where they are learned, {question_id, image, text, answer} where tested
-    "ucit": Layout(id="", prompt="{text}", answer="answer", image_folder="../../datasets"),
-    "ucit_arxivqa": Layout(
-        id="", prompt="{text}", answer="answer", image_folder="../../datasets", verifier="choice"
-    ),
-    "ucit_captions": Layout(
-        id="", prompt="{text}", answer="answer", image_folder="../../datasets", verifier="caption"
-    ),
-    "mllm_cl": Layout(id="", prompt="{text}", answer="answer"),
+    "ucit": _UCIT,
+    "ucit_arxivqa": dataclasses.replace(_UCIT, verifier="choice"),
+    "ucit_captions": dataclasses.replace(_UCIT, verifier="caption"),
+    "mllm_cl": _LLAVA,
 }

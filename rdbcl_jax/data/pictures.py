@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from rdbcl_jax.data.sources import open_source
 from rdbcl_jax.data.sources.rows import Source
-from rdbcl_jax.data.values import line_of
+from rdbcl_jax.messages import line_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,13 +23,14 @@ from rdbcl_jax.data.conventions import IMAGES, asked
 from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.published import ALL, DATA_SETS, Copy
 from rdbcl_jax.data.sources import Row, open_source
+from rdbcl_jax.data.sources.rows import Shards
+from rdbcl_jax.data.tasks import SPLITS
 from rdbcl_jax.data.values import written
 from rdbcl_jax.data.waiting import in_threads, shown
 from rdbcl_jax.json_files import read_json
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.rewards.verifiers import get_verifier
-from rdbcl_jax.spelling import did_you_mean
 
-SPLITS = ("train", "validation", "test")
 MADE = {"test": 3000, "validation": 1000}  # most records of a split that is made
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5}).*")
 SHARE = 10  # into how many parts, one of them such a split, rows are divided at most
@@ -285,14 +286,8 @@ def _rows(copy: Copy, source: Path, pattern: str) -> Rows:
     """Rows of the files of a pattern; of pictures, what their folders say."""
     files = sorted(source.glob(pattern))
     if not copy.class_names:
-        opened = [open_source(str(file)) for file in files]
-        ends = [*itertools.accumulate(map(len, opened), initial=0)]
-
-        def row(number: int) -> Row:
-            part = next(i for i in range(len(opened)) if number < ends[i + 1])
-            return opened[part][number - ends[part]]
-
-        return ends[-1], row
+        opened = Shards([open_source(str(file)) for file in files])
+        return len(opened), opened.__getitem__
     names = dict(
         line.split(maxsplit=1)
         for line in (source / copy.class_names).read_text(encoding="utf-8").splitlines()

@@ -16,7 +16,8 @@ from rdbcl_jax.batches import PromptBatch, fitting_size
 from rdbcl_jax.data.conventions import IMAGE_MARK
 from rdbcl_jax.data.plain_text import Hidden, PlainText, control_tokens
 from rdbcl_jax.data.records import Record, load_images
-from rdbcl_jax.data.values import line_of, short
+from rdbcl_jax.data.values import short
+from rdbcl_jax.messages import line_of
 from rdbcl_jax.models.interface import Processor
 from rdbcl_jax.rewards.response_format import TAGS
 

@@ -22,7 +22,8 @@ from rdbcl_jax.data import pictures
 from rdbcl_jax.data.conventions import IMAGES, USED, asked, chat_of
 from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.sources import Row
-from rdbcl_jax.data.values import line_of, short, written
+from rdbcl_jax.data.values import short, written
+from rdbcl_jax.messages import line_of
 from rdbcl_jax.rewards.verifiers import get_verifier, is_imported
 
 _LARGEST = (10**6, 10**6)  # no picture is

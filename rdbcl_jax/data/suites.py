@@ -15,7 +15,7 @@ import numpy as np
 
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sources import FILES, LIBRARIES
-from rdbcl_jax.spelling import did_you_mean
+from rdbcl_jax.messages import did_you_mean
 
 # imported when asked for: the first are on floors above, the others need libraries
 SUITES = {

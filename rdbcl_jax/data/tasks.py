@@ -12,8 +12,8 @@ from rdbcl_jax.data.layouts import Layout, layout_of
 from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import find_task, names_a_suite
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.rewards.verifiers import get_verifier
-from rdbcl_jax.spelling import did_you_mean
 
 EVALUATED = ("validation", "test")
 SPLITS = ("train", *EVALUATED)

@@ -1,4 +1,4 @@
-"""Values as people write them, and what cannot be read in one line."""
+"""Values as people write them."""
 
 from __future__ import annotations
 
@@ -61,8 +61,3 @@ def _plain(value: Any) -> Any:
 def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def line_of(error: Exception) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.methods.classic import ewc, joint, lwf, replay, zero_shot
 from rdbcl_jax.methods.dyme import dyme
 from rdbcl_jax.methods.gdpo import gdpo
@@ -28,7 +29,6 @@ from rdbcl_jax.methods.rdbcl import rdbcl
 from rdbcl_jax.methods.reinforce_ada import reinforce_ada
 from rdbcl_jax.methods.sft import rft_sft, sft
 from rdbcl_jax.methods.shuffle_r1 import shuffle_r1
-from rdbcl_jax.spelling import did_you_mean
 
 METHODS = {
     **dict.fromkeys(VARIANTS, grpo),

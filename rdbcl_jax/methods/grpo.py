@@ -110,6 +110,16 @@ def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
     )
 
 
+def with_given_advantages(config: RunConfig, chosen: GRPO, revise: Revision) -> Method:
+    """Advantages that a revision gives, as "advantage", and one constant β."""
+
+    def targets(batch, policy_logps, entropies):
+        return Targets(batch.given["advantage"], constant(chosen.beta, batch))
+
+    method = policy_gradient(config, chosen, revise=revise, given=("advantage",))
+    return dataclasses.replace(method, targets=targets)
+
+
 def one_shot(config: RunConfig) -> Method:
     """GRPO on one prompt a batch: all of the batch's responses to it are one group."""
     chosen = VARIANTS["one_shot"].chosen(config)

@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
@@ -70,6 +72,10 @@ class Tracker(NamedTuple):
     baselines: Callable[[object, Int[Array, "P"]], Float[ArrayLike, "P"]]
     observe: Callable[[object, Int[Array, "n"], Float[Array, "n"], float | None], object]
     carried: bool = False
+
+    def blank(self, prompts: int) -> object:
+        """The state before anything was seen of so many prompts, on the host."""
+        return jax.device_get(self.start(jnp.full(prompts, 0.5, jnp.float32)))
 
 
 class Survey(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import jax.numpy as jnp
 
@@ -25,14 +26,11 @@ READERS = {
 
 def check_read(config: RunConfig, method: Method) -> None:
     """Raises ValueError for an option that is set and that the method does not read."""
-    asked = {
-        "rollout.resample": config.rollout.resample,
-        "loss.advantage_scale": config.loss.advantage_scale,
-    }
     for field, readers in READERS.items():
-        if asked[field] and config.method not in readers:
+        asked = operator.attrgetter(field)(config)
+        if asked and config.method not in readers:
             raise ValueError(
-                f"config.{field} is {asked[field]!r}, which {config.method} does not read; "
+                f"config.{field} is {asked!r}, which {config.method} does not read; "
                 f"expected None, or one of the methods {sorted(readers)}"
             )
     schedule = config.kl.schedule

@@ -16,6 +16,7 @@ from rdbcl_jax.core.curriculum import STAGES, difficulty_weights, length_reward
 from rdbcl_jax.core.masked import masked_mean
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, policy_gradient
 from rdbcl_jax.methods.method import Draws, Method, Targets
+from rdbcl_jax.rewards import shaping
 from rdbcl_jax.rollout.scored import ScoredRollouts
 from rdbcl_jax.sections import Count, NonNegative, Section, section
 
@@ -66,6 +67,4 @@ def pcurl(config: RunConfig) -> Method:
 
 def distinct_ngrams(text: str, n: int) -> float:
     """Distinct n-grams of words over all of them, in (0, 1]; 1 without any."""
-    words = text.split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
+    return shaping.distinct_share([text.split()], n, without=1.0)

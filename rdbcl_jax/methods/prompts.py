@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from rdbcl_jax.batches import pytree
 from rdbcl_jax.methods.method import PromptSampler, Survey
+from rdbcl_jax.rewards import shaping
 from rdbcl_jax.sections import Count, NonNegative, Section, Share, section
 
 Order = Literal["uniform", "variance", "stages", "volatility"]
@@ -93,12 +94,7 @@ def by_variance(options: PromptOptions) -> PromptSampler:
 def distinct_share(texts: Sequence[str], n: int = 2) -> float:
     """Distinct n-grams of words over all of them, of the texts together, in [0, 1]; 0 without any.
     (distinct-n, 1510.03055; MMR1 takes it or an inverted self-BLEU, n is ours.)"""
-    grams = [
-        tuple(words[i : i + n])
-        for words in (text.split() for text in texts)
-        for i in range(len(words) - n + 1)
-    ]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return shaping.distinct_share((text.split() for text in texts), n, without=0.0)
 
 
 def alike(count: int, rng: np.random.Generator, size: int) -> Int[np.ndarray, "size"]:

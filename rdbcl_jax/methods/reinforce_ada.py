@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.methods.grpo import GRPO, constant, policy_gradient
-from rdbcl_jax.methods.method import Draws, Method, Targets
+from rdbcl_jax.methods.grpo import GRPO, with_given_advantages
+from rdbcl_jax.methods.method import Draws, Method
 from rdbcl_jax.methods.revisions import anywhere, beside, with_samples
 from rdbcl_jax.rollout.scored import ScoredRollouts
 from rdbcl_jax.sections import Count, Section, section
@@ -52,26 +52,19 @@ def reinforce_ada(config: RunConfig) -> Method:
     def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
         pool, drawn = scored, np.ones(scored.shape, bool)
         for _ in range(own.rounds - 1):
-            active = ~done(is_right(pool), drawn, *enough)
+            active = ~done(pool.right, drawn, *enough)
             if not anywhere(active, draws.policy):
                 break
             more, rows = draws.again(scored, active)
             pool = beside(pool, more, rows)
             drawn = np.hstack([drawn, np.repeat(active[:, None], more.shape[1], 1)])
-        picks = balanced(is_right(pool), drawn, own.keep)
+        picks = balanced(pool.right, drawn, own.keep)
         advantages = above_mean(pool.scores.total.reshape(pool.shape), drawn)
         kept = np.take_along_axis(advantages, picks, 1)
         return with_samples(pool, picks, draws.policy, {"advantage": kept})
 
-    def targets(batch, policy_logps, entropies):
-        return Targets(batch.given["advantage"], constant(chosen.beta, batch))
-
-    method = policy_gradient(config, chosen, revise=revise, given=("advantage",))
-    return dataclasses.replace(method, targets=targets, fewest_samples=own.keep)
-
-
-def is_right(scored: ScoredRollouts) -> Bool[np.ndarray, "P G"]:
-    return np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
+    method = with_given_advantages(config, chosen, revise)
+    return dataclasses.replace(method, fewest_samples=own.keep)
 
 
 def done(

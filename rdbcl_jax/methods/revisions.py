@@ -38,8 +38,7 @@ def memorising(demonstration: Callable[[Record], str | None]) -> Revision:
     """Where no response of a group is right, its first becomes the demonstration (2506.23061)."""
 
     def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
-        right = np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
-        return taught(scored, np.flatnonzero(~right.any(1)), demonstration, draws.policy)
+        return taught(scored, np.flatnonzero(~scored.right.any(1)), demonstration, draws.policy)
 
     return revise
 

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import group_advantages
-from rdbcl_jax.methods.grpo import GRPO, constant, policy_gradient
-from rdbcl_jax.methods.method import Draws, Method, Targets
+from rdbcl_jax.methods.grpo import GRPO, with_given_advantages
+from rdbcl_jax.methods.method import Draws, Method
 from rdbcl_jax.methods.revisions import with_samples
 from rdbcl_jax.rollout.scored import ScoredRollouts
 from rdbcl_jax.sections import Natural, Section, section
@@ -60,11 +60,8 @@ def shuffle_r1(config: RunConfig) -> Method:
             counts = np.repeat(drawn, 2, axis=1)
         return with_samples(scored, picks, draws.policy, {"advantage": kept * counts})
 
-    def targets(batch, policy_logps, entropies):
-        return Targets(batch.given["advantage"], constant(chosen.beta, batch))
-
-    method = policy_gradient(config, chosen, revise=revise, given=("advantage",))
-    return dataclasses.replace(method, targets=targets, fewest_samples=4)
+    method = with_given_advantages(config, chosen, revise)
+    return dataclasses.replace(method, fewest_samples=4)
 
 
 def contrasting(advantages: Float[np.ndarray, "P G"]) -> Int[np.ndarray, "P G/2"]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rdbcl_jax.json_files import read_object
+from rdbcl_jax.messages import line_of
 from rdbcl_jax.models.rope import Rope, read_rope
 
 _OBJECTS = (  # files of a checkpoint directory, each of them one JSON object
@@ -149,7 +150,7 @@ def readable(path: str | pathlib.Path, what: str) -> Iterator[None]:
             read_object(path / name, {})
         if isinstance(error, ValueError | OSError) and str(path) in str(error):
             raise
-        reason = " ".join(str(error).split())[:300]
+        reason = line_of(error)[:300]
         raise ValueError(
             f"{path}: {what} cannot be read: {type(error).__name__}: {reason}"
         ) from error
@@ -181,7 +182,7 @@ def _completed(file: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:
     try:
         return CONFIG_MAPPING[written["model_type"]].from_dict(written).to_dict()
     except Exception as error:  # its validators raise what they like
-        reason = " ".join(str(error).split())
+        reason = line_of(error)
         raise ValueError(f"{file}: transformers cannot read it: {reason}") from error
 
 

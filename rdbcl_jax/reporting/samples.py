@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rdbcl_jax.json_files import plain, writing
+from rdbcl_jax.messages import line_of
 
 _PART, _MERGED = re.compile(r"part-(\d{8})\.parquet"), re.compile(r"\d{8}-[\w.-]+\.parquet")
 TEXT_COLUMNS = ("task", "record_id", "prompt", "completion", "gold")  # always stored as strings
@@ -181,7 +182,7 @@ def _table(
     except KeyError:
         raise ValueError(f"{path} holds no samples: it has no steps and tasks") from None
     except (OSError, ValueError) as error:  # Arrow's errors are of both kinds
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{path} is damaged: {line_of(error)}") from None
 
 
 def _readable(path: Path) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -146,23 +147,50 @@ def _as_lists(text: str) -> str:
     return f"[{text}]" if "]," in text.replace(" ", "") and not text.startswith("[[") else text
 
 
-def _checked(value, size: tuple[float, float]) -> np.ndarray:
-    """Boxes [n, 4] from one box, a list of boxes, or a list of objects with a `bbox_2d`."""
+class Kind(NamedTuple):
+    """Of places: what one is called, and several; its names in an object; its coordinates; how many
+    an answer may have."""
+
+    name: str
+    several: str
+    keys: tuple[str, ...]
+    coordinates: tuple[str, ...]
+    most: int
+
+
+_BOX = Kind("box", "boxes", ("bbox_2d", "bbox"), ("x1", "y1", "x2", "y2"), MAX_BOXES)
+
+
+def each(value: Any, kind: Kind) -> Iterator[list]:
+    """The coordinates of one place, of a list of places, or of objects that hold one each.
+
+    Raises:
+      ValueError: too many, or something else.
+    """
     one = not isinstance(value, list) or not any(isinstance(item, list | dict) for item in value)
     if one and value != []:
         value = [value]
-    if len(value) > MAX_BOXES:
-        raise ValueError(f"expected at most {MAX_BOXES} boxes, found {len(value)}")
-    return np.array([_box(item, *size) for item in value], np.float64).reshape(-1, 4)
+    if len(value) > kind.most:
+        raise ValueError(f"expected at most {kind.most} {kind.several}, found {len(value)}")
+    for item in value:
+        if isinstance(item, dict):
+            item, *others = [item[name] for name in kind.keys if name in item] or [None]
+            if any(other != item for other in others):
+                found = f"{item!r} and {others}"
+                raise ValueError(f"expected one {kind.name} in an object, found {found}"[:200])
+        if not isinstance(item, list) or len(item) != len(kind.coordinates):
+            form = f"[{', '.join(kind.coordinates)}]"
+            raise ValueError(f"expected a {kind.name} {form}, found {item!r}"[:200])
+        yield item
 
 
-def _box(item, width: float, height: float) -> list[float]:
-    if isinstance(item, dict):
-        item, *others = [item[name] for name in ("bbox_2d", "bbox") if name in item] or [None]
-        if any(other != item for other in others):
-            raise ValueError(f"expected one box in an object, found {item!r} and {others}"[:200])
-    if not isinstance(item, list) or len(item) != 4:
-        raise ValueError(f"expected a box [x1, y1, x2, y2], found {item!r}"[:200])
+def _checked(value, size: tuple[float, float]) -> np.ndarray:
+    """Boxes [n, 4] from one box, a list of boxes, or a list of objects with a `bbox_2d`."""
+    boxes = [_box(item, *size) for item in each(value, _BOX)]
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
+def _box(item: list, width: float, height: float) -> list[float]:
     left, top, right, bottom = map(real, item)
     inside = 0 <= left < right <= width and 0 <= top < bottom <= height
     if not inside or min(right - left, bottom - top) < _NARROWEST:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rdbcl_jax.messages import line_of
+
 PATIENCE = 60.0  # seconds after which a function that still runs is named
 
 
@@ -54,8 +56,8 @@ def is_file(module: str) -> bool:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, or is, without line breaks."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The same as `line_of`, of 300 characters at most."""
+    text = line_of(error)
     return text if len(text) <= 300 else text[:297] + "..."
 
 

@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from rdbcl_jax.rewards import boxes
 
 MAX_POINTS = 100  # in one answer
+_POINT = boxes.Kind("point", "points", ("point_2d", "point"), ("x", "y"), MAX_POINTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,21 +99,11 @@ def rescaled(gold: str, picture: tuple[int, int], frame: tuple[int, int]) -> str
 
 def _points(value: Any, size: tuple[float, float]) -> np.ndarray:
     """Points [n, 2] from one point, a list of points, or of objects with a point."""
-    one = not isinstance(value, list) or not any(isinstance(item, list | dict) for item in value)
-    if one and value != []:
-        value = [value]
-    if len(value) > MAX_POINTS:
-        raise ValueError(f"expected at most {MAX_POINTS} points, found {len(value)}")
-    return np.array([_point(item, *size) for item in value], np.float64).reshape(-1, 2)
+    points = [_point(item, *size) for item in boxes.each(value, _POINT)]
+    return np.array(points, np.float64).reshape(-1, 2)
 
 
-def _point(item: Any, width: float, height: float) -> list[float]:
-    if isinstance(item, dict):
-        item, *others = [item[name] for name in ("point_2d", "point") if name in item] or [None]
-        if any(other != item for other in others):
-            raise ValueError(f"expected one point in an object, found {item!r} and {others}"[:200])
-    if not isinstance(item, list) or len(item) != 2:
-        raise ValueError(f"expected a point [x, y], found {item!r}"[:200])
+def _point(item: list, width: float, height: float) -> list[float]:
     x, y = map(boxes.real, item)
     if not (0 <= x <= width and 0 <= y <= height):
         raise ValueError(f"point {item}: expected 0 <= x <= {width} and 0 <= y <= {height}")

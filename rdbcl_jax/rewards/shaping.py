@@ -6,7 +6,7 @@ Both are at most 0 and depend on the response's tokens alone. `overlong:LONGEST:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Ids = Sequence[Sequence[int]]
@@ -39,14 +39,15 @@ def repetition(size: float) -> Callable[..., list[float]]:
         raise ValueError(f"repetition:{size:g}: expected a whole number of tokens from 1 on")
 
     def penalty(completion_ids: Ids, **_: Any) -> list[float]:
-        return [-_repeated([*ids], n) for ids in completion_ids]
+        return [distinct_share([[*ids]], n, without=1.0) - 1 for ids in completion_ids]
 
     return penalty
 
 
-def _repeated(ids: list[int], n: int) -> float:
-    runs = [*zip(*(ids[i:] for i in range(n)), strict=False)]
-    return 1 - len({*runs}) / len(runs) if runs else 0.0
+def distinct_share(sequences: Iterable[Sequence], n: int, *, without: float) -> float:
+    """Distinct n-grams over all n-grams of the sequences, in (0, 1]; `without` any, that."""
+    runs = [run for own in sequences for run in zip(*(own[i:] for i in range(n)), strict=False)]
+    return len({*runs}) / len(runs) if runs else without
 
 
 SHAPING: dict[str, Callable[..., Callable[..., list[float]]]] = {

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.rewards import (
     boxes,
     captions,
@@ -40,7 +41,6 @@ from rdbcl_jax.rewards import (
 from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.numerals import Quantity, quantity, same, stated
 from rdbcl_jax.rewards.text import visible
-from rdbcl_jax.spelling import did_you_mean
 
 OverSplit = Callable[[Sequence[Sequence[str]]], Callable[[int, str], float]]
 # (gold answer, size of the picture, size of the frame) → gold answer in the frame

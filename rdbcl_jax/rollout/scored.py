@@ -81,6 +81,11 @@ class ScoredRollouts:
         return jax.tree.map(lambda a: a[:, : self.shape[1]], self.host)
 
     @property
+    def right(self) -> Bool[np.ndarray, "P G"]:
+        """Rollouts whose answer is right, or more than half right where that is graded."""
+        return np.asarray(self.scores.accuracy).reshape(self.shape) > 0.5
+
+    @property
     def informative(self) -> Bool[np.ndarray, "P"]:
         """Groups whose rewards differ, as far as they apply: the others have no advantage. In
         float32, in which advantages are taken."""

@@ -24,11 +24,11 @@ from rdbcl_jax.data.sizes import SIZES
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
 from rdbcl_jax.integrity import damage, manifest, read_manifest
 from rdbcl_jax.json_files import flatten, plain, read_object, write_json
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import TAGS
-from rdbcl_jax.spelling import did_you_mean
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.toy.tiny import tiny_of, write_tiny_model
 from rdbcl_jax.training.supervised import fine_tune

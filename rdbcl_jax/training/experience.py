@@ -109,8 +109,7 @@ class Experience:
             batch_size=learner.config.evaluation.batch_size,
             samples=survey.samples,
         ):
-            right = np.asarray(scored.scores.accuracy).reshape(scored.shape) > 0.5
-            texts = np.array(scored.texts, object).reshape(scored.shape)
+            right, texts = scored.right, np.array(scored.texts, object).reshape(scored.shape)
             for row in np.flatnonzero(valid):
                 record = scored.responses.host_prompts.record_ids[row]
                 values[record] = survey.value(texts[row].tolist(), right[row])

@@ -20,6 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.check import SIZES
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
@@ -33,7 +34,6 @@ from rdbcl_jax.training.optimizer import make_optimizer
 from rdbcl_jax.training.stage import dtype_of_frozen
 
 GIB = 2**30
-_SIZES = ("prompt_lengths", "patch_slots", "images_per_prompt")
 _RECORD = Record("any", "any", "?", (), "", "exact", {})
 
 
@@ -83,13 +83,13 @@ def footprint(config: RunConfig) -> Footprint:
       ValueError: sizes of batches that the config leaves open.
     """
     config = config.changed({"data.images_per_prompt": config.data.images_per_prompt or (1,)})
-    for name in _SIZES:
+    for name in SIZES:
         if not getattr(config.data, name):
             raise ValueError(
                 f"config.data.{name} is empty, to be chosen from the data; expected the sizes of "
                 "batches: no data is read here"
             )
-    config = config.changed({f"data.{n}": (max(getattr(config.data, n)),) for n in _SIZES})
+    config = config.changed({f"data.{n}": (max(getattr(config.data, n)),) for n in SIZES})
     policy, trained = abstract_policy(config, make_mesh(devices=jax.devices()[:1]))
     method, frozen = make_method(config), policy.frozen
     model: VLM = dataclasses.replace(policy.model, mesh=None, attention="xla")

@@ -4,16 +4,14 @@ when it goes on, since under another it would be another run with this one's num
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rdbcl_jax
 from rdbcl_jax.checkpoint import task_name
 from rdbcl_jax.data.check import SIZES, digest_of
 from rdbcl_jax.data.tasks import SPLITS
-from rdbcl_jax.integrity import Manifest, file_hash, is_manifest, manifest
+from rdbcl_jax.integrity import Manifest, code_hash, is_manifest, manifest
 from rdbcl_jax.json_files import plain, read_object, write_json
 from rdbcl_jax.results import read_results
 from rdbcl_jax.training.setup import Setup
@@ -68,13 +66,7 @@ def identity_of(setup: Setup) -> Identity:
         for split in SPLITS
         if (records := getattr(task, split))
     }
-    sources = hashlib.sha256()
-    root = pathlib.Path(rdbcl_jax.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        sources.update(f"{path.relative_to(root)} {file_hash(path)}".encode())
-    return Identity(
-        plain(config), data, base, {"version": __version__, "sources": sources.hexdigest()}
-    )
+    return Identity(plain(config), data, base, {"version": __version__, "sources": code_hash()})
 
 
 def read_identity(workdir: pathlib.Path) -> Identity | None:

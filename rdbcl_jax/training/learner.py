@@ -62,8 +62,7 @@ class Learner:
         """The same with shapes in place of the arrays on the device."""
         tracker, prompts = self.method.tracker, self.method.prompts
         if tracker and memory is None:
-            unknown = np.full(len(stage.records), 0.5, np.float32)
-            memory = jax.device_get(tracker.start(unknown))
+            memory = tracker.blank(len(stage.records))
         return TaskState(
             train=self.like,
             batches=np.zeros((), np.int64),

@@ -107,8 +107,7 @@ def _train(
     # ---------------------------------------------------------------- task by task
     memory = None
     if first and method.tracker and method.tracker.carried:
-        unknown = jnp.full(1, 0.5, jnp.float32)
-        memory = checkpoints.restore_memory(first, jax.device_get(method.tracker.start(unknown)))
+        memory = checkpoints.restore_memory(first, method.tracker.blank(1))
     for k in range(first, len(tasks)):
         own = done - k * steps if k == first else 0
         anchors, learning = _parted(setup, policy, anchors)

@@ -19,7 +19,6 @@ from rdbcl_jax import policy
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import Check, digest_of
 from rdbcl_jax.data.indexed import only
-from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sizes import with_sizes
 from rdbcl_jax.data.tasks import (
@@ -31,7 +30,7 @@ from rdbcl_jax.data.tasks import (
 )
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.models import attention, from_config, lora, read_processor, read_tokenizer
+from rdbcl_jax.models import attention, from_config, lora
 from rdbcl_jax.models.config_files import readable
 from rdbcl_jax.reporting.services import check_services
 from rdbcl_jax.rewards.calls import TrainerState
@@ -141,16 +140,9 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 def _check_processor(config: RunConfig) -> None:
     """Raises ValueError for a model, its chat template or limits of images that cannot be; a prompt
     with a picture is made, of whatever size."""
-    limits = {name: getattr(config.model, name) or None for name in ("min_pixels", "max_pixels")}
     with _directory(config) as path:
-        processor, tokenizer = read_processor(path, **limits), read_tokenizer(path)
-        encoder = PromptEncoder(
-            tokenizer,
-            processor,
-            system_prompt=config.data.system_prompt,
-            template=config.data.template,
-        )
-        images = (Image.new("RGB", (64, 48)),) if processor.reads_images else ()
+        encoder = policy.encoder_of(config, path, {})
+        images = (Image.new("RGB", (64, 48)),) if encoder.processor.reads_images else ()
         with readable(path, "its tokenizer, chat template and image processor"):
             encoder.encode([Record("of a first try", "", "1", images, "1", "exact", {})])
 

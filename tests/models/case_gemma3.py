@@ -4,25 +4,18 @@ import numpy as np
 import transformers
 
 from tests.models.contract import IMAGE, Case
+from tests.models.oracle import SIZES
 
-TEXT = dict(
-    vocab_size=128,
-    hidden_size=32,
-    intermediate_size=48,
+TEXT = SIZES | dict(
     num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=2,
     head_dim=12,  # not hidden_size / heads
     query_pre_attn_scalar=20,  # not head_dim
     sliding_window=9,  # less than some images, and than a prompt with its response
     layer_types=["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"],
-    max_position_embeddings=512,
     rope_parameters={
         "full_attention": {"rope_type": "default", "rope_theta": 1e4},
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
     },
-    bos_token_id=0,
-    eos_token_id=1,
     pad_token_id=103,  # torch gives it no gradient, so no text may hold it
 )
 VISION = dict(

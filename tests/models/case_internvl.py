@@ -4,18 +4,10 @@ import numpy as np
 import transformers
 
 from tests.models.contract import IMAGE, Case
+from tests.models.oracle import SIZES
 
-TEXT = dict(
-    vocab_size=128,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
+TEXT = SIZES | dict(
     rope_parameters={"rope_type": "default", "rope_theta": 1e4},
-    bos_token_id=0,
-    eos_token_id=1,
 )
 VISION = dict(
     hidden_size=24,

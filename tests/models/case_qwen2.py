@@ -1,21 +1,7 @@
-"""A tiny Qwen2, text only: the shared decoder alone."""
+"""A tiny Qwen2, text only."""
 
 import transformers
 
-from tests.models.contract import Case
-from tests.models.qwen import TEXT
+from tests.models.qwen import text_case
 
-ROPE = {"rope_type": "default", "rope_theta": 1e4}
-SIZES = TEXT | dict(rope_parameters=ROPE)
-
-
-def config(tied, **options):
-    return transformers.Qwen2Config(**{**SIZES, **options}, tie_word_embeddings=tied)
-
-
-CASE = Case(
-    model_class=transformers.Qwen2ForCausalLM,
-    config=config,
-    rows=(([9], "left"), ([5], "right"), ([7], "left")),
-    prompts=(([9], "left"), ([5], "left"), ([7], "left")),
-)
+CASE = text_case(transformers.Qwen2Config, transformers.Qwen2ForCausalLM)

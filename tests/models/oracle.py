@@ -17,6 +17,17 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 TEXT_IDS = 90  # ids below are plain text
+SIZES = dict(  # of the tiny text models
+    vocab_size=128,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    bos_token_id=0,
+    eos_token_id=1,
+)
 
 
 def checkpoint(model) -> pathlib.Path:

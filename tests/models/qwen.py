@@ -3,21 +3,13 @@
 import numpy as np
 
 from tests.models.contract import IMAGE, Case
+from tests.models.oracle import SIZES
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 VIDEO, VISION_START, VISION_END = 101, 102, 103
-TEXT = dict(
-    vocab_size=128,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
+TEXT = SIZES | dict(
     rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
     rms_norm_eps=1e-6,
-    bos_token_id=0,
-    eos_token_id=1,
 )
 VISION = dict(depth=4, num_heads=2, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
 
@@ -34,6 +26,21 @@ def pixels(images):
 
 def placeholders(image, beside):
     return [VISION_START, *[IMAGE] * (image[0] * image[1] // 4), VISION_END]
+
+
+def text_case(config_class, model_class, **sizes):
+    """Of a model without vision: the shared decoder alone."""
+    sizes = TEXT | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e4}) | sizes
+
+    def config(tied):
+        return config_class(**sizes, tie_word_embeddings=tied)
+
+    return Case(
+        model_class=model_class,
+        config=config,
+        rows=(([9], "left"), ([5], "right"), ([7], "left")),
+        prompts=(([9], "left"), ([5], "left"), ([7], "left")),
+    )
 
 
 def case(config_class, model_class, text, vision):

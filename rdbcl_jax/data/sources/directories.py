@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rdbcl_jax.data.values import line_of
 from rdbcl_jax.json_files import read_json
+from rdbcl_jax.messages import line_of
 
 Splits = Mapping[str, Sequence[Path]]  # a split without a name is called ""
 

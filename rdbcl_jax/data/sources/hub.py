@@ -9,7 +9,7 @@ from typing import Any
 
 from rdbcl_jax.data.sources.rows import Row
 from rdbcl_jax.data.sources.tables import columns_of
-from rdbcl_jax.data.values import line_of
+from rdbcl_jax.messages import line_of
 
 
 class HubRows:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rdbcl_jax.data.sources.rows import Row
-from rdbcl_jax.data.values import line_of, shortest
+from rdbcl_jax.data.values import shortest
+from rdbcl_jax.messages import line_of
 
 HELD_BYTES = 2**28  # row groups of a Parquet file that are kept, all files together
 LARGEST_GROUP = 2**30  # one is read whole for the sake of each of its rows

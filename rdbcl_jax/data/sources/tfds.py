@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rdbcl_jax.data.sources.rows import Row
-from rdbcl_jax.data.values import line_of, shortest
+from rdbcl_jax.data.values import shortest
+from rdbcl_jax.messages import line_of
 
 
 class TfdsRows:
