@@ -7,30 +7,34 @@
                                        through a task; only the latest few are kept
     WORKDIR/checkpoints/manifests/     sizes and hashes of the files of each of them
 
-Batches and random keys are pure functions of a number, so the numbers stand for both. A manifest is
-written last: a directory without one was never finished. Whatever is read is first compared with
-it. Workdirs from before there were manifests have no `manifests/`; theirs are read as they are.
+Batches and random keys are pure functions of a number, so the numbers stand for both. A save holds
+its caller while the arrays are copied to the host, and no longer: files are written and hashed in
+the background. A manifest says first that its state is unfinished, and is replaced last, by what
+the files are: only then does the state count, and only then are older ones removed. Whatever is
+read is first compared with it. Workdirs from before there were manifests have no `manifests/`;
+theirs are read as they are.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import os
 import pathlib
 import re
 import shutil
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from rdbcl_jax.integrity import damage, manifest, read_manifest
-from rdbcl_jax.json_files import write_json
+from rdbcl_jax.json_files import read_json, write_json
 
 MANIFESTS = "manifests"
+UNFINISHED = {"unfinished": True}  # a manifest, while its state is written
 _NAME = re.compile(r"(?:task|fisher|memory)_\d\d+|step_\d{8}")
 # what a save of ours may leave; a copy that somebody has made beside it is theirs
 _LIKE_OURS = re.compile(r"(?:task|fisher|memory|step)_\d+(?:\.orbax-checkpoint-tmp.*)?")
@@ -58,17 +62,50 @@ def step_name(step: int) -> str:
 
 
 class Checkpoints:
-    """The saved states of a workdir, each by its name.
+    """The saved states of a workdir, each by its name. At the end of a `with` block all that was
+    saved is whole.
 
     Args:
       keep: how many train states are kept.
       verify: hashes are compared, and not sizes alone: a state is read twice then.
+      background: what is saved is written while the caller goes on; else before it does.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, verify: bool = True):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        keep: int = 2,
+        verify: bool = True,
+        background: bool = True,
+    ):
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
-        self.keep, self.verify = keep, verify
+        self.keep, self.verify, self.background = keep, verify, background
         self.trusted: set[str] = set()  # compared with their manifests already
+        self._writer = concurrent.futures.ThreadPoolExecutor(1)  # one after another
+        self._writing: list[concurrent.futures.Future[None]] = []
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except Exception as failed:
+            if not isinstance(error, Exception):  # a stop says that all is saved
+                raise
+            error.add_note(str(failed))
+
+    def wait(self) -> None:
+        """Returns when all that was saved is whole.
+
+        Raises:
+          OSError: something could not be written; with its path.
+        """
+        writing, self._writing = self._writing, []
+        concurrent.futures.wait(writing)
+        for saved in writing:
+            saved.result()
 
     # ------------------------------------------------------------------ saving and restoring
 
@@ -91,9 +128,12 @@ class Checkpoints:
         return self._restore(memory_name(task), like)
 
     def save_step(self, step: int, state: Any) -> None:
-        """Saves the state after `step` steps, then drops those before the last few."""
-        self._save(step_name(step), state)
-        self.drop(map(step_name, self.steps()[: -self.keep]))
+        """Saves the state after `step` steps, once all before it is whole; then drops those before
+        the last few."""
+        self.wait()
+        earlier = [known for known in self.steps() if known != step]
+        beyond = earlier[: -self.keep + 1] if self.keep > 1 else earlier
+        self._save(step_name(step), state, then_drop=[*map(step_name, beyond)])
 
     def restore_step(self, step: int, like: Any) -> Any:
         return self._restore(step_name(step), like)
@@ -116,8 +156,9 @@ class Checkpoints:
     def strays(self) -> list[str]:
         """Names of what is no saved state, but looks like one, such as a save that was cut short.
         Whatever else lies there is somebody's, and left alone."""
-        names = (p.name for p in self.directory.glob("*"))
-        return sorted(n for n in names if _LIKE_OURS.fullmatch(n) and not _NAME.fullmatch(n))
+        names = [p.name for p in self.directory.glob("*")]
+        others = {n for n in names if _LIKE_OURS.fullmatch(n) and not _NAME.fullmatch(n)}
+        return sorted(others.union(filter(self._unfinished, self._names())))
 
     @property
     def unverified(self) -> bool:
@@ -126,6 +167,8 @@ class Checkpoints:
 
     def problem(self, name: str) -> str:
         """What is wrong with a saved state, in words that follow its name; empty: nothing."""
+        if self._unfinished(name):
+            return "was never finished"
         if name in self.trusted:
             return ""
         path, file = self.directory / name, self._manifest(name)
@@ -165,9 +208,20 @@ class Checkpoints:
     # ------------------------------------------------------------------ within
 
     def _numbers(self, kind: str) -> list[int]:
+        found = self._names(kind)
+        return sorted(int(n[len(kind) + 1 :]) for n in found if not self._unfinished(n))
+
+    def _names(self, kind: str = "*") -> set[str]:
         found = {p.name for p in self.directory.glob(f"{kind}_*")}
         found |= {p.stem for p in (self.directory / MANIFESTS).glob(f"{kind}_*.json")}
-        return sorted(int(name[len(kind) + 1 :]) for name in found if _NAME.fullmatch(name))
+        return {*filter(_NAME.fullmatch, found)}
+
+    def _unfinished(self, name: str) -> bool:
+        """Whether its save was begun and has not come to its end, or never did."""
+        try:
+            return read_json(self._manifest(name), None) == UNFINISHED
+        except (ValueError, OSError):
+            return False
 
     def _manifest(self, name: str) -> pathlib.Path:
         return self.directory / MANIFESTS / f"{name}.json"
@@ -177,20 +231,28 @@ class Checkpoints:
         files = manifest(self.directory / name, hashed=self.verify)
         write_json(self._manifest(name), {"files": files}, indent=1)
 
-    def _save(self, name: str, tree: Any) -> None:
+    def _save(self, name: str, tree: Any, then_drop: Sequence[str] = ()) -> None:
         path = self.directory / name
-        main = jax.process_index() == 0
-        with _storage(path):
-            (self.directory / MANIFESTS).mkdir(parents=True, exist_ok=True)
-            if main:
-                self._manifest(name).unlink(missing_ok=True)
+        with self._storage(name):
+            if jax.process_index() == 0:
+                self._manifest(name).parent.mkdir(parents=True, exist_ok=True)
+                write_json(self._manifest(name), UNFINISHED)
             self.trusted.discard(name)
-            ocp.save(path, tree, overwrite=True)
-            if main:
+            written = ocp.save_async(path, tree, overwrite=True)
+        self._writing.append(self._writer.submit(self._finish, name, written, then_drop))
+        if not self.background:
+            self.wait()
+
+    def _finish(self, name: str, written: Any, then_drop: Sequence[str]) -> None:
+        with self._storage(name):
+            written.result()
+            if jax.process_index() == 0:
                 self._write_manifest(name)
+        self.drop(then_drop)
 
     def _restore(self, name: str, like: Any) -> Any:
         """`like`: arrays or ShapeDtypeStructs with shardings, the exact structure saved."""
+        self.wait()
         path = self.directory / name
         if not path.is_dir() and self.unverified:
             raise FileNotFoundError(f"{path} is not there")
@@ -204,6 +266,24 @@ class Checkpoints:
             return ocp.metadata(self.directory / name).metadata
 
     @contextlib.contextmanager
+    def _storage(self, name: str) -> Iterator[None]:
+        """A write that fails is an OSError with its path, and leaves no half-written files behind:
+        they would take the room that the next attempt needs."""
+        path = self.directory / name
+        try:
+            yield
+        except Exception as error:
+            for rest in [path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")]:
+                shutil.rmtree(rest, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise OSError(error.errno, f"{error.strerror}, while saving", str(path)) from error
+            full = re.search(r"No space left|quota|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE)
+            if not full:
+                raise
+            code = errno.EDQUOT if "quota" in full[0].lower() else errno.ENOSPC
+            raise OSError(code, f"{os.strerror(code)}, while saving", str(path)) from error
+
+    @contextlib.contextmanager
     def _readable(self, name: str) -> Iterator[None]:
         """Where there is no manifest, or no hash in it, damage shows only here."""
         try:
@@ -211,27 +291,6 @@ class Checkpoints:
         except Exception as error:
             first = str(error).strip().split("\n")[0][:300]
             raise Damaged(f"{self.directory / name} cannot be read: {first}") from error
-
-
-@contextlib.contextmanager
-def _storage(path: pathlib.Path) -> Iterator[None]:
-    """A write that fails is an OSError with its path, and leaves no half-written files behind: they
-    would take the room that the next attempt needs."""
-    hook, threading.excepthook = threading.excepthook, lambda _: None  # it is raised here as well
-    try:
-        yield
-    except Exception as error:
-        for rest in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(rest, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror}, while saving", str(path)) from error
-        full = re.search(r"No space left|quota|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE)
-        if not full:
-            raise
-        code = errno.EDQUOT if "quota" in full[0].lower() else errno.ENOSPC
-        raise OSError(code, f"{os.strerror(code)}, while saving", str(path)) from error
-    finally:
-        threading.excepthook = hook
 
 
 def _check_structure(path, saved, like) -> None:

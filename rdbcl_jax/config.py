@@ -337,10 +337,13 @@ class CheckpointConfig(Section):
       keep: train states within a task; should the newest be damaged, the one before is used.
       verify: compare the hashes of files before they are read, and hash those that are saved; off:
         sizes alone, for models of which reading the files twice takes too long.
+      background: a save holds the step while the arrays are copied to the host, and is written
+        while the next steps go on; off: for hosts without the memory for that copy.
     """
 
     keep: Count = 2
     verify: bool = True
+    background: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

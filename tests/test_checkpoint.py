@@ -1,5 +1,7 @@
+import contextlib
 import re
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ def test_round_trip_is_exact_and_only_the_latest_steps_stay(tmp_path, name):
     assert checkpoints.steps() == []
     for step in (3, 7, 12):
         checkpoints.save_step(step, jax.tree.map(jnp.zeros_like, state) if step < 12 else state)
+    checkpoints.wait()
     assert checkpoints.steps() == [7, 12] and not checkpoints.strays()
     kept = {p.stem for p in (tmp_path / "checkpoints/manifests").iterdir()}
     assert kept == {"step_00000007", "step_00000012"}
@@ -76,7 +79,8 @@ DAMAGE = {
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    Checkpoints(folder).save_step(1, make_state())
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_step(1, make_state())
     return folder
 
 
@@ -126,6 +130,7 @@ def test_states_from_before_there_were_manifests_are_read_as_they_are(saved, tmp
 def test_without_hashes_sizes_are_compared(tmp_path):
     checkpoints = Checkpoints(tmp_path, verify=False)
     checkpoints.save_task(1, make_state().params)
+    checkpoints.wait()
     (file,) = (p for p in checkpoints.directory.glob("task_01/state/d/*"))
     flip(file)
     assert not Checkpoints(tmp_path, verify=False).problem("task_01")
@@ -137,19 +142,87 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_saved(tmp_path, monkeypatch
     """The error that orbax raises there, at its call; `tests.reliability` fills a real one."""
     checkpoints, state = Checkpoints(tmp_path), make_state()
     checkpoints.save_step(1, state)
+    checkpoints.wait()
 
     def full(path, *args, **kwargs):
         (path.parent / f"{path.name}.orbax-checkpoint-tmp").mkdir()
         raise ValueError("RESOURCE_EXHAUSTED: Failed writing: No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("rdbcl_jax.checkpoint.ocp.save", full)
+        patch.setattr("rdbcl_jax.checkpoint.ocp.save_async", full)
         with pytest.raises(OSError, match="No space left on device, while saving") as error:
             checkpoints.save_step(2, state)
     assert "step_00000002" in str(error.value)
-    assert checkpoints.steps() == [1] and not checkpoints.strays()
+    assert checkpoints.steps() == [1] and checkpoints.strays() == ["step_00000002"]
+    assert {p.name for p in checkpoints.directory.iterdir()} == {"step_00000001", "manifests"}
     checkpoints.save_step(2, state)
-    assert not checkpoints.problem("step_00000002")
+    checkpoints.wait()
+    assert not checkpoints.problem("step_00000002") and not checkpoints.strays()
+
+
+@contextlib.contextmanager
+def slow_disk(monkeypatch):
+    """No manifest is written before the block is left, as if that took so long."""
+    let, write = threading.Event(), Checkpoints._write_manifest
+
+    def wait_and_write(self, name):
+        assert let.wait(60)
+        write(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_write_manifest", wait_and_write)
+        try:
+            yield
+        finally:
+            let.set()
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_state_counts_when_it_is_whole_and_only_then_are_older_ones_removed(
+    tmp_path, monkeypatch, keep
+):
+    """And what is trained on meanwhile, in the place of what is saved, is another matter."""
+    checkpoints, update = Checkpoints(tmp_path, keep=keep), jax.jit(double, donate_argnums=0)
+    states = [{"a": jnp.full(100_000, 1.0)}]
+    for step in range(1, keep + 1):
+        checkpoints.save_step(step, states[0])
+    checkpoints.wait()
+    with slow_disk(monkeypatch):
+        expected = jax.tree.map(lambda a: np.array(a + 1), states[0])
+        state = jax.tree.map(lambda a: a + 1, states[0])
+        checkpoints.save_step(9, state)
+        for _ in range(5):
+            state = update(state)
+        jax.block_until_ready(state)
+        killed = Checkpoints(tmp_path, keep=keep)  # what a run that goes on would find
+        assert killed.problem("step_00000009") == "was never finished"
+        assert killed.steps() == [*range(1, keep + 1)] and "step_00000009" in killed.strays()
+        jax.tree.map(np.testing.assert_array_equal, killed.restore_step(keep, state), states[0])
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2, 9][-keep:] and not checkpoints.strays()
+    found = Checkpoints(tmp_path).restore_step(9, state)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def double(tree):
+    return jax.tree.map(lambda a: 2 * a, tree)
+
+
+def test_a_write_that_fails_behind_the_step_is_an_error_of_the_run(tmp_path, monkeypatch):
+    """Whatever else ends it, but for an error of its own."""
+
+    def fail(self, name):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write_manifest", fail)
+    for error, raised in ((None, OSError), (KeyboardInterrupt(), OSError), (KeyError(), KeyError)):
+        with pytest.raises(raised) as found, Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save_task(1, make_state().params)
+            if error:
+                raise error
+        lines = str(found.value), *getattr(found.value, "__notes__", ())
+        assert "while saving: '" in "".join(lines) and "task_01" in "".join(lines)
+        assert not Checkpoints(tmp_path).tasks()
 
 
 def test_copies_beside_the_states_are_no_strays(tmp_path):

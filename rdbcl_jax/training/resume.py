@@ -96,7 +96,7 @@ def _find(workdir: pathlib.Path, setup: Setup, checkpoints: Checkpoints) -> Star
     done, read, problems = _newest_whole(checkpoints, states, workdir)
     notes += problems + _strays(checkpoints, setup)
     if saved:
-        gone = _of_log(workdir, saved, done, finished, setup)
+        gone = _of_log(workdir, saved, checkpoints, done, finished, setup)
         notes += [] if problems else gone
         notes += _of_code(saved, now)
         if not now.base:
@@ -176,14 +176,21 @@ def _strays(checkpoints: Checkpoints, setup: Setup) -> list[str]:
     ends = [
         step for step in checkpoints.steps() if step % steps == 0 and step // steps not in tasks
     ]
+    strays = checkpoints.strays()
     return [
         f"checkpoints/{name} is no finished state: it is left out, and removed"
-        for name in [*checkpoints.strays(), *map(step_name, ends)]
+        for name in [*strays, *map(step_name, ends)]
+        if name.partition(".")[0] not in strays or "." not in name  # said of its state already
     ]
 
 
 def _of_log(
-    workdir: pathlib.Path, saved: Identity, done: int, finished: bool, setup: Setup
+    workdir: pathlib.Path,
+    saved: Identity,
+    checkpoints: Checkpoints,
+    done: int,
+    finished: bool,
+    setup: Setup,
 ) -> list[str]:
     """What the log says of states that are gone.
 
@@ -195,10 +202,12 @@ def _of_log(
     training = saved.config.get("training", {})
     steps, every = training.get("steps", 0), training.get("checkpoint_every", 0)
     logged = max((row["step"] for row in read_steps(workdir)), default=-1) + 1
-    # a state that is due after n steps was saved before the row of step n, the one after, was
+    # a state that is due after n steps was begun before the row of step n, the one after, was
     due = [
         n for n in range(done + 1, logged) if n % steps == 0 or (every and n % steps % every == 0)
     ]
+    cut_short = checkpoints.strays()
+    due = [n for n in due if _state_of(n, steps) not in cut_short]
     if not done and (due or finished):
         what = "finished results" if finished else f"the log of {logged} steps"
         raise ValueError(
@@ -210,6 +219,10 @@ def _of_log(
             f"the log goes to step {logged}, so a state after step {due[-1]} was saved: it is gone"
         ]
     return []
+
+
+def _state_of(done: int, steps: int) -> str:
+    return step_name(done) if done % steps else task_name(done // steps)
 
 
 def _of_code(saved: Identity, now: Identity) -> list[str]:

@@ -63,7 +63,7 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
         with one_run(workdir), Stop() as stop:
             checkpoints = Checkpoints(workdir, **setup.config.checkpoint.to_dict())
             start = find_start(workdir, setup, checkpoints)
-            with Journal(workdir, setup, start) as journal:
+            with Journal(workdir, setup, start) as journal, checkpoints:
                 return _train(setup, workdir, checkpoints, start, journal, stop)
 
 
@@ -155,6 +155,7 @@ def _train(
             checkpoints.save_task(k + 1, learned)
         stop.check(f"after task {k + 1}, which is saved")
         _evaluate(setup, policy, learned, journal, stop, row=k + 1)
+    checkpoints.wait()  # before anything says that the run is done
     return journal.finish()
 
 

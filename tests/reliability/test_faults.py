@@ -20,7 +20,7 @@ import time
 import pytest
 from PIL import Image
 
-from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.checkpoint import UNFINISHED, Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.lock import FILE, Held, WorkdirLock
 from rdbcl_jax.reporting.run_log import RunLog
@@ -70,8 +70,9 @@ def runs(tmp_path_factory, config):
     """A run that nothing happened to, and what it left when it had logged a step: what it would
     have left, had it been killed there."""
     folder = tmp_path_factory.mktemp("runs")
+    saved_first = RunConfig.of(config).changed({"checkpoint.background": False})
     with at_step(CUT, lambda: faults.copied(folder / "whole", folder / "cut")):
-        train(config, folder / "whole")
+        train(saved_first, folder / "whole")
     return folder
 
 
@@ -133,6 +134,25 @@ def test_a_removed_part_of_the_newest_state_is_noticed(config, cut, what):
     remove(cut / name)
     start = start_of(config, cut)
     assert start.done == 3 and len(start.notes) == 1 and problem in start.notes[0]
+
+
+# what was being saved, steps that were logged by then, and where the run goes on
+CUT_SHORT = [("step_00000004", 5, 3), ("task_01", 4, 2), ("step_00000001", 2, 0)]
+
+
+@pytest.mark.parametrize("name,logged,done", CUT_SHORT)
+def test_a_state_whose_save_was_cut_short_is_none(config, cut, name, logged, done):
+    """Its manifest still says so; what orbax has written of it may be there, or not yet."""
+    checkpoints, at = Checkpoints(cut), {"task_01": 3}.get(name) or int(name[-1])
+    later = [f"step_{step:08}" for step in checkpoints.steps() if step > at]
+    checkpoints.drop([*later, *(["task_01"] if at < 3 else [])])
+    (cut / f"checkpoints/manifests/{name}.json").write_text(json.dumps(UNFINISHED))
+    (cut / f"checkpoints/{name}.orbax-checkpoint-tmp").mkdir()
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(lines[:logged]))
+    start = start_of(config, cut)
+    assert start.done == done
+    assert start.notes == (f"checkpoints/{name} is no finished state: it is left out, and removed",)
 
 
 def test_a_newest_state_that_is_gone_without_a_trace_is_told_by_the_log(config, cut):

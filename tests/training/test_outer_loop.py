@@ -119,8 +119,8 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     (tmp_path / "base").symlink_to(workdir / "base")  # made once, by the fixture
     save = run_module.Checkpoints._save
 
-    def save_and_die(self, name, state):
-        save(self, name, state)
+    def save_and_die(self, name, *args, **kwargs):
+        save(self, name, *args, **kwargs)
         if name == ("task_01" if kill_at == 4 else f"step_{kill_at:08}"):
             raise Killed
 
