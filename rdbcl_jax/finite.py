@@ -30,30 +30,38 @@ def check_finite(tree: Any, what: str) -> None:
 
 def differ(one: Any, other: Any) -> bool:
     """Whether any number of two trees of one structure differs, in the dtypes of the other."""
-    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return any(bool(_differ(a, b)) for a, b in pairs)  # one after the other, up to the first
+    return bool(_differ(jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def first_not_finite(tree: Any) -> tuple[Any, int] | None:
     """(path of the first leaf that is not finite, index on its first axis); None: all are."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not _finite(leaf):  # one after the other: what is made on the way is of one leaf
-            rows = np.asarray(_finite_rows(leaf))
-            return path, int(rows.argmin())
-    return None
+    paths, leaves = zip(*jax.tree.leaves_with_path(tree), strict=True)
+    found = np.asarray(_finite_leaves(leaves))  # in one program: there are dozens of leaves
+    if found.all():
+        return None
+    number = int(found.argmin())
+    return paths[number], int(np.asarray(_finite_rows(leaves[number])).argmin())
 
 
 @jax.jit
 def _differ(one, other):
-    return (one.astype(other.dtype) != other).any()
+    pairs = zip(one, other, strict=True)
+    return jnp.stack(
+        [_in_parts(lambda a, b: (a.astype(b.dtype) != b).any(), pair).any() for pair in pairs]
+    ).any()
 
 
 @jax.jit
-def _finite(leaf):
-    if leaf.ndim < 3:
-        return jnp.isfinite(leaf).all()
-    # a stack of layers, which no mesh splits: one at a time, and little lies beside it
-    return jax.lax.map(lambda layer: jnp.isfinite(layer).all(), leaf).all()
+def _finite_leaves(leaves):
+    return jnp.stack([_in_parts(lambda a: jnp.isfinite(a).all(), (leaf,)).all() for leaf in leaves])
+
+
+def _in_parts(function, arrays):
+    """Of arrays of one shape: a stack of layers, which no mesh splits, one layer at a time, so that
+    little lies beside it."""
+    if arrays[0].ndim < 3:
+        return function(*arrays)
+    return jax.lax.map(lambda layer: function(*layer), arrays)
 
 
 @jax.jit
