@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.extend.core as jex_core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -159,3 +160,27 @@ def test_shape_errors():
             token_logprobs(*bad, chunk_size=4)
     with pytest.raises(ValueError, match="chunk_size"):
         token_logprobs(hidden, lm_head, tokens, chunk_size=0)
+
+
+def products(jaxpr):
+    """All products of a program, those of its loops included."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for parameter in equation.params.values():
+            if isinstance(parameter, jex_core.ClosedJaxpr):
+                yield from products(parameter.jaxpr)
+
+
+def test_products_of_the_gradient_are_in_bfloat16_where_the_inputs_are():
+    """In float32 they would take twice the memory and, on a TPU, several passes."""
+    hidden, lm_head, tokens, _ = draw(dtype=jnp.bfloat16)
+
+    def loss(hidden, lm_head):
+        return token_logprobs(hidden, lm_head, tokens, chunk_size=7).sum()
+
+    found = [*products(jax.make_jaxpr(jax.grad(loss, (0, 1)))(hidden, lm_head).jaxpr)]
+    assert len(found) == 4  # logits, logits made again, and the two gradients
+    for equation in found:
+        assert [a.aval.dtype for a in equation.invars] == [jnp.bfloat16] * 2
+        assert equation.outvars[0].aval.dtype == jnp.float32

@@ -116,3 +116,10 @@ def test_transforms():
         rows = jax.vmap(reduction)(x, mask)
         for i in range(len(x)):
             np.testing.assert_allclose(rows[i], jax.jit(reduction)(x[i], mask[i]), rtol=1e-5)
+
+
+def test_sums_are_carried_in_at_least_float32():
+    for dtype in (bool, np.int32, jnp.bfloat16, np.float16, np.float32):
+        assert masked.to_float(jnp.ones(1, dtype)).dtype == np.float32
+    with jax.enable_x64(True):
+        assert masked.to_float(jnp.ones(1, np.float64)).dtype == np.float64

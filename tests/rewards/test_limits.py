@@ -123,3 +123,18 @@ def test_numbers_beyond_those_of_the_machine_are_no_numbers():
     assert parse_number("1e400") is None and parse_number("1e308") == 1e308
     with pytest.raises(ValueError, match="expected a finite number, found '1e400'"):
         get_verifier("number").prepare("1e400")
+
+
+def test_what_one_pair_of_brackets_holds():
+    assert right("math", "(1, 2)", "(1,2)") and not right("math", "(1,2)", "[1,2]")
+    assert read("(1,2)(3,4)") != read("(1,2)") and not right("math", "(1,2)(3,4)", "(1,4)")
+    assert right("math", "(1)(2)", "2") and right("math", "(x+1)(x-1)", "x^2-1")
+
+
+def test_the_left_of_an_equation_may_name_what_is_asked():
+    for name in ("x", "AB", "f(x)", "f(x,y)", "F(x)", "x_{1}"):
+        assert right("math", f"{name} = 3", "3"), name
+    # the argument says nothing about the value; another function does
+    assert right("math", "f(t) = 3", "f(x) = 3") and not right("math", "g(x) = 3", "f(x) = 3")
+    for claim in ("f(2) = 3", "not = 3"):
+        assert not right("math", claim, "3"), claim
