@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from rdbcl_jax.lab.study.results import CellResults, CurvePoint, StudyResults
+from rdbcl_jax.lab.study.surface import Surface, surfaces
 from rdbcl_jax.reporting import metric_table, plots
 from rdbcl_jax.reporting.metric_table import STEP, STUDY, Place
 from rdbcl_jax.reporting.plots import INK, MUTED
@@ -39,6 +41,8 @@ def draw(numbers: StudyResults) -> dict[str, Figure]:
         points = [c for c in numbers.curves if c.setting == setting and c.seeds]
         for name in dict.fromkeys(c.curve for c in points):
             found[f"curve-{_slug(name)}{suffix}"] = curve([c for c in points if c.curve == name])
+    for name, one in surfaces(numbers):
+        found[f"surface-{_slug(name)}"] = surface(name, one, metric_table.of(numbers.metric).label)
     return found
 
 
@@ -91,6 +95,42 @@ def curve(cells: Sequence[CurvePoint]) -> Figure:
         ax.yaxis.set_major_formatter(plots.PERCENT)
         _spaced(ax, sorted({cell.x for cell in cells}))
     _legend(figure, plots.colours(names))
+    return figure
+
+
+def surface(name: str, found: Surface, metric: str) -> Figure:
+    """The metric over settings (rows) and a curve's points (columns), a panel for each arm; the
+    best of each arm is framed."""
+    figure, axes = _panels(len(found.means), (2.5 * len(found.means) + 0.8, 2.9), sharey=True)
+    values = np.concatenate([100 * m[np.isfinite(m)] for m in found.means.values()])
+    colours = {"cmap": "YlGnBu", "vmin": values.min(), "vmax": values.max()}
+    for ax, (arm, means) in zip(axes, found.means.items(), strict=True):
+        shown = [i for i in range(len(found.points)) if np.isfinite(means[:, i]).any()]
+        part = 100 * means[:, shown]
+        ax.imshow(part, aspect="auto", **colours)
+        for (row, column), value in np.ndenumerate(part):
+            if np.isfinite(value):
+                dark = value > (values.min() + values.max()) / 2
+                ink, best = ("white" if dark else INK), value == np.nanmax(part)
+                weight = "bold" if best else "normal"
+                ax.text(
+                    column,
+                    row,
+                    f"{value:.1f}",
+                    ha="center",
+                    va="center",
+                    color=ink,
+                    fontsize=9,
+                    weight=weight,
+                )
+                if best:
+                    frame = {"fill": False, "ec": "#d1495b", "lw": 2}
+                    ax.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, **frame))
+        ax.grid(visible=False)
+        ax.set_xticks(range(len(shown)), [f"{found.points[i]:g}" for i in shown])
+        ax.set_yticks(range(len(found.settings)), found.settings)
+        ax.set_xlabel(name)
+        ax.set_title(f"{arm}: {metric}, %", fontsize=9, color=INK, loc="left")
     return figure
 
 

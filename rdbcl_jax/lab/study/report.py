@@ -25,6 +25,7 @@ from rdbcl_jax.lab.study.results import (
     write_study,
 )
 from rdbcl_jax.lab.study.selection import Choice, paired_bootstrap
+from rdbcl_jax.lab.study.surface import WITHIN, Surface, surfaces
 from rdbcl_jax.reporting import metric_table
 from rdbcl_jax.reporting.metric_table import STUDY, STUDY_COLUMNS
 from rdbcl_jax.reporting.numbers import DASH, percent, significant, spread
@@ -293,6 +294,8 @@ def to_markdown(numbers: StudyResults, pictures: Sequence[str] = ()) -> str:
         parts += ["## Choice on validation", _choices(numbers)]
     if numbers.curves:
         parts += ["## Curves", _curves(numbers)]
+    for name, found in surfaces(numbers):
+        parts += [f"## Over {name} and settings", _surface(found)]
     parts += [f"![{name}]({name}.png)" for name in pictures]
     return "\n\n".join(parts) + "\n"
 
@@ -472,6 +475,35 @@ def _choices(numbers: StudyResults) -> str:
                 edges = f"edge of {', '.join(tuning.edges)}" if tuning.edges else ""
             rows.append([tuning.arm, tuning.setting, *cells, edges])
     return markdown_table(["arm", "setting", "point", f"{numbers.metric} (validation)", ""], rows)
+
+
+def _surface(found: Surface) -> str:
+    """Of each arm its best point, how many are nearly as good, and the greatest gains on others."""
+    arms = list(found.means)
+    gains = (f"largest gain on {arm}" for arm in arms)
+    header = ["arm", "best", f"points within {WITHIN:.0%} of it", *gains]
+    rows = [
+        [
+            arm,
+            percent(found.best(arm)),
+            f"{found.forgiving(arm):.0%}",
+            *(DASH if other == arm else _gain(found, arm, other) for other in arms),
+        ]
+        for arm in arms
+    ]
+    note = (
+        "Means over seeds. A gain is over the other arm's best in the same setting: what an arm's "
+        "best point brings where the other's is tuned as well. An arm's best is chosen among the "
+        "points that are shown, by the numbers that are shown: it flatters."
+    )
+    return f"{note}\n\n{markdown_table(header, rows)}"
+
+
+def _gain(found: Surface, arm: str, other: str) -> str:
+    """The largest difference of bests within one setting, and where."""
+    gaps = np.nanmax(found.means[arm], 1) - np.nanmax(found.means[other], 1)
+    where = int(np.nanargmax(gaps))
+    return f"{_signed(gaps[where])} ({found.settings[where]})"
 
 
 def _curves(numbers: StudyResults) -> str:

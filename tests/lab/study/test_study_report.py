@@ -16,6 +16,7 @@ from rdbcl_jax.lab.study.report import (
     write_study_report,
 )
 from rdbcl_jax.lab.study.results import Gate, read_study
+from rdbcl_jax.lab.study.surface import surfaces
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.results import read_results, write_results
 from rdbcl_jax.training.run import train
@@ -113,6 +114,37 @@ def test_tables_and_pictures_of_all_of_them(runs, tmp_path):
     assert line(text, "rdbcl", "### Strength")[4] == "192"
     assert "nan" not in text.lower() and "None" not in text
     assert "NaN" not in (tmp_path / "study.json").read_text()
+
+
+def test_a_curve_in_several_settings_is_a_surface(runs, tmp_path):
+    """Tables and a picture of it, by the numbers of the runs: their matrices are given here."""
+    last = {  # arm → setting → x → Last
+        "none": {"slow": {0.0: 0.5}, "fast": {0.0: 0.2}},
+        "rdbcl": {"slow": {1.0: 0.6, 2.0: 0.56}, "fast": {1.0: 0.3, 2.0: 0.55}},
+    }
+    cells = {}
+    for arm, settings in last.items():
+        for setting, points in settings.items():
+            for x, value in points.items():
+                workdir = tmp_path / f"{arm}-{setting}-{x}"
+                shutil.copytree(runs["sft"][0], workdir)
+                found = read_results(workdir)
+                metrics = {**found.splits["test"].metrics, "last": value}
+                test = dataclasses.replace(found.splits["test"], metrics=metrics)
+                splits = {**found.splits, "test": test}
+                write_results(workdir, dataclasses.replace(found, splits=splits))
+                cells[arm, setting, x] = Cell(setting, arm, f"beta={x}", {0: workdir}, {})
+    arms = [cells["none", s, 0.0] for s in ("slow", "fast")]
+    curves = [("beta", x, cell) for (_, _, x), cell in cells.items()]
+    numbers = write_study_report(record(runs, arms=arms, baseline="none", curves=curves), tmp_path)
+    ((name, surface),) = surfaces(numbers)
+    assert (name, surface.settings, surface.points) == ("beta", ["slow", "fast"], [0, 1, 2])
+    np.testing.assert_allclose(surface.means["rdbcl"], [[np.nan, 0.6, 0.56], [np.nan, 0.3, 0.55]])
+    text = (tmp_path / "study.md").read_text()
+    # three of four points within 5 of its best; most ahead where the other is worst
+    assert line(text, "rdbcl", "## Over beta")[1:4] == ["60.0", "75%", "+35.0 (fast)"]
+    assert line(text, "none", "## Over beta")[1:] == ["50.0", "50%", "–", "−10.0 (slow)"]
+    assert (tmp_path / "surface-beta.png").exists()
 
 
 def test_accuracy_wherever_it_was_measured(runs, tmp_path):
