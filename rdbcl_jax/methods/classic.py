@@ -31,11 +31,15 @@ class ReplayOptions(Section):
     Attributes:
       fraction: the share of a batch's prompts that comes from earlier tasks.
       per_task: records kept of each task.
+      kept: of a record, "records": all of it; "questions": its text alone. Old questions are then
+        asked about the new task's pictures, and the policy from before the task gives the answers
+        that are rewarded (pseudo-rehearsal). Reward functions see none of the old columns.
       anchor: what a KL term applies to: all samples, or those of old prompts.
     """
 
     fraction: InnerShare = 0.25
     per_task: Natural = 256
+    kept: Literal["records", "questions"] = "records"
     anchor: Literal["all", "old"] = "all"
 
     def rehearsed(self, size: int) -> int:

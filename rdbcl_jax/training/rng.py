@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 # a run's own steps stay far below these
-_PRETASK, _OTHERS, _SURVEY = 2**31 - 1, 2**31 - 2, 2**31 - 3
+_PRETASK, _OTHERS, _SURVEY, _REHEARSAL = (2**31 - n for n in (1, 2, 3, 4))
 _FISHER, _COLLECTED = 2**30, 2**30 + 2**20
 
 
@@ -29,6 +29,11 @@ def of_batch(seed: int, first_step: int, batch: int) -> np.random.Generator:
 def of_revision(seed: int, run_step: int) -> np.random.Generator:
     """For what a method draws itself when it revises the rollouts of a step; a host's."""
     return np.random.default_rng((seed, run_step))
+
+
+def of_rehearsal(seed: int, task: int) -> np.random.Generator:
+    """For which pictures of a task old questions are asked about; a host's."""
+    return np.random.default_rng((seed, _REHEARSAL, task))
 
 
 def of_survey(seed: int, run_step: int) -> Array:

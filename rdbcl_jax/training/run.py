@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Records
-from rdbcl_jax.data.tasks import EVALUATED, SPLITS
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import EVALUATED, SPLITS, TaskData
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
 from rdbcl_jax.finite import differ
@@ -44,6 +45,7 @@ from rdbcl_jax.training.identity import keep_base
 from rdbcl_jax.training.journal import Journal
 from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.memory import phase
+from rdbcl_jax.training.rehearsal import old_prompts
 from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
 from rdbcl_jax.training.stage import Anchors, dtype_of_frozen, make_stage, merged
@@ -111,7 +113,8 @@ def _train(
     for k in range(first, len(tasks)):
         own = done - k * steps if k == first else 0
         anchors, learning = _parted(setup, policy, anchors)
-        stage = make_stage(setup.config, method, tasks, k, anchors)
+        old = _old_prompts(learner, tasks, k, anchors.previous)
+        stage = make_stage(method, tasks, k, anchors, old)
         if own:
             del learning
             state = _read_state(setup, checkpoints, done, learner.blank(stage, memory))
@@ -271,6 +274,13 @@ def _parted(setup: Setup, policy: Policy, anchors: Anchors) -> tuple[Anchors, Tr
         return jax.tree.map(lambda a, b: jnp.copy(a) if a is b else a, held, params)
 
     return anchors.frozen(copy), anchors.previous
+
+
+@phase("sampling")
+def _old_prompts(
+    learner: Learner, tasks: Sequence[TaskData], k: int, previous: Trained
+) -> list[Sequence[Record]]:
+    return old_prompts(learner, tasks, k, previous)
 
 
 @phase("evaluation")

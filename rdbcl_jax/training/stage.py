@@ -14,7 +14,6 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Joined, only
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import TaskData
-from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.training.update import Consolidation
@@ -99,15 +98,20 @@ class Stage:
 
 
 def make_stage(
-    config: RunConfig, method: Method, tasks: Sequence[TaskData], k: int, anchors: Anchors
+    method: Method,
+    tasks: Sequence[TaskData],
+    k: int,
+    anchors: Anchors,
+    old: Sequence[Sequence[Record]] = (),
 ) -> Stage:
-    """Task k (from 0) for a method, after the tasks before it."""
-    own, old = [tasks[k].train], list[Sequence[Record]]()
+    """Task k (from 0) for a method, after the tasks before it.
+
+    Args:
+      old: the prompts of earlier tasks that it rehearses, see `training.rehearsal`.
+    """
+    own, old = [tasks[k].train], [*old]
     if method.data == "joint":
         own = [task.train for task in tasks]
-    elif method.data == "replay":
-        kept = config.section(ReplayOptions).per_task
-        old = [task.train[:kept] for task in tasks[:k]]
     if method.responses == "demonstrations" and method.demonstration:
         own, old = ([_taught(part, method) for part in parts] for parts in (own, old))
     consolidation = None

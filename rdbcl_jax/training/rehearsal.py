@@ -1,0 +1,160 @@
+"""The prompts of earlier tasks that a method rehearses: records that were kept, or old questions
+about the new task's pictures (pseudo-rehearsal, after Robins 1995)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import jax
+import numpy as np
+
+from rdbcl_jax.data.indexed import Joined, only
+from rdbcl_jax.data.pictures import Picture
+from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.tasks import TaskData
+from rdbcl_jax.methods.classic import ReplayOptions
+from rdbcl_jax.models.partition import Trained
+from rdbcl_jax.policy import Policy
+from rdbcl_jax.rewards.response_format import parse
+from rdbcl_jax.rewards.verifiers import get_verifier
+from rdbcl_jax.rollout.generate import generate
+from rdbcl_jax.rollout.sampling import sampling_of
+from rdbcl_jax.sharding import all_hosts_rows
+from rdbcl_jax.training import rng
+from rdbcl_jax.training.learner import Learner
+
+_TRIED = 64  # records of the new task that are looked through for one with a picture
+
+
+def old_prompts(
+    learner: Learner, tasks: Sequence[TaskData], k: int, previous: Trained
+) -> list[Sequence[Record]]:
+    """What batches of task k (from 0) rehearse of each task before it; empty for methods that
+    rehearse nothing.
+
+    Args:
+      previous: the policy from before the task, which answers old questions where they alone are
+        kept.
+    Raises:
+      ValueError: of all old questions none has an answer that could be a gold one.
+    """
+    options = learner.config.section(ReplayOptions)
+    if learner.method.data != "replay" or not k:
+        return []
+    kept = [task.train[: options.per_task] for task in tasks[:k]]
+    if options.kept == "records":
+        return kept
+    order = rng.of_rehearsal(learner.config.seed, k).permutation(len(tasks[k].train))
+    asked = Asked(Joined(kept), tasks[k].train, order)
+    answered = list(_answered(learner, asked, previous))
+    if not answered:
+        raise ValueError(
+            f"task {tasks[k].name!r}: of {len(asked)} questions of earlier tasks, asked about its "
+            "pictures, the policy from before it answers none in the required format, or none "
+            "fits; expected some to rehearse (replay.kept='records' keeps the old records)"
+        )
+    return [answered]
+
+
+class Asked(Sequence[Record]):
+    """Old questions, each about pictures of new records; their answers are not known.
+
+    Question i is asked about the pictures of the new record `order[i]` and those that follow, as
+    many as it had; one without pictures is asked as it is. Only the text of an old record is read.
+    """
+
+    def __init__(self, old: Sequence[Record], new: Sequence[Record], order: Sequence[int]):
+        self.old, self.new, self.order = old, new, order
+
+    def __len__(self) -> int:
+        return len(self.old)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        question = self.old[index]
+        pictures = self._pictures(index, len(question.images))
+        return dataclasses.replace(
+            question,
+            id=f"{question.id}, asked again",
+            images=pictures,
+            answer="",
+            answers=(),
+            columns={},
+            where="",
+        )
+
+    def _pictures(self, index: int, count: int) -> tuple[Picture, ...]:
+        found: list[Picture] = []
+        for step in range(_TRIED):
+            if len(found) >= count:
+                break
+            found += self.new[int(self.order[(index + step) % len(self.order)])].images
+        if len(found) < count:
+            raise ValueError(
+                f"record {self.old[index].id!r} of an earlier task is about {count} pictures, and "
+                f"{_TRIED} records of the new task have {len(found)}; expected pictures to ask old "
+                "questions about, or replay.kept='records'"
+            )
+        return tuple(found[:count])
+
+
+def _answered(learner: Learner, asked: Asked, previous: Trained) -> Iterator[Record]:
+    """The questions with the previous policy's greedy answer, where that can be a gold one."""
+    policy = learner.policy
+    fitting = only(asked, [i for i in range(len(asked)) if _fits(policy.encoder, asked[i])])
+    answers = _greedy_answers(learner, fitting, previous)
+    for record, answer in zip(fitting, answers, strict=True):
+        if answer is not None and _could_be_gold(record, answer):
+            yield dataclasses.replace(record, answer=answer)
+
+
+def _fits(encoder: PromptEncoder, record: Record) -> bool:
+    """Whether the batches' sizes hold an old question with a new picture."""
+    try:
+        encoder.encode([record])
+    except ValueError:
+        return False
+    return True
+
+
+def _could_be_gold(record: Record, answer: str) -> bool:
+    judge = get_verifier(record.verifier)
+    if judge.rescale:  # places in a picture: a gold one is in the picture's own size
+        return False
+    try:
+        judge.prepared(answer)
+    except ValueError:
+        return False
+    return True
+
+
+def _greedy_answers(
+    learner: Learner, records: Sequence[Record], params: Trained
+) -> list[str | None]:
+    """Of each record, on every process; None: not in the required format."""
+    policy: Policy = learner.policy
+    texts: list[str] = []
+    for batch in generate(
+        policy,
+        policy.to_read(params),
+        records,
+        sampling_of(policy, learner.config.rollout, greedy=True),
+        jax.random.key(0),  # greedy: never drawn from
+        batch_size=learner.config.evaluation.batch_size,
+    ):
+        rollouts = batch.host_rollouts()
+        tokens, mask = (
+            all_hosts_rows(np.asarray(a[:, 0]), policy.rows)
+            for a in (rollouts.tokens, rollouts.mask)
+        )
+        texts += policy.texts(tokens, mask.astype(bool))
+    parsed = [parse(text) for text in texts[: len(records)]]
+    return [found.answer if found.ok else None for found in parsed]
