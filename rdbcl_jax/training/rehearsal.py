@@ -47,7 +47,7 @@ def old_prompts(
     kept = [task.train[: options.per_task] for task in tasks[:k]]
     if options.kept == "records":
         return kept
-    order = rng.of_rehearsal(learner.config.seed, k).permutation(len(tasks[k].train))
+    order = rng.of_rehearsal(learner.config.seed, k).permutation(len(tasks[k].train)).tolist()
     asked = Asked(Joined(kept), tasks[k].train, order)
     answered = list(_answered(learner, asked, previous))
     if not answered:

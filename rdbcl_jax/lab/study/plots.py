@@ -108,24 +108,7 @@ def surface(name: str, found: Surface, metric: str) -> Figure:
         shown = [i for i in range(len(found.points)) if np.isfinite(means[:, i]).any()]
         part = 100 * means[:, shown]
         ax.imshow(part, aspect="auto", **colours)
-        for (row, column), value in np.ndenumerate(part):
-            if np.isfinite(value):
-                dark = value > (values.min() + values.max()) / 2
-                ink, best = ("white" if dark else INK), value == np.nanmax(part)
-                weight = "bold" if best else "normal"
-                ax.text(
-                    column,
-                    row,
-                    f"{value:.1f}",
-                    ha="center",
-                    va="center",
-                    color=ink,
-                    fontsize=9,
-                    weight=weight,
-                )
-                if best:
-                    frame = {"fill": False, "ec": "#d1495b", "lw": 2}
-                    ax.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, **frame))
+        _values(ax, part, dark_from=(values.min() + values.max()) / 2)
         ax.grid(visible=False)
         ax.set_xticks(range(len(shown)), [f"{found.points[i]:g}" for i in shown])
         ax.set_yticks(range(len(found.settings)), found.settings)
@@ -239,6 +222,17 @@ def tradeoff(cells: Sequence[CellResults]) -> Figure:
 
 
 # ------------------------------------------------------------------------------ pieces
+
+
+def _values(ax: Axes, values: np.ndarray, dark_from: float) -> None:
+    """A heat map's numbers, the greatest framed; white on what is dark."""
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            ink, text = ("white" if value > dark_from else INK), f"{value:.1f}"
+            ax.text(column, row, text, ha="center", va="center", color=ink, fontsize=9)
+        if value == np.nanmax(values):
+            corner = (column - 0.48, row - 0.48)
+            ax.add_patch(Rectangle(corner, 0.96, 0.96, fill=False, ec="#d1495b", lw=2))
 
 
 def _panels(columns: int, size: tuple[float, float], *, rows: int = 1, sharey=False):
