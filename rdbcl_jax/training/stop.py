@@ -1,9 +1,14 @@
 """SIGTERM and Ctrl-C: the run saves its state within a step and ends. A second Ctrl-C ends it at
-once, whatever it is doing, and so does a second SIGTERM that is no echo of the first."""
+once, whatever it is doing, and so does a second SIGTERM that is no echo of the first.
+
+Of several processes JAX's preemption service hears SIGTERM, in each of them, and has all agree on
+the step after which they stop; a Ctrl-C is passed on to it. No device is asked for that.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -13,10 +18,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-
-from rdbcl_jax.distributed import most_anywhere
+from jax.experimental import multihost_utils
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POINTS = itertools.count(1)  # at which processes may agree; the same on all of them
 ECHO = 5.0  # seconds: a scheduler, a launcher and a shell may each pass the same SIGTERM on
 
 
@@ -42,6 +47,8 @@ class Stop:
 
     def __init__(self) -> None:
         self._asked = 0  # the first signal
+        self._agreed = False  # all processes of the run stop here
+        self._alone = jax.process_count() == 1
         self._at_once = ""  # what may be left in the middle
         self._before: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
@@ -52,7 +59,8 @@ class Stop:
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heard = _SIGNALS if self._alone else (signal.SIGINT,)
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
             threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
         return self
 
@@ -67,7 +75,11 @@ class Stop:
     def asked(self) -> int:
         """The signal by which any process of the run was asked to stop, 0 for none. All of them
         ask at the same time."""
-        return most_anywhere(self._asked)
+        if self._alone:
+            return self._asked
+        point = next(_POINTS)
+        self._agreed = self._agreed or multihost_utils.reached_preemption_sync_point(point)
+        return (self._asked or signal.SIGTERM) if self._agreed else 0
 
     def check(self, where: str) -> None:
         """Raises Stopped where a stop was asked for: all is saved, as `where` says."""
@@ -78,7 +90,7 @@ class Stop:
     def at_once(self, doing: str) -> Iterator[None]:
         """Within, nothing is to be saved, so that a stop waits for nothing. Of several processes
         each would leave the others waiting: they go on to where all of them `check`."""
-        self._at_once = doing if jax.process_count() == 1 else ""
+        self._at_once = doing if self._alone else ""
         try:
             if self._at_once and self._asked:
                 raise Stopped(self._asked, doing, at_once=True)
@@ -87,7 +99,9 @@ class Stop:
             self._at_once = ""
 
     def _handle(self, signum: int, frame: Any) -> None:
-        self._asked = self._asked or signum
+        first, self._asked = not self._asked, self._asked or signum
+        if first and not self._alone:
+            os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service hears
         if self._at_once:
             raise Stopped(signum, self._at_once, at_once=True)
 

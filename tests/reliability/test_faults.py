@@ -31,6 +31,7 @@ from rdbcl_jax.training.setup import prepare
 from rdbcl_jax.training.stop import Stopped
 from tests.engine import write_random_model
 from tests.reliability import faults
+from tests.test_distributed import start_joined
 from tests.tiny_runs import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -450,6 +451,24 @@ def test_a_second_signal_stops_at_once_whatever_goes_on(signals):
             assert process.poll() is None
         process.send_signal(second)
         assert process.wait(30) == 128 + second
+
+
+@pytest.mark.parametrize("signum,codes", [(signal.SIGTERM, (0, 0)), (signal.SIGINT, (0, 130))])
+def test_processes_of_a_run_stop_after_the_same_step(signum, codes):
+    """Whichever of them is asked; with JAX's own preemption service."""
+    both = start_joined(2, 1, "tests.reliability.stopping")
+    with both[0], both[1]:
+        assert [_line(process, "started") for process in both] == ["started"] * 2
+        time.sleep(0.3)
+        both[1].send_signal(signum)
+        ends = [_line(process, "stopped after ") for process in both]
+        assert ends[0] == ends[1] and 0 < int(ends[0].split()[-1]) < 2999
+        assert tuple(process.wait(60) for process in both) == codes
+
+
+def _line(process, start):
+    """What a process says: the first line that starts so."""
+    return next(line.strip() for line in process.stdout if line.startswith(start))
 
 
 # ------------------------------------------------------------------------------ storage
