@@ -1,21 +1,20 @@
-r"""Launches `rdbcl train` over seeds × methods with xmanager, one work unit a run.
+r"""Launches `rdbcl train` over seeds × methods × settings with xmanager, one work unit a run.
 
     python launch/xm_train.py --config=configs/quickstart.py --workdir=runs \
-        --methods=rdbcl,grpo --seeds=0,1,2 --config.training.steps=100
+        --methods=rdbcl,grpo --seeds=0,1,2 --sweep=kl.beta=0.01,0.04 --config.training.steps=100
 
-A run goes to WORKDIR/METHOD/seedSEED; a second launch resumes what is unfinished. Flags that start
-with `--config.` go to every run, flags that start with `--xm_` to xmanager. `--show` prints the
-command lines and needs no xmanager. Where the runs go:
+A run goes to WORKDIR/METHOD/seedSEED, with a sweep to WORKDIR/METHOD,kl.beta=0.01/seedSEED; a
+second launch resumes what is unfinished. Flags that start with `--config.` go to every run, flags
+that start with `--xm_` to xmanager. `--show` prints the command lines and needs no xmanager. Where
+the runs go:
 
     --executor=local   processes on this machine, `--parallel` at a time; no Docker
-    --executor=pod     the same through `gcloud compute tpus tpu-vm ssh --worker=all`: one process
-                       on every host of the TPU slice `--tpu`, which must have the package installed
-    --executor=vertex  a Vertex AI job in a container, `--resources=a100=8` or `tpu_v3=8`
+    --executor=pod     all hosts of a TPU slice, by launch/tpu_pod.sh: of the slice `--tpu` that is
+                       there, one run after another; or with `--accelerator` and `--runtime` of one
+                       that each run gets for itself, and again after it was preempted
+    --executor=vertex  a Vertex AI job in a container on one host, `--resources=a100=8`
 
-What was run: `local`, with xmanager 0.8.5. `pod` was run with a stand-in for gcloud, never on a
-TPU; two trainer processes with `--distributed` were run on one CPU machine.
-`vertex` was never run: its executor was built and its machine asked for, no job was submitted.
-The only Vertex TPUs that xmanager 0.8.5 knows are v2 and v3, so slices of later ones are for `pod`.
+launch/README.md says what of this was run, and what never was.
 """
 
 from __future__ import annotations
@@ -23,7 +22,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import itertools
 import pathlib
+import re
 import shlex
 import shutil
 import sys
@@ -31,7 +32,24 @@ from collections.abc import Sequence
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 MODULE = "rdbcl_jax.cli"
-VERTEX_TPUS = ("tpu_v2", "tpu_v3")
+POD = REPOSITORY / "launch" / "tpu_pod.sh"
+# what xmanager 0.8.5 finds the right Vertex machine for, and what serves JAX: how many, on one host
+VERTEX = {
+    "a100": (1, 2, 4, 8, 16),
+    "l4": (1, 2, 4, 8),
+    "t4": (1, 2, 4),
+    "tpu_v2": (8,),
+    "tpu_v3": (8,),
+}
+POD_OPTIONS = {
+    "project": "default: gcloud's own",
+    "accelerator": "makes a slice for each run, such as v5litepod-16",
+    "runtime": "its software, such as v2-alpha-tpuv5-lite",
+    "setup": "what installs the package on its hosts; default: see launch/tpu_pod.sh",
+    "retries": "starts after the first, where a slice was preempted",
+    "poll": "seconds between looks at a slice that is waited for",
+}
+XM_NAMES = {"l4": "l4_24th"}
 INSTALL = "pip install xmanager==0.8.5 -c launch/constraints.txt"
 
 
@@ -39,14 +57,10 @@ INSTALL = "pip install xmanager==0.8.5 -c launch/constraints.txt"
 class Run:
     """One work unit."""
 
-    method: str
-    seed: int
+    index: int
+    name: str
     workdir: str
     flags: tuple[str, ...]  # of `rdbcl train`
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}-seed{self.seed}"
 
 
 # ------------------------------------------------------------------------------ what to run
@@ -64,13 +78,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
     add("--workdir", required=True, help="parent of the runs' directories")
     add("--methods", type=_names, default=["rdbcl"], help="comma-separated")
     add("--seeds", type=_seeds, default=[0], help="comma-separated")
+    add("--sweep", type=_values, action="append", default=[], help="FIELD=VALUE,VALUE; repeatable")
     add("--executor", choices=("local", "pod", "vertex"), default="local")
-    add("--parallel", type=int, default=1, help="local: runs at one time")
+    add("--parallel", type=int, default=1, help="runs at one time")
     add("--python", default="", help="interpreter that has the package; local: default is this one")
-    add("--tpu", default="", help="pod: name of the slice")
+    add("--tpu", default="", help="pod: name of the slice, or what those that are made begin with")
     add("--zone", default="", help="pod: its zone")
     add("--directory", default="rdbcl_jax", help="pod: where on its hosts the repository is")
-    add("--resources", type=_resources, default={}, help="vertex: NAME=COUNT, comma-separated")
+    for name, help_ in POD_OPTIONS.items():
+        add(f"--{name}", default="", help=f"pod: {help_}")
+    add("--spot", action="store_true", help="pod: a slice that may be preempted")
+    add("--resources", type=_resources, default={}, help="vertex: NAME=COUNT")
     add("--title", default="rdbcl", help="of the experiment")
     add("--show", action="store_true", help="print the command lines and stop")
     options, rest = parser.parse_known_args(argv)
@@ -81,16 +99,45 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
         parser.error(f"not understood: {shlex.join(wrong)} (overrides are --config.FIELD=VALUE)")
     if options.parallel < 1:
         parser.error(f"--parallel is {options.parallel}, expected at least 1")
-    if options.executor == "pod" and not (options.tpu and options.zone):
-        parser.error("--executor=pod needs --tpu and --zone, the name and zone of the slice")
-    if options.executor == "vertex":
-        unknown = [r for r in options.resources if r.startswith("tpu") and r not in VERTEX_TPUS]
-        if not options.resources or unknown:
-            parser.error(
-                "--executor=vertex needs --resources, as a100=8 or tpu_v3=8; of TPUs xmanager "
-                f"knows {' and '.join(VERTEX_TPUS)} on Vertex; use --executor=pod for others"
-            )
+    if options.executor == "pod":
+        if problem := _pod_problem(options):
+            parser.error(problem)
+    elif options.spot or any(getattr(options, name) for name in ("tpu", "zone", *POD_OPTIONS)):
+        parser.error("--tpu, --zone and what says more of a slice are for --executor=pod")
+    if options.executor == "vertex" and (problem := _vertex_problem(options)):
+        parser.error(problem)
     return options, overrides, xm_flags
+
+
+def _pod_problem(options: argparse.Namespace) -> str:
+    if not (options.tpu and options.zone):
+        return "--executor=pod needs --tpu and --zone, the name and zone of the slice"
+    if bool(options.accelerator) != bool(options.runtime):
+        return "--accelerator and --runtime go together: a slice that is made needs both"
+    if not options.accelerator and (options.spot or options.parallel > 1):
+        return (
+            f"the slice {options.tpu} serves one run at a time, as it is; --parallel and --spot "
+            "are for slices that are made: --accelerator and --runtime are missing"
+        )
+    return ""
+
+
+def _vertex_problem(options: argparse.Namespace) -> str:
+    known = ", ".join(f"{name}={'|'.join(map(str, count))}" for name, count in VERTEX.items())
+    found = [f"{name}={count}" for name, count in options.resources.items()]
+    if len(found) != 1 or any(c not in VERTEX.get(n, ()) for n, c in options.resources.items()):
+        return (
+            f"--executor=vertex needs --resources of one kind, on one host: {known}; found "
+            f"{', '.join(found) or 'none'}. Of others xmanager 0.8.5 asks for a machine that does "
+            "not have them, and processes on several hosts would not find each other: for TPUs of "
+            "later kinds, and for slices, use --executor=pod"
+        )
+    if not options.workdir.startswith(("/gcs/", "gs://")):
+        return (
+            f"--workdir={options.workdir} is inside the job's container, and ends with it; "
+            "expected /gcs/BUCKET/… or gs://BUCKET/…"
+        )
+    return ""
 
 
 def _names(text: str) -> list[str]:
@@ -104,37 +151,58 @@ def _seeds(text: str) -> list[int]:
     return [int(name) for name in _names(text)]
 
 
+def _values(text: str) -> tuple[str, list[str]]:
+    """(field, its values)."""
+    field, _, values = text.removeprefix("config.").partition("=")
+    if field in ("", "method", "seed") or not values:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected FIELD=VALUE,VALUE; methods and seeds have options of their own"
+        )
+    return field, _names(values)
+
+
 def _resources(text: str) -> dict[str, int]:
     pairs = (name.partition("=") for name in _names(text))
     return {name.lower(): int(count) for name, _, count in pairs}
 
 
 def make_runs(options: argparse.Namespace, overrides: Sequence[str]) -> list[Run]:
-    """Every seed of every method, seed by seed: a launch that is cut short can be compared."""
-    runs = []
-    for seed in options.seeds:
-        for method in options.methods:
-            workdir = f"{options.workdir.rstrip('/')}/{method}/seed{seed}"
-            flags = (
-                f"--config={options.config}",
-                f"--workdir={workdir}",
-                *overrides,
-                f"--config.method={method}",
-                f"--config.seed={seed}",
-            )
-            runs.append(Run(method, seed, workdir, flags))
+    """Every seed of every method and setting, seed by seed: a launch that is cut short can be
+    compared."""
+    runs = list[Run]()
+    settings = [[f"{field}={value}" for value in values] for field, values in options.sweep]
+    for seed, method, *setting in itertools.product(options.seeds, options.methods, *settings):
+        kind = ",".join([method, *(part.replace("/", "_") for part in setting)])
+        workdir = f"{options.workdir.rstrip('/')}/{kind}/seed{seed}"
+        flags = (
+            f"--config={options.config}",
+            f"--workdir={workdir}",
+            *overrides,
+            *(f"--config.{part}" for part in setting),
+            f"--config.method={method}",
+            f"--config.seed={seed}",
+        )
+        name = re.sub(r"[^\w-]+", "-", f"{kind}-seed{seed}")
+        runs.append(Run(len(runs), name, workdir, flags))
     return runs
 
 
 def command(run: Run, options: argparse.Namespace) -> list[str]:
     """The command line that this machine executes for a run."""
-    python = options.python or (sys.executable if options.executor == "local" else "python3")
-    train = [python, "-m", MODULE, "train", *run.flags]
     if options.executor != "pod":
-        return train
-    remote = f"cd {shlex.quote(options.directory)} && {shlex.join([*train, '--distributed'])}"
-    slice_ = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", options.tpu, f"--zone={options.zone}"]
-    return [*slice_, "--worker=all", f"--command={remote}"]
+        local = options.executor == "local"
+        return [options.python or (sys.executable if local else "python3"), *_train(run)]
+    made, slice_ = options.accelerator, [f"--tpu={options.tpu}", f"--zone={options.zone}"]
+    if made:
+        slice_[0] += f"-{run.index}"
+    given = [f"--{n}={value}" for n in POD_OPTIONS if (value := getattr(options, n))]
+    slice_ += [f"--directory={options.directory}", *given, *["--spot"] * options.spot]
+    python = options.python or (".venv/bin/python" if made else "python3")
+    return [str(POD), *slice_, "--", python, *_train(run), "--distributed"]
+
+
+def _train(run: Run) -> list[str]:
+    return ["-m", MODULE, "train", *run.flags]
 
 
 # ------------------------------------------------------------------------------ running it
@@ -156,8 +224,9 @@ def import_xmanager():
 def package(xm, xm_local, options: argparse.Namespace):
     """(executor, what to package for it)."""
     if options.executor == "vertex":
-        executor = xm_local.Vertex(xm.JobRequirements(**options.resources))
-        extra = "tpu" if any(name.startswith("tpu") for name in options.resources) else "cuda"
+        ((kind, count),) = options.resources.items()
+        executor = xm_local.Vertex(xm.JobRequirements(**{XM_NAMES.get(kind, kind): count}))
+        extra = "tpu" if kind.startswith("tpu") else "cuda"
         return executor, xm.python_container(
             executor.Spec(),
             path=str(REPOSITORY),
@@ -165,16 +234,16 @@ def package(xm, xm_local, options: argparse.Namespace):
             docker_instructions=[
                 f"COPY {REPOSITORY.name}/ /rdbcl_jax",
                 "WORKDIR /rdbcl_jax",
-                f"RUN pip install -e '.[{extra}]'",
+                f"RUN pip install -e '.[{extra},gs]'",
             ],
             entrypoint=xm.CommandList([f'python3 -m {MODULE} train "$@"']),
         )
     executor = xm_local.Local()
-    program = command(Run("", 0, "", ()), options)[0]
-    path = shutil.which(program)
-    if not path:
-        sys.exit(f"xm_train.py: {program} is not on this machine's PATH")
-    return executor, xm.binary(executor.Spec(), path)
+    program = command(Run(0, "", "", ()), options)[0]
+    for needed in (program, *["gcloud"] * (options.executor == "pod")):
+        if not shutil.which(needed):
+            sys.exit(f"xm_train.py: {needed} is not on this machine's PATH")
+    return executor, xm.binary(executor.Spec(), shutil.which(program))
 
 
 async def launch(options: argparse.Namespace, runs: Sequence[Run]) -> list[str]:

@@ -1,8 +1,9 @@
 """The launcher's pure parts; none of these needs xmanager."""
 
 import importlib.util
+import json
+import os
 import pathlib
-import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -42,9 +43,9 @@ def test_a_run_for_every_seed_of_every_method(launcher):
 
 def test_overrides_reach_every_run_but_seed_and_method_win(launcher):
     _, runs = runs_of(launcher, "--seeds=3,4", "--config.training.steps=7", "--config.seed=9")
-    for run in runs:
+    for seed, run in zip((3, 4), runs, strict=True):
         assert "--config.training.steps=7" in run.flags
-        assert run.flags[-1] == f"--config.seed={run.seed}"
+        assert run.flags[-1] == f"--config.seed={seed}"
 
 
 def test_flags_of_xmanager_are_kept_apart(launcher):
@@ -69,15 +70,13 @@ def test_the_flags_reach_the_trainer(launcher, tmp_path):
     assert done.returncode == 1 and "config.method is 'nope'" in done.stderr
 
 
-def test_pod_command_survives_the_shells_on_its_way(launcher):
-    template = "it's {prompt} $HOME"
-    options, (run,) = runs_of(launcher, *POD, f"--config.data.template={template}")
-    program, *args = launcher.command(run, options)
-    assert program == "gcloud" and "v5e" in args and "--worker=all" in args
-    remote = next(a for a in args if a.startswith("--command=")).removeprefix("--command=")
-    words = shlex.split(remote)
-    assert words[:4] == ["cd", "rdbcl_jax", "&&", "python3"]
-    assert f"--config.data.template={template}" in words
+def test_settings_are_swept_like_seeds_and_methods(launcher):
+    sweep = ["--sweep=kl.beta=0.01,0.1", "--sweep=config.model.path=a/b"]
+    _, runs = runs_of(launcher, "--methods=rdbcl,grpo", "--seeds=0,1", *sweep)
+    assert len({run.workdir for run in runs}) == len({run.name for run in runs}) == 8
+    assert runs[1].workdir == "runs/rdbcl,kl.beta=0.1,model.path=a_b/seed0"
+    assert {"--config.kl.beta=0.1", "--config.model.path=a/b"} <= {*runs[1].flags}
+    assert [run.index for run in runs] == [*range(8)]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +90,16 @@ def test_pod_command_survives_the_shells_on_its_way(launcher):
         (["--executor=pod"], "--tpu and --zone"),
         (["--executor=vertex"], "--resources"),
         (["--executor=vertex", "--resources=tpu_v5e=8"], "--executor=pod"),
+        (["--executor=vertex", "--resources=h100=8"], "found h100=8"),
+        (["--executor=vertex", "--resources=a100=32"], "on one host"),
+        (["--executor=vertex", "--resources=tpu_v3=32"], "would not find each other"),
+        (["--executor=vertex", "--resources=a100=8,replicas=2"], "of one kind"),
+        (["--executor=vertex", "--resources=a100=8"], "/gcs/BUCKET"),
+        ([*POD, "--parallel=2"], "serves one run at a time"),
+        ([*POD, "--accelerator=v5litepod-16"], "--runtime"),
+        (["--accelerator=v5litepod-16"], "for --executor=pod"),
+        (["--sweep=seed=1,2"], "have options of their own"),
+        (["--sweep=kl.beta"], "FIELD=VALUE,VALUE"),
     ],
 )
 def test_mistakes_are_named(launcher, capsys, argv, message):
@@ -117,3 +126,144 @@ def test_a_missing_program_is_named(launcher, monkeypatch):
     local = SimpleNamespace(Local=lambda: SimpleNamespace(Spec=object))
     with pytest.raises(SystemExit, match="gcloud is not on this machine's PATH"):
         launcher.package(None, local, options)
+
+
+# ------------------------------------------------------------------------------ a TPU slice
+
+# stands for gcloud: keeps its arguments and what state things are in, and runs what it is told to
+# run on all workers on this machine; a slice is preempted as often as `preempted` says
+GCLOUD = """
+import json, os, pathlib, subprocess, sys
+here, args = pathlib.Path(os.environ["FAKE"]), sys.argv[1:]
+state = json.loads((here / "state").read_text())
+with (here / "calls").open("a") as calls:
+    calls.write(json.dumps(args) + "\\n")
+kind, verb = args[2:4]
+command = next((a.partition("=")[2] for a in args if a.startswith("--command=")), None)
+code = 0
+if (kind, verb) == ("queued-resources", "create"):
+    assert state["slice"] is None
+    state |= {"queue": "WAITING_FOR_RESOURCES", "slice": "CREATING"}
+elif (kind, verb) == ("queued-resources", "delete"):
+    assert {"--force", "--quiet"} <= {*args}
+    state |= {"queue": None, "slice": None}
+elif verb == "describe" and kind == "queued-resources":
+    after = {"WAITING_FOR_RESOURCES": "PROVISIONING", "PROVISIONING": "ACTIVE"}
+    state["queue"] = after.get(state["queue"], state["queue"])
+    if state["queue"] == "ACTIVE":
+        state["slice"] = "READY"
+    print(state["queue"])
+elif verb == "describe":
+    print(state["slice"]) if state["slice"] else sys.exit(1)
+elif verb == "scp":
+    copied = subprocess.run(["cp", args[4], here / "home" / args[5].partition(":")[2]])
+    code = copied.returncode
+elif state["slice"] != "READY":
+    code = 255
+else:
+    if state["at"] in command and state["preempted"]:
+        state["preempted"] -= 1
+        state |= {"queue": "SUSPENDED", "slice": "PREEMPTED"}
+        print("rdbcl train: stopped by SIGTERM after step 3, which is saved", file=sys.stderr)
+        code = state["code"]
+    else:
+        code = subprocess.run(["bash", "-c", command], cwd=here / "home").returncode
+(here / "state").write_text(json.dumps(state))
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """What the stand-in was asked, and a way to say how things are there."""
+    for folder in ("bin", "home/there"):
+        (tmp_path / folder).mkdir(parents=True)
+    program = tmp_path / "bin/gcloud"
+    program.write_text(f"#!{sys.executable}{GCLOUD}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(tmp_path))
+
+    class Cloud:
+        home = tmp_path / "home"
+
+        def is_(self, **state):
+            known = {"queue": None, "slice": None, "preempted": 0, "at": "--distributed", "code": 0}
+            (tmp_path / "state").write_text(json.dumps(known | state))
+
+        @property
+        def state(self):
+            return json.loads((tmp_path / "state").read_text())
+
+        @property
+        def calls(self):
+            lines = (tmp_path / "calls").read_text().splitlines()
+            return [json.loads(line)[2:] for line in lines]
+
+    return Cloud()
+
+
+def pod(launcher, *argv, python="echo"):
+    """Runs what the launcher would; `python` stands for the interpreter there."""
+    options, (run,) = runs_of(launcher, *POD, "--poll=0", f"--python={python}", *argv)
+    return subprocess.run(launcher.command(run, options), capture_output=True, text=True)
+
+
+# its setup fails unless the repository was copied
+MADE = ["--accelerator=v5litepod-16", "--runtime=v2-alpha-tpuv5-lite", "--spot"]
+MADE += ["--setup=test -f launch/xm_train.py"]
+
+
+def test_a_command_runs_on_all_hosts_and_survives_the_shells_on_its_way(launcher, cloud):
+    cloud.is_(slice="READY")
+    template = "it's {prompt} $HOME"
+    argv = ["--directory=there", f"--config.data.template={template}"]
+    done = pod(launcher, *argv)
+    call = cloud.calls[0]
+    assert call[:3] == ["tpu-vm", "ssh", "v5e"] and {"--worker=all", "--zone=us-west4-a"} <= {*call}
+    assert done.returncode == 0 and f"--config.data.template={template}" in done.stdout
+    assert done.stdout.rstrip().endswith("--distributed") and "create" not in str(cloud.calls)
+
+
+@pytest.mark.parametrize("at,code", [("--distributed", 0), ("--distributed", 255), ("tar", 255)])
+def test_a_preempted_slice_is_made_again_and_the_run_goes_on(launcher, cloud, at, code):
+    """A trainer that is told to stop ends with 0, and a connection that breaks with 255."""
+    cloud.is_(preempted=2, at=at, code=code)
+    done = pod(launcher, *MADE, "--project=p", "--retries=3", python="true")
+    assert done.returncode == 0, done.stderr
+    verbs = [call[1] for call in cloud.calls if call[0] == "queued-resources"]
+    assert [v for v in verbs if v != "describe"] == ["create", "delete"] * 3
+    create = next(call for call in cloud.calls if call[1] == "create")
+    assert create[2:] == [
+        "v5e-0",
+        "--zone=us-west4-a",
+        "--project=p",
+        "--node-id=v5e-0",
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--spot",
+    ]
+    assert cloud.state["slice"] is None  # nothing that costs is left
+    while_ = "was preempted while it was set up" if at == "tar" else "is PREEMPTED, and its run not"
+    assert f"v5e-0 {while_}" in done.stderr and "; 2 retries are left" in done.stderr
+
+
+def test_retries_come_to_an_end_and_nothing_is_left(launcher, cloud):
+    cloud.is_(preempted=9)
+    done = pod(launcher, *MADE, "--retries=1")
+    assert done.returncode == 1 and "no retries are left" in done.stderr
+    assert cloud.state["slice"] is None and cloud.state["preempted"] == 7
+
+
+def test_a_command_that_fails_is_not_tried_again(launcher, cloud):
+    cloud.is_()
+    done = pod(launcher, *MADE, python="false")
+    assert done.returncode == 1 and "the command failed on v5e-0 with 1" in done.stderr
+    assert cloud.state["slice"] is None
+    assert [call[1] for call in cloud.calls].count("create") == 1
+
+
+def test_a_slice_that_is_gone_and_was_not_made_here_is_named(launcher, cloud):
+    cloud.is_(slice="READY", preempted=1)
+    done = pod(launcher)
+    assert done.returncode == 1 and "v5e is PREEMPTED, and was not made here" in done.stderr
