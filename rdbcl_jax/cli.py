@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import pathlib
 import shutil
 import sys
+from typing import Any
 
 from rdbcl_jax.commands import (
     HELP,
@@ -107,7 +109,8 @@ def _check(parser: argparse.ArgumentParser) -> Run:
     add_config(parser)
     text = "Data to check instead of the config's tasks; repeatable."
     add_repeatable(parser, "--records", "SOURCE", text)
-    parser.add_argument("--format", default="", help="Layout of --records, such as scienceqa.")
+    text = "Layout of --records: scienceqa and the like, or a table of columns as in a config."
+    parser.add_argument("--format", type=_format, default="", help=text)
 
     def run(args: argparse.Namespace) -> None:
         if not (args.config or args.records):
@@ -115,13 +118,29 @@ def _check(parser: argparse.ArgumentParser) -> Run:
         config = read_config(args)
         from rdbcl_jax.training.check import check_all
 
-        found, problems = check_all(config, args.records, args.format)
-        for problem in problems:
+        found = check_all(config, args.records, args.format)
+        for problem in found.problems:
             print(problem)
-        print(f"good records: {found}, problems: {len(problems)}")
-        sys.exit(bool(problems))
+        for note in found.notes:
+            print(f"note: {note}")
+        if len(found.counts) > 1:
+            for name, count in found.counts.items():
+                print(f"{name}: {count}")
+        print(f"good records: {sum(found.counts.values())}, problems: {len(found.problems)}")
+        sys.exit(bool(found.problems))
 
     return run
+
+
+def _format(text: str) -> Any:
+    """A layout's name, or a table as Python or JSON writes it."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        expected = "expected a table such as \"{'prompt': '{query}', 'answer': 'label'}\""
+        raise argparse.ArgumentTypeError(f"is {text!r}, {expected}") from None
 
 
 def _prepare(parser: argparse.ArgumentParser) -> Run:
@@ -276,11 +295,13 @@ rdbcl config --config=configs/quickstart.py rollout""",
             "Lists all that is wrong with records.",
             """\
 Reads every record as a run would: pictures decoded, prompts encoded and measured against the
-sizes allowed, gold answers parsed. --records: those of a file, a pattern or tfds:NAME/SPLIT,
-instead of the config's tasks, or without a config. Lists all problems; exit status 1 if any.""",
+sizes allowed, gold answers parsed; says which records of validation and test are in train, too.
+--records: those of a file, a pattern or tfds:NAME/SPLIT, instead of the config's tasks, or without
+a config (then pictures may lie anywhere). Lists all problems; exit status 1 if any.""",
             """\
 rdbcl check --config=configs/quickstart.py
-rdbcl check --records=data/train.jsonl --records='data/test-*.parquet'""",
+rdbcl check --records=data/train.jsonl --records='data/test-*.parquet'
+rdbcl check --records=mine.jsonl --format="{'prompt': '{query}', 'answer': 'label'}\"""",
             _check,
         ),
         Command(

@@ -7,6 +7,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import glob
 import logging
 import os
 import pathlib
@@ -27,6 +28,7 @@ from rdbcl_jax.recipes import find_config, load_config, recipes
 
 HELP = ("help", "-h", "-help", "--help", "--helpshort", "--helpfull")
 OVERRIDE = re.compile(r"--(no)?config\.([^=]*)(=.*)?", re.DOTALL)
+PLACES = ("train", "validation", "test", "image_folder")  # fields of a task
 Run = Callable[[argparse.Namespace], None]
 
 
@@ -115,7 +117,9 @@ def read_config(args: argparse.Namespace, form: str = "") -> Any:
     config = _config_of(pathlib.Path(find_config(file)), own or form)
     _check_fields(config, args.overrides)
     config.lock()  # what is misspelt in code that changes it is an error, too
-    return _changed(config, args.overrides) if args.overrides else config
+    config = _changed(config, args.overrides) if args.overrides else config
+    _find_beside(config, pathlib.Path(find_config(file)).parent)
+    return config
 
 
 def count(text: str) -> int:
@@ -236,6 +240,20 @@ def _changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             raise ValueError(f"{wrong[1]} is {wrong[3]!r}, {text}") from None
         raise ValueError(text) from None
     return values["config"].value
+
+
+def _find_beside(config: ConfigDict, folder: pathlib.Path) -> None:
+    """Relative sources of tasks which are not here, but beside the config file, are found there."""
+
+    def is_there(path: str) -> bool:
+        return bool(glob.glob(path) or glob.glob(path.rpartition(":")[0]))
+
+    for task in (config.get("tasks") or {}).values():
+        for field, source in task.items():
+            may_be = field in PLACES and isinstance(source, str) and source
+            if may_be and ("/" in source or ":" not in source) and not is_there(source):
+                beside = str(folder / source)
+                task[field] = beside if is_there(beside) else source
 
 
 class _Tuple(config_flags.tuple_parser.TupleParser):

@@ -21,6 +21,8 @@ from rdbcl_jax.json_files import parse_json
 
 FILE = "run.lock"
 _BEAT, _DEAD = 10.0, 60.0  # seconds between touches, and without one
+_TAKEN = (errno.EACCES, errno.EAGAIN)  # what the kernel says of a file that another has locked
+_OWN: set[pathlib.Path] = set()  # locks of this process
 
 
 class Held(ValueError):
@@ -28,11 +30,20 @@ class Held(ValueError):
 
 
 def is_held(workdir: pathlib.Path) -> bool:
-    """Whether a process has the workdir, this one too: its sign of life is fresh. Nothing is locked
-    or opened for that, since to close a file gives back this process's own lock."""
+    """Whether a process has the workdir, this one too. The kernel knows, of one that was killed a
+    moment ago too; where it does not, the owner's sign of life is fresh."""
+    path = (workdir / FILE).absolute()
+    if path in _OWN:  # not opened: to close it would give back this process's own lock
+        return True
     try:
-        path = workdir / FILE
-        return path.stat().st_size > 0 and time.time() - path.stat().st_mtime < _DEAD
+        with open(path, encoding="utf-8") as file:
+            is_fresh = time.time() - os.fstat(file.fileno()).st_mtime < _DEAD
+            owner = _owner(file)
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the file is closed
+            except OSError as error:
+                return error.errno in _TAKEN or (bool(owner) and is_fresh)
+            return owner.get("host", socket.gethostname()) != socket.gethostname() and is_fresh
     except OSError:
         return False
 
@@ -63,11 +74,13 @@ class WorkdirLock:
             file.close()
             raise
         self._file = file
+        _OWN.add(self.path.absolute())
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        _OWN.discard(self.path.absolute())
         if self._file:
             self._file.truncate(0)  # not removed: somebody may be waiting for this very file
             self._file.close()
@@ -78,9 +91,9 @@ class WorkdirLock:
             # POSIX: of the process, so that its children do not keep it alive
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.ENOLCK, errno.EOPNOTSUPP):
+            if error.errno not in (*_TAKEN, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
-            held = error.errno in (errno.EACCES, errno.EAGAIN)
+            held = error.errno in _TAKEN
         owner = _owner(file)
         elsewhere = "host" in owner and owner["host"] != socket.gethostname()
         seen = time.time() - os.fstat(file.fileno()).st_mtime

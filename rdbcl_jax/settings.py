@@ -139,14 +139,13 @@ def _defaults(kind: type[Section]) -> dict[str, Any]:
 
 
 def _chosen(every: Iterable[Part], wanted: str) -> Iterator[Part]:
-    """The parts that are asked for, with those of their fields that are."""
+    """The sections that are asked for, then the fields of others that are."""
+    sections = [p for p in every if not wanted or f"{p.name}.".startswith(f"{wanted}.")]
+    yield from sections
     for part in every:
-        if not wanted or f"{part.name}.".startswith(f"{wanted}."):
-            yield part
-        else:
-            fields = [s for s in part.settings if wanted in (s.name, s.name.split(".")[-1])]
-            if fields:
-                yield dataclasses.replace(part, settings=fields)
+        fields = [s for s in part.settings if wanted in (s.name, s.name.split(".")[-1])]
+        if fields and part not in sections:
+            yield dataclasses.replace(part, settings=fields)
 
 
 def _shown(value: Any) -> str:

@@ -38,7 +38,7 @@ FLOORS = (
         "training.resume",
     ),
     ("lab",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

@@ -35,7 +35,9 @@ def test_ten_records_without_a_problem(folder):
     ]
     assert len(rows) == 10 and len({row["id"] for row in rows}) == 10
     assert all((folder / "records" / row["image"]).is_file() for row in rows)
-    assert check_all(read_config(Flags(folder / "config.py")), []) == (10, [])
+    found = check_all(read_config(Flags(folder / "config.py")))
+    assert found.counts == {"mine/train": 6, "mine/validation": 2, "mine/test": 2}
+    assert not found.problems and not found.notes
 
 
 def test_nothing_is_written_over(folder):

@@ -127,6 +127,7 @@ class _Seen(NamedTuple):
       digest: of all that its encoding depends on; empty: that was not read.
       files: that hold its images.
       needs: sizes of batches, in the order of `SIZES`.
+      asked: tells its question and pictures from others.
     """
 
     problem: str = ""
@@ -137,6 +138,7 @@ class _Seen(NamedTuple):
     digest: bytes = b""
     files: tuple[str, ...] = ()
     needs: tuple[int, ...] = (0, 0, 0)
+    asked: int = 0
 
 
 def _looked_at(
@@ -151,6 +153,7 @@ def _looked_at(
     look = functools.partial(_look, records, check, encoder, known, root)
     seen = shown(in_threads(look, records.rows), len(records), f"checking {task!r}")
     good, problems, needs = [], list[str](), set[tuple[int, ...]]()
+    asked = list[int]()
     ids: dict[str, str] = {}
     files: dict[str, None] = {}
     said, held, ours = hashlib.sha256(), hashlib.sha256(), True
@@ -167,6 +170,7 @@ def _looked_at(
             continue
         ids[one.id] = one.where
         good.append(int(row))
+        asked.append(one.asked)
         needs.add(one.needs)
         said.update(one.said.encode())
         held.update(one.digest)
@@ -178,7 +182,7 @@ def _looked_at(
         digest += f", pictures {held.hexdigest()[:16]}"
     sizes = {name: sorted({need[k] for need in needs}) for k, name in enumerate(SIZES)}
     measures = SIZES if encoder and check.level == "full" else SIZES[2:]
-    facts = Facts(digest, {name: sizes[name] for name in measures})
+    facts = Facts(digest, {name: sizes[name] for name in measures}, asked)
     return _Found(np.array(good, np.int64), problems, facts), [*files] if ours else None
 
 
@@ -218,7 +222,12 @@ def _look(
         problem = _problem(record, lambda: encoder.check([record]))
     ours = get_verifier(record.verifier).prepare.__module__.startswith("rdbcl_jax.")
     said = says(record)
-    return _Seen(problem, record.id, record.where, ours, said, digest, files, needs)
+    asked = _number(digest or repr((record.system, record.prompt, _places(record))).encode())
+    return _Seen(problem, record.id, record.where, ours, said, digest, files, needs, asked)
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
 
 
 def _read(record: Record, encoder: PromptEncoder | None) -> tuple[str, tuple[int, ...]]:
@@ -255,6 +264,19 @@ def says(record: Record) -> str:
         else:
             images.append(hashlib.sha256(_content(image)).hexdigest())
     return repr((parts, record.columns, images))
+
+
+def _places(record: Record) -> list[str]:
+    """Where its images are, or what they hold."""
+
+    def place(image: Any) -> str:
+        if isinstance(image, Image):
+            return repr(image)  # is no other
+        if _file(image):
+            return os.path.abspath(str(image))
+        return hashlib.sha256(_content(image)).hexdigest()
+
+    return [*map(place, record.images)]
 
 
 def digest_of(records: Sequence[Record]) -> str:
@@ -342,7 +364,7 @@ class _Kept:
             held = read_json(self.file, None)
             if not held or held["stamps"] != _stamps(held["files"]):
                 return None
-            facts = Facts(held["digest"], held["needs"])
+            facts = Facts(held["digest"], held["needs"], held["asked"])
             return _Found(np.array(held["rows"], np.int64), held["problems"], facts)
         except (OSError, ValueError, LookupError, TypeError):  # damaged, or no file of ours
             return None

@@ -183,8 +183,11 @@ def _answer(columns: Mapping[str, Any], second_turn: str | None) -> Any:
             [one.get("answer") for one in value] if all("answer" in one for one in value) else value
         )
     if value is None:
+        found = f"found the columns {sorted(columns)}"
+        if empty := [name for name in ANSWERS if name in columns]:
+            found = f"{empty[0]}: found nothing (null)"
         raise ValueError(
-            f"found the columns {sorted(columns)}; expected an answer in one of "
+            f"{found}; expected an answer in one of "
             f"{', '.join(ANSWERS)}, in reward_model.ground_truth, or a second turn in conversations"
         )
     return value

@@ -28,10 +28,12 @@ class Facts:
     Attributes:
       digest: what all of them say.
       needs: sizes of batches (`data.prompt_lengths` and so on) to the sizes that records need.
+      asked: a number for what each record asks, question and pictures: the same, the same question.
     """
 
     digest: str
     needs: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
+    asked: Sequence[int] = ()
 
 
 class Records(Sequence[Record]):

@@ -91,7 +91,13 @@ class Layout:
         if isinstance(value, str):
             value = _parted(value)
         if value is None or isinstance(value, list | tuple):
-            return [written(option) for option in value or ()]
+            options = [written(option) for option in value or ()]
+            if value is not None and not options and not self.verifier:
+                raise ValueError(
+                    f"{self.options}: found no options, expected a list of some; leave the record "
+                    "out, or give format a verifier for questions without options"
+                )
+            return options
         raise ValueError(f"{self.options}: expected a list of options, found {short(value)}")
 
     def check(self, rows: Source) -> None:

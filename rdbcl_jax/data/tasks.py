@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import HEADERS, Check
+from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.layouts import Layout, layout_of
 from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.records import Record
@@ -76,6 +77,24 @@ def load_held_out(
     return [
         _load_task(config, name, EVALUATED, check, left_out) for name in config.evaluation.tasks
     ]
+
+
+def shared_records(task: TaskData) -> list[str]:
+    """How many records of the splits that are evaluated ask what a training record asks, of the
+    same pictures: a line for each split that has some. Records that a suite makes are not compared.
+    """
+    if not isinstance(task.train, Records) or not task.train.facts:
+        return []
+    learned, found = {*task.train.facts.asked}, []
+    for split in EVALUATED:
+        records = getattr(task, split)
+        asked = records.facts.asked if isinstance(records, Records) and records.facts else ()
+        if count := sum(one in learned for one in asked):
+            found.append(
+                f"task {task.name!r}: {count} of the {len(records)} records of {split} are in "
+                "train, too (the same question and pictures); what is measured on them is memory"
+            )
+    return found
 
 
 def _own_names(names: Sequence[str]) -> list[str]:

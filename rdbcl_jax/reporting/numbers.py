@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +45,12 @@ def duration(seconds: float) -> str:
         return f"{minutes}m {seconds:02d}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02d}m"
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch → "25 November, 14:03:09", in the machine's own time."""
+    at = time.localtime(seconds)
+    return f"{at.tm_mday} {time.strftime('%B, %H:%M:%S', at)}"
 
 
 def _text(value: float | None, form: str, signed: bool) -> str:

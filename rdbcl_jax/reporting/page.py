@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from rdbcl_jax.reporting.numbers import duration, percent
+from rdbcl_jax.reporting.numbers import duration, moment, percent
 from rdbcl_jax.reporting.svg import svg
 
 METHODS = {"rdbcl": "RDB-CL", "dyme": "DyME"}  # where capitals alone do not make the name
@@ -22,7 +22,7 @@ PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-PAGES.filters |= {"percent": percent, "duration": duration}
+PAGES.filters |= {"percent": percent, "duration": duration, "moment": moment}
 
 
 @dataclasses.dataclass(frozen=True)

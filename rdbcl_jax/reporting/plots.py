@@ -6,6 +6,7 @@ Ink, muted and grid colours are named here so that the page can swap them in a d
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -42,6 +43,13 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------ one run
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file, for who has no page to draw in."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def portability(steps, values: Mapping[str, np.ndarray], limits: Mapping[str, Sequence]) -> Figure:

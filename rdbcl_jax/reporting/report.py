@@ -37,6 +37,8 @@ def write_report(workdir: str | os.PathLike) -> Path:
         run=run,
         split=split,
         facts=_facts(run),
+        written=time.time(),
+        logged=_last_logged(run),
         task_colours=plots.colours(run.tasks),
         tiles=_tiles(run, split),
         accuracy=_accuracy(run, split) if run.tasks else None,
@@ -76,8 +78,13 @@ def _facts(run: Run) -> list[str]:
     facts = [f"seed {results.seed}"] if results.seed is not None else []
     facts += [results.device] if results.device else []
     facts += [f"{len(run.steps)} steps logged"] if run.steps else []
-    facts += [f"as of {time.strftime('%H:%M:%S')}"] if run.running else []
     return facts + ([duration(total)] if (total := _total_seconds(results)) else [])
+
+
+def _last_logged(run: Run) -> float:
+    """When the last step was logged, in seconds since the epoch; 0: none was."""
+    path = run.workdir / "metrics.jsonl"
+    return path.stat().st_mtime if run.steps else 0.0
 
 
 def _tiles(run: Run, split: str) -> list[dict[str, Any]]:

@@ -67,8 +67,8 @@ class RunLog:
             self.workdir.mkdir(parents=True, exist_ok=True)
             self.lost = self._truncate(resume_step)
             self._metrics = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._writers = make_writers(log, self.workdir, resume_step)
-        for writer in self._writers:
+        self.writers = make_writers(log, self.workdir, resume_step)
+        for writer in self.writers:
             writer.config(config)
 
     def write_step(self, row: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class RunLog:
             self._metrics.flush()
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
         shown = {key: value for key, value in numbers.items() if key not in INDEX_KEYS}
-        for writer in self._writers:
+        for writer in self.writers:
             writer.scalars(shown, row["step"])
 
     def write_samples(self, rows: Mapping[str, Any]) -> None:
@@ -101,19 +101,23 @@ class RunLog:
         right = "right" if example.get("correct") else "wrong"
         facts = (right, f"reward {example.get('reward')}")
         parts = (example.get("prompt", ""), response, f"gold answer {example.get('gold')}", *facts)
-        for writer in self._writers:
+        for writer in self.writers:
             writer.text(
                 f"{name}/{example.get('sample', 0)}", "\n\n".join(filter(None, parts)), step
             )
             for number, picture in enumerate(example.get("images", ())):
                 writer.picture(f"{name}/picture/{number}", base64.b64decode(picture), step)
 
-    def write_row(self, split: str, row: Mapping[str, float], table: str, step: int) -> None:
+    def write_row(
+        self, split: str, row: Mapping[str, float], table: str, step: int, picture: bytes = b""
+    ) -> None:
         """Logs a row of a split's accuracy matrix: task → accuracy, and the matrix so far, as
-        Markdown."""
-        for writer in self._writers:
+        Markdown, and as a PNG where there is one."""
+        for writer in self.writers:
             writer.scalars({f"accuracy/{split}/{task}": a for task, a in row.items()}, step)
             writer.text(f"accuracy/{split}", table, step)
+            if picture:
+                writer.picture(f"accuracy/{split}/matrix", picture, step)
 
     def write_answers(self, row: int, answers: Sequence[Mapping[str, Any]]) -> None:
         """Every answer that a row of the accuracy matrix is made of; row 0 is the base model's."""
@@ -136,7 +140,7 @@ class RunLog:
             with writing(self.workdir / "metrics.jsonl"):
                 self._metrics.close()
         finally:
-            for writer in self._writers:
+            for writer in self.writers:
                 writer.close()
 
     def __enter__(self) -> RunLog:

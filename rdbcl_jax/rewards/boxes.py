@@ -15,6 +15,7 @@ from rdbcl_jax.rewards.text import seen, unwrapped
 
 MAX_BOXES = 100  # in one answer; also bounds the cost of matching
 _NARROWEST = 1e-6  # a side of a box: its area stays above 0
+_SHARES = (1.0, 1.0)  # the size to which shares of a picture are relative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +64,24 @@ def rescaled(gold: str, picture: tuple[int, int], frame: tuple[int, int]) -> str
     """The gold boxes in other coordinates, in JSON, with the size in which answers must lie.
 
     Args:
-      picture: width and height of the coordinates that the gold is in, unless it says a size.
+      picture: width and height of the coordinates that the gold is in, unless it says a size, or
+        is in shares of the picture: all of it lies within 1, where no box in pixels does.
       frame: width and height of the new ones.
     Raises:
       ValueError: a box that does not lie in the picture.
     """
-    value, size = _listed(from_json(gold))
-    width, height = size_in(size) or picture
+    value, said = _listed(from_json(gold))
+    width, height = size_in(said) or (_SHARES if _are_shares(value) else picture)
     found = _checked(value, (width, height)) * np.tile([frame[0] / width, frame[1] / height], 2)
     return json.dumps({"size": [*frame], "boxes": [_whole(box, frame) for box in found]})
+
+
+def _are_shares(value: Any) -> bool:
+    """Whether the boxes of a gold answer are in shares of the picture, from 0 to 1."""
+    try:
+        return len(_checked(value, _SHARES)) > 0
+    except ValueError:
+        return False
 
 
 def unsized(gold: str) -> str:

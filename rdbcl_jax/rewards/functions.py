@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rdbcl_jax.messages import line_of
+from rdbcl_jax.messages import did_you_mean, line_of
 
 PATIENCE = 60.0  # seconds after which a function that still runs is named
 
@@ -43,11 +43,15 @@ def load_function(name: str, function: Callable | str) -> Any:
         )
     try:
         found = _from_file(module) if is_file(module) else importlib.import_module(module)
-        return getattr(found, attribute)
     except Exception as error:  # a module raises what it likes
         raise ValueError(
             f"function {name!r}: cannot import {function!r}: {in_one_line(error)}"
         ) from error
+    if not hasattr(found, attribute):
+        own = [key for key, value in vars(found).items() if callable(value) and key[0] != "_"]
+        near = did_you_mean(attribute, own)
+        raise ValueError(f"function {name!r}: {module} has no function {attribute!r}{near}")
+    return getattr(found, attribute)
 
 
 def is_file(module: str) -> bool:

@@ -16,10 +16,11 @@ from rdbcl_jax.config import LogConfig
 from rdbcl_jax.data.tasks import EVALUATED
 from rdbcl_jax.evaluation import Evaluation, other_measures, split_results
 from rdbcl_jax.json_files import write_text
+from rdbcl_jax.reporting import plots
 from rdbcl_jax.reporting.numbers import percent
 from rdbcl_jax.reporting.progress import Progress
 from rdbcl_jax.reporting.report import write_report
-from rdbcl_jax.reporting.run_files import read_run, read_steps
+from rdbcl_jax.reporting.run_files import full_matrix, read_run, read_steps
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.reporting.text_tables import markdown_table
 from rdbcl_jax.reporting.watching import Compilations, warnings_to
@@ -63,7 +64,7 @@ class Journal:
         self.reported = self.started
         self.open = contextlib.ExitStack()
         dry = [f"dry run: {line}" for line in setup.replaced]
-        for note in (*dry, *start.notes, *self.log.lost):
+        for note in (*dry, *setup.notes, *start.notes, *self.log.lost):
             self.progress.message(f"note: {note}")
 
     def __enter__(self) -> Journal:
@@ -157,7 +158,10 @@ class Journal:
             # beside the last step behind it, since a resume hides what was logged at later ones
             step = max((self.matrix_rows - 1) * self.setup.config.training.steps - 1, 0)
             row = dict(zip(names, evaluation.accuracy, strict=True))
-            self.log.write_row(split, row, self._table(split), step)
+            # one row alone is no picture yet, and the headline's split has it
+            drawn = split == EVALUATED[-1] and self.matrix_rows > 1 and bool(self.log.writers)
+            picture = self._picture(split) if drawn else b""
+            self.log.write_row(split, row, self._table(split), step, picture)
         self.progress.end_task(self.matrix_rows - 2, found[EVALUATED[-1]].accuracy)
         self._report()
 
@@ -166,6 +170,12 @@ class Journal:
         after = ["base", *(f"after {task.name}" for task in self.setup.tasks)]
         rows = [[name, *map(percent, row.accuracy)] for name, row in zip(after, self.rows[split])]  # noqa: B905
         return markdown_table(["%", *(task.name for task in self.setup.evaluated)], rows)
+
+    def _picture(self, split: str) -> bytes:
+        """The accuracy matrix so far, of the tasks that are learned, as a PNG."""
+        tasks = [task.name for task in self.setup.tasks]
+        rows = [row.accuracy for row in self.rows[split]]
+        return plots.png(plots.accuracy_matrix(full_matrix(rows, len(tasks), len(tasks)), tasks))
 
     def _report(self) -> None:
         """Brings the report up to date, unless that was just done; the last comes at the end."""

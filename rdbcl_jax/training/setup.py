@@ -27,6 +27,7 @@ from rdbcl_jax.data.tasks import (
     TaskData,
     load_held_out,
     load_sequence,
+    shared_records,
 )
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
@@ -56,6 +57,7 @@ class Setup:
         are tokenized once a tokenizer is there.
       left_out: what is wrong with each record that is not among them; see `data.on_bad_record`.
       replaced: what a dry run has others in place of.
+      notes: what is odd about records, and no error.
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class Setup:
     demonstrations: list[tuple[Sequence[Record], list[str]]]
     left_out: list[str]
     replaced: list[str]
+    notes: list[str]
 
     @property
     def evaluated(self) -> list[TaskData]:
@@ -98,7 +101,10 @@ def prepare(config: RunConfig) -> Setup:
     _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
-    return Setup(config, method, rewards, mesh, tasks, held_out, demonstrations, left_out, replaced)
+    notes = [line for task in [*tasks, *held_out] for line in shared_records(task)]
+    return Setup(
+        config, method, rewards, mesh, tasks, held_out, demonstrations, left_out, replaced, notes
+    )
 
 
 def record_check(config: RunConfig) -> Check:
@@ -254,7 +260,7 @@ def dry(config: RunConfig, method: Method) -> tuple[RunConfig, list[str]]:
             "tasks": tasks,
             "rollout.prompts": prompts,
             "rollout.samples": min(method.fewest_samples, config.rollout.samples),
-            "rollout.max_tokens": 16,
+            "rollout.max_tokens": min(16, config.rollout.max_tokens),
             "training.steps": 2,
             "training.checkpoint_every": 1,
             "base.steps": 2,

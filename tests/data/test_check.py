@@ -85,9 +85,16 @@ def config_of(model, path):
 
 def test_all_that_is_wrong_is_listed_with_file_and_line(folder, model):
     path = write(folder, {"image": "good.jpg"}, *(row for row, _ in BAD.values()), {})
-    found, problems = check_all(config_of(model, path))
-    assert found == 3 * 2  # three splits
+    found = check_all(config_of(model, path))
+    splits = ("train", "validation", "test")
+    assert found.counts == {f"mine/{split}": 2 for split in splits}
+    problems = found.problems
     assert len(problems) == len(BAD)
+    assert found.notes == [
+        f"task 'mine': 2 of the 2 records of {split} are in train, too (the same question and "
+        "pictures); what is measured on them is memory"
+        for split in splits[1:]
+    ]
     wanted = {f"{path}, line {n}": text for n, (_, text) in enumerate(BAD.values(), start=2)}
     for problem in problems:
         where = problem.partition(": ")[0].partition(" (")[0]
@@ -96,10 +103,41 @@ def test_all_that_is_wrong_is_listed_with_file_and_line(folder, model):
 
 def test_without_a_config_images_are_decoded(folder):
     path = write(folder, {"image": "good.jpg"}, *(row for row, _ in BAD.values()), {})
-    found, problems = check_all(None, [str(path), str(folder / "none.jsonl")])
-    assert found == 6 and len(problems) == 3
+    found = check_all(None, [str(path), str(folder / "none.jsonl")])
+    problems = found.problems
+    assert found.counts == {str(path): 6} and len(problems) == 3 and not found.notes
     assert "body cannot be decoded" in problems[0] and "expected an answer" in problems[1]
     assert "no file at" in problems[2]
+
+
+def test_without_a_config_pictures_may_lie_anywhere_and_a_run_is_told_where(folder):
+    (folder / "prepared").mkdir()
+    path = write(folder, {"image": "../good.jpg"}, name="prepared/data.jsonl")
+    found = check_all(None, [str(path)])
+    assert found.counts == {str(path): 1} and not found.problems
+    note = f"{path}: pictures lie in {folder}; a run is to name it, as config.data.image_root"
+    assert found.notes == [note]
+
+
+@pytest.mark.parametrize("level", ["full", "headers"])
+def test_records_that_are_learned_and_tested_are_counted(folder, model, level):
+    """By what they ask: question and pictures, whatever they are called; also when they are known
+    again."""
+    (folder / "same.jpg").write_bytes((folder / "good.jpg").read_bytes())
+    train = write(folder, {"image": "good.jpg"}, {}, {"prompt": "sum 5"}, name="train.jsonl")
+    same = "good.jpg" if level == "headers" else "same.jpg"
+    asked = {"image": same, "id": "x", "answer": "5"}
+    test = write(folder, asked, {"prompt": "sum 6"}, name="test.jsonl")
+    config = config_of(model, train)
+    config.tasks.mine.update(test=str(test), validation=str(test))
+    config.data.check = level
+    for _ in range(2):
+        notes = prepare(RunConfig.of(config)).notes
+        counts = [note.partition(" records of ")[0] for note in notes]
+        assert counts == ["task 'mine': 1 of the 2"] * 2
+    config.tasks.mine.update(test=str(train))
+    _, note = prepare(RunConfig.of(config)).notes
+    assert note.startswith("task 'mine': 3 of the 3 records of test are in train")
 
 
 def test_nothing_is_made_while_a_record_is_wrong(folder, model, tmp_path):
@@ -181,8 +219,10 @@ def test_headers_alone(folder, model):
     its turn comes."""
     config = config_of(model, write(folder, *(row for row, _ in BAD.values())))
     config.data.check = "headers"
-    found, problems = check_all(config)
-    assert found == 3 * 5 and len(problems) == 1 and "expected an answer" in problems[0]
+    found = check_all(config)
+    assert sum(found.counts.values()) == 3 * 5
+    (problem,) = found.problems
+    assert "expected an answer" in problem
 
 
 def test_pictures_in_files_are_told_by_what_they_hold(folder, model):

@@ -92,6 +92,21 @@ def test_gold_boxes_are_in_pixels_of_the_resized_picture(tmp_path, encoder):
     assert records[0].row["answer"] == [box]  # reward functions get what the file says
 
 
+def test_gold_boxes_in_shares_of_the_picture(tmp_path, encoder):
+    Image.new("RGB", (640, 480)).save(tmp_path / "a.png")
+    golds = [[0, 0, 1, 1], [[0.25, 0.5, 1.0, 1]], [{"bbox_2d": [0, 0.5, 0.5, 1]}], [0, 0, 1, 2]]
+    rows = [{"image": "a.png", "answer": gold} for gold in golds]
+    records = load(tmp_path, encoder, *rows, verifier="grounding")
+    w, h = encoder.processor.frame((640, 480))
+    found = [json.loads(record.answer)["boxes"] for record in records]
+    assert found[:3] == [
+        [[0, 0, w, h]],
+        [[round(w / 4), round(h / 2), w, h]],
+        [[0, round(h / 2), round(w / 2), h]],
+    ]
+    assert found[3] == [[0, 0, 1, 1]]  # two pixels high: fewer in the resized picture
+
+
 @pytest.mark.parametrize(
     "row,message",
     [

@@ -229,6 +229,11 @@ def test_no_letter_of_an_option(answer):
         ({"question": "?", "answer": 0, "choices": ["a"] * 27}, "found 27, expected at most 26"),
         ({"question": "?", "answer": 0, "choices": "['a', 'b"}, "expected a list, found"),
         ({"question": "?", "choices": ["a", "b"]}, "expected an answer in one of"),
+        ({"question": "?", "answer": 0, "choices": []}, "choices: found no options, expected a"),
+        (
+            {"question": "?", "answer": None},
+            r"\): answer: found nothing \(null\); expected an answer",
+        ),
         ({"answer": 0, "choices": ["a", "b"]}, "expected a question in one of"),
     ],
 )

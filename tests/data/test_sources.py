@@ -159,6 +159,47 @@ def test_a_file_that_is_written_again_is_read_again(tmp_path):
         assert load_images(record)[0].getpixel((0, 0))[0] == red
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "arrow"])
+def test_a_file_that_is_written_over_while_it_is_read(tmp_path, suffix):
+    """By a longer one, or by one that has moved: rows would be others than were checked."""
+
+    def write(rows):
+        table = pa.Table.from_pylist(rows)
+        if suffix == "parquet":
+            pq.write_table(table, path, row_group_size=10)
+        elif suffix == "arrow":
+            pyarrow.feather.write_feather(table, path)
+        else:
+            path.write_text(
+                json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows))
+            )
+
+    path = tmp_path / f"data.{suffix}"
+    plain = [{"prompt": row["prompt"], "answer": row["answer"]} for row in plain_rows(30)]
+    write(plain)
+    source = open_source(str(path))
+    assert source[2].columns["answer"] == "\\2"
+    path.unlink()  # what is mapped of it stays
+    write(plain[10:])
+    row = source[20]
+    assert not row.columns and row.where.startswith(str(path))
+    assert "the file has changed since it was opened (now " in row.problem
+    path.unlink()
+    assert "now gone" in source[21].problem
+
+
+def test_rows_of_files_of_one_name(tmp_path):
+    """Which have no ids of their own, are told apart by their folders."""
+    for folder in ("a", "b/c", "."):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "train.jsonl").write_text(json.dumps(plain_rows(1)[0]))
+    found = load_records(tmp_path / "*/train.jsonl", task="t")
+    assert [record.id for record in found] == ["train.jsonl:1"]
+    (tmp_path / "b/train.jsonl").write_text(json.dumps(plain_rows(1)[0]))
+    found = load_records(tmp_path / "*/train.jsonl", task="t")
+    assert [record.id for record in found] == ["a/train.jsonl:1", "b/train.jsonl:1"]
+
+
 def test_a_row_group_that_is_too_large_to_be_read_for_a_row(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist(rows()), tmp_path / "data.parquet")
     monkeypatch.setattr(tables, "LARGEST_GROUP", 100)

@@ -481,6 +481,9 @@ def test_every_method_stands_in_a_dry_run():
         small, _ = dry(asked, make_method(asked))
         assert make_method(small).name == name and small.training.steps == 2
         assert small.rollout.prompts <= 2 * jax.device_count() and small.rollout.samples <= 4
+        assert small.rollout.max_tokens == 16
+        asked = asked.changed({"rollout.max_tokens": 5})  # which it does not raise
+        assert dry(asked, make_method(asked))[0].rollout.max_tokens == 5
 
 
 def test_every_method_has_a_json_config():

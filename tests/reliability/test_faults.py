@@ -22,7 +22,7 @@ from PIL import Image
 
 from rdbcl_jax.checkpoint import UNFINISHED, Checkpoints
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.lock import FILE, Held, WorkdirLock
+from rdbcl_jax.lock import FILE, Held, WorkdirLock, is_held
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.training import identity
 from rdbcl_jax.training.resume import find_start
@@ -364,9 +364,13 @@ def test_a_workdir_has_one_run_until_that_is_killed(config, tmp_path):
         assert owner.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match=f"belongs to another run: process {owner.pid} on"):
             train(config, tmp_path)
+        assert is_held(tmp_path)
         owner.kill()
+        owner.wait()
+        assert not is_held(tmp_path)  # though its last sign of life is a moment old
     with WorkdirLock(tmp_path):
-        pass
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
 
 
 def test_an_owner_on_another_host_is_dead_once_it_gives_no_sign(tmp_path):
@@ -374,7 +378,9 @@ def test_an_owner_on_another_host_is_dead_once_it_gives_no_sign(tmp_path):
     file.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "yesterday"}))
     with pytest.raises(Held, match="process 7 on elsewhere, since yesterday"):
         WorkdirLock(tmp_path).__enter__()
+    assert is_held(tmp_path)
     os.utime(file, (time.time() - 120,) * 2)
+    assert not is_held(tmp_path)
     with WorkdirLock(tmp_path):
         assert json.loads(file.read_text())["pid"] == os.getpid()
     for content in ("", "[" * 100_000, "5", '{"pid": 7}'):  # given back, or no lock of ours

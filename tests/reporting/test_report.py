@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import re
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -236,8 +237,13 @@ def test_a_run_that_goes_on_is_shown_as_running(runs, copied):
     workdir = copied("killed")
     with WorkdirLock(workdir):
         text = text_of(workdir)
-    assert "running: 1 of 2 tasks" in text and "as of " in text
-    assert "partial: 1 of 2 tasks" in text_of(workdir)
+    assert "running: 1 of 2 tasks" in text and "the run writes it again" in text
+    (written,) = re.findall(r'data-written="(\d+)">Written on \d+ \w+, \d\d:', text)
+    assert abs(int(written) - time.time()) < 60 and "`running ${ago} ago:`" in text
+    stopped = text_of(workdir)
+    assert "partial: 1 of 2 tasks" in stopped and "the same command takes it up" in stopped
+    assert "running ${ago}" not in stopped
+    assert "Written on" not in text_of(copied())
 
 
 def test_a_whole_group_and_failures(runs, page):

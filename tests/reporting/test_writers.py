@@ -52,11 +52,12 @@ def test_tensorboard_has_accuracies_matrix_pictures_texts_and_config(runs):
 
     assert "| after jigsaw |" in text("accuracy/test") and '"beta_max": 0.08' in text("config")
     assert "gold answer" in text("examples/sum/0") and "reward" in text("examples/jigsaw/1")
-    (picture, *_) = events.Images("examples/sum/picture/0")
-    assert Image.open(io.BytesIO(picture.encoded_image_string)).size == (
-        picture.width,
-        picture.height,
-    )
+    matrices = events.Images("accuracy/test/matrix")
+    assert [e.step for e in matrices] == [2, 5]
+    assert matrices[0].encoded_image_string != matrices[1].encoded_image_string
+    for picture in (*matrices, *events.Images("examples/sum/picture/0")):
+        image = Image.open(io.BytesIO(picture.encoded_image_string))
+        assert image.size == (picture.width, picture.height)
 
 
 def test_answers_of_every_evaluation_are_kept(runs):

@@ -226,7 +226,7 @@ def test_functions_in_files_beside_the_config(tmp_path, monkeypatch):
     for name, message in [
         ("none.py:f", "no file 'none.py' here or beside the config"),
         ("broken.py:f", r"cannot import 'broken.py:f': invalid syntax .*broken.py, line 1"),
-        ("mine.py:other", "has no attribute 'other'"),
+        ("mine.py:breif", "'f': mine.py has no function 'breif'; did you mean 'brief'"),
         ("mine.py", "expected package.module:function or file.py:function"),
     ]:
         with pytest.raises(ValueError, match=message):

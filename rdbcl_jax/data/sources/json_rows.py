@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rdbcl_jax.data.sources.rows import Row
+from rdbcl_jax.data.sources.rows import Row, Stamp
 from rdbcl_jax.data.values import short
 
 DEEPEST = 64  # nested lists and objects of a row
@@ -30,7 +30,7 @@ class JsonRows:
     version = ""
 
     def __init__(self, path: Path, spans: Callable[[Path], Iterator[Span]], place: str):
-        self.path, self.place, self.files = path, place, [path]
+        self.path, self.place, self.files, self.stamp = path, place, [path], Stamp(path)
         self.spans = array.array("q")  # three numbers a row: a list of tuples takes ten times that
         for span in spans(path):
             self.spans.extend(span)
@@ -40,11 +40,12 @@ class JsonRows:
 
     def __getitem__(self, number: int) -> Row:
         start, end, name = self.spans[3 * number : 3 * number + 3]
-        with self.path.open("rb") as file:
-            file.seek(start)
-            text = file.read(end - start)
         where, own = f"{self.path}, {self.place} {name}", f"{self.path.name}:{name}"
         try:
+            self.stamp.check()
+            with self.path.open("rb") as file:
+                file.seek(start)
+                text = file.read(end - start)
             if text.startswith(b'"'):  # after its key
                 ((own, row),) = _object(b"{%s}" % text).items()
                 return Row(where, self.path.parent, own, _of_kind(row))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rdbcl_jax.data.sources.rows import Row
+from rdbcl_jax.data.sources.rows import Row, Stamp
 from rdbcl_jax.data.values import shortest
 from rdbcl_jax.messages import line_of
 
@@ -27,7 +27,7 @@ class ArrowRows:
     def __init__(self, path: Path):
         import pyarrow as pa
 
-        self.path, self.files = path, [path]
+        self.path, self.files, self.stamp = path, [path], Stamp(path)
         with _readable(path, "Arrow"):
             mapped = pa.memory_map(str(path))
             try:
@@ -39,8 +39,11 @@ class ArrowRows:
         return self.table.num_rows
 
     def __getitem__(self, number: int) -> Row:
-        found = columns_of(self.table, number)
-        return _row(self.path, number, found)
+        try:
+            self.stamp.check()  # what is mapped into memory would change, or go
+        except ValueError as error:
+            return _row(self.path, number, str(error))
+        return _row(self.path, number, columns_of(self.table, number))
 
 
 class ParquetRows:
@@ -51,11 +54,9 @@ class ParquetRows:
     def __init__(self, path: Path):
         import pyarrow.parquet as pq
 
-        self.path, self.files = path, [path]
+        self.path, self.files, self.stamp = path, [path], Stamp(path)
         with _readable(path, "Parquet"):
             self.metadata = pq.read_metadata(path)
-        # a file that replaces this one is another
-        self.stamp = (path, path.stat().st_mtime_ns, path.stat().st_size)
         groups = [self.metadata.row_group(g) for g in range(self.metadata.num_row_groups)]
         self.starts = np.cumsum([0, *(group.num_rows for group in groups)])
         largest = max((group.total_byte_size for group in groups), default=0)
@@ -86,6 +87,7 @@ class ParquetRows:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        self.stamp.check()
         try:
             with pq.ParquetFile(self.path, metadata=self.metadata) as file:
                 return file.read_row_group(group, use_threads=False)
@@ -107,7 +109,8 @@ class _Groups:
         self.bytes = 0  # of all held: tables of few rows are many
 
     def get(self, source: ParquetRows, group: int) -> Any:
-        key = (source.stamp, group)
+        # a file that replaces this one is another
+        key = (source.path, *source.stamp.seen, group)
         with self.lock:
             own = self.reading[key]
         with own:
