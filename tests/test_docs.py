@@ -1,5 +1,6 @@
 """What the docs say is so, cheaply: links resolve, code runs, commands, flags and fields exist."""
 
+import configparser
 import functools
 import pathlib
 import pkgutil
@@ -13,7 +14,7 @@ from rdbcl_jax.commands import Parser
 from rdbcl_jax.lab import default_config
 from rdbcl_jax.lab.commands import COMMANDS as LAB
 from rdbcl_jax.methods import METHODS
-from rdbcl_jax.recipes import find_config
+from rdbcl_jax.recipes import find_config, recipes
 from rdbcl_jax.rewards.verifiers import VERIFIERS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -47,6 +48,15 @@ def test_python_runs(page):
     scope = {"config": default_config()}
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         exec(block, scope)
+
+
+def test_every_extra_and_recipe_is_named():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    _, _, table = (ROOT / "docs/index.md").read_text().partition("## What installs what")
+    assert not [name for name in parser["options.extras_require"] if f"`{name}`" not in table]
+    listed = (ROOT / "docs/recipes.md").read_text()
+    assert not [name for name in recipes() if f"`{name}`" not in listed]
 
 
 @functools.cache
