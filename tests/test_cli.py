@@ -20,6 +20,7 @@ from rdbcl_jax.commands import Parser, _overrides, errors_in_one_line, parsed, r
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.finite import NotFinite
 from rdbcl_jax.json_files import flatten
+from rdbcl_jax.recipes import load_config
 from rdbcl_jax.training.memory import OutOfMemory
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
@@ -31,7 +32,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def rdbcl(*args, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "rdbcl_jax.cli", *args],
+        [sys.executable, "-m", "rdbcl_jax", *args],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -107,6 +108,7 @@ TRAIN = ("train", "--workdir=/nowhere", "--config=configs/quickstart.py")
         (("collect", "A", "B", "--out=x"), "'B' is one argument too many"),
         (("report", "DIR", "--config.seed=1"), "--config.seed needs --config=FILE"),
         (("check",), "give --config=FILE, --records=SOURCE or both"),
+        (("check", "--records=x", "--format={prompt}"), "expected a table such as \"{'prompt':"),
         (("collect", "DIR", "--out=x", "--samples=0"), "is '0', expected an integer of at least 1"),
         ((*TRAIN, "--config.sed=1"), "the config has no field 'sed'; did you mean 'seed'?"),
         ((*TRAIN, "--config.beta_mx=1"), "'beta_mx'; did you mean 'portability.beta_max'?"),
@@ -130,6 +132,26 @@ def test_a_misspelt_command_line_gets_one_line(command, message, typed):
     code, out, err = typed(*command)
     assert code and message in err and not out
     assert err.count("\n") == 1, err
+
+
+def test_sources_of_tasks_are_found_here_or_beside_the_config(tmp_path, monkeypatch):
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder, names in ((beside, ("a.jsonl", "b.jsonl", "digits/c.jsonl")), (here, ("a.jsonl",))):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+    sources = {"train": "a.jsonl", "validation": "[bc].jsonl", "test": "digits:sum"}
+    (beside / "mine.py").write_text(
+        "from rdbcl_jax.config import default_config\n\n\ndef get_config():\n"
+        f"    config = default_config()\n    config.tasks.x = {sources}\n    return config\n"
+    )
+    monkeypatch.chdir(here)
+    args = argparse.Namespace(config=str(beside / "mine.py"), overrides=[])
+    found = read_config(args).tasks.x.to_dict()
+    assert found == {**sources, "validation": str(beside / "[bc].jsonl")}
+    args.overrides = ["--config.tasks.x.train=./digits:c", "--config.tasks.x.test=gone.jsonl"]
+    found = read_config(args).tasks.x.to_dict()
+    assert (found["train"], found["test"]) == (f"{beside}/digits:c", "gone.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -311,23 +333,76 @@ def test_report_of_no_run(tmp_path):
     assert out.returncode == 1 and "not a workdir" in out.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", sorted(file.stem for file in (ROOT / "configs").glob("*.py")))
-def test_dry_run_of_every_recipe(tmp_path, recipe):
-    flags = ["--config.dry_run=True", "--config.sequence=('sum','gqa')"]
-    if recipe == "quickstart":
-        flags.pop()
-    else:  # not the hundreds of padded positions that real pictures need
-        flags += ["--config.data.prompt_lengths=(64,)", "--config.data.patch_slots=(80,)"]
-        flags.append("--config.training.microbatches=2")
+# ------------------------------------------------------------------------------ recipes
+
+RECIPES = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
+# real pictures need hundreds of padded positions; and where one process runs them all, programs
+# that one has compiled serve the next
+SMALL = {
+    "dry_run": True,
+    "sequence": ("sum", "gqa"),
+    "data.prompt_lengths": (64,),
+    "data.patch_slots": (80,),
+    "training.microbatches": 2,
+}
+EACH = """
+import shlex, sys
+from rdbcl_jax.cli import run
+for line in sys.stdin:
+    sys.argv = ["rdbcl", *shlex.split(line)]
+    try:
+        run()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def small(recipe):
+    """What a dry run is of a recipe: the same for those that differ in model and sizes alone."""
+    config = load_config(recipe)
+    config.update_from_flattened_dict({**SMALL, "model.path": ""})
+    return config.to_json()
+
+
+@pytest.fixture(scope="module")
+def dry_runs(tmp_path_factory):
+    """Workdirs by recipe, and what was printed. The quickstart has a notebook, which runs it; of
+    recipes whose dry run is the same, one has one."""
+    folder = tmp_path_factory.mktemp("dry")
+    names = {small(name): name for name in reversed(RECIPES) if name != "quickstart"}.values()
+    flags = [f"--config.{field}={value}" for field, value in SMALL.items()]
+    lines = [
+        shlex.join(["train", f"--config=configs/{n}.py", f"--workdir={folder}/{n}", *flags])
+        for n in names
+    ]
     # eight devices would wait for one another on two cores
     devices = f"--xla_force_host_platform_device_count=2 {QUICK}"
-    train_flags = f"--config=configs/{recipe}.py", f"--workdir={tmp_path}", *flags
-    out = rdbcl("train", *train_flags, XLA_FLAGS=devices)
-    assert out.returncode == 0, out.stderr
-    assert (tmp_path / "report.html").exists()
-    assert json.loads((tmp_path / "results.json").read_text())["status"] == "done"
-    assert "\x1b" not in out.stdout  # no terminal: no escape codes
+    done = subprocess.run(
+        [sys.executable, "-c", EACH],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices},
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: folder / name for name in names}, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dry_run_of_every_recipe(dry_runs, recipe):
+    if recipe == "quickstart":
+        pytest.skip("a notebook runs it: tests/test_notebooks.py")
+    workdirs, printed = dry_runs
+    workdir = next(folder for name, folder in workdirs.items() if small(name) == small(recipe))
+    assert (workdir / "report.html").exists()
+    assert json.loads((workdir / "results.json").read_text())["status"] == "done"
+    assert f"report: {workdir}/report.html" in printed
+    assert "\x1b" not in printed  # no terminal: no escape codes
 
 
 def test_gate_of_two_things_at_once(tmp_path):
