@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.model.max_pixels = 768 * 768
     config.data.patch_slots = (3 * 729, 5 * 729)
     config.data.prompt_lengths = (2560, 4096)
-    config.training.microbatches = 16  # `rdbcl memory`: 25 GiB on a TPU, 28 elsewhere
+    config.training.prompts_per_device = 2
     return config
 
 

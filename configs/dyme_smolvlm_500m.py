@@ -49,6 +49,6 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.clip_norm = 1.0
     config.training.steps = 1000  # the paper's 10 epochs are 10 · records / rollout.prompts
-    config.training.microbatches = 8  # `rdbcl memory`: 15 GiB on a TPU, 17 elsewhere
+    config.training.prompts_per_device = 4
     config.evaluation.batch_size = 32
     return config

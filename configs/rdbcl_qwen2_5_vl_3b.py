@@ -71,9 +71,5 @@ def get_config(tasks: str = "rft_cpt") -> ConfigDict:
     config.kl.kind = "k3_bounded"  # drift on single tokens must not blow up the anchor
     config.portability.beta_max = 0.02  # mean 0.01
     config.training.steps = 500
-    config.training.microbatches = 8
     config.evaluation.batch_size = 64
-
-    # a v5e-16 slice or more, or 8 GPUs of 80 GB
-    config.mesh.data, config.mesh.fsdp = 1, -1
-    return config
+    return config  # on a v5e-16 slice or more, or 8 GPUs of 80 GB; `rdbcl plan` says what of

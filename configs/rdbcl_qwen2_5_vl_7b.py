@@ -9,5 +9,4 @@ from rdbcl_jax.recipes import load_config
 def get_config(tasks: str = "rft_cpt") -> ConfigDict:
     config = load_config("rdbcl_qwen2_5_vl_3b", tasks)
     config.model.path = "/models/Qwen2.5-VL-7B-Instruct"
-    config.training.microbatches = 16
     return config

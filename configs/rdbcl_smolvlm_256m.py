@@ -44,6 +44,6 @@ def get_config() -> ConfigDict:
     config.kl.kind = "k3_bounded"  # drift on single tokens must not blow up the anchor
     config.portability.beta_max = 0.02  # mean 0.01
     config.training.steps = 500
-    config.training.microbatches = 8  # `rdbcl memory`: 7.3 GiB on a TPU, 8.2 elsewhere
+    config.training.prompts_per_device = 2
     config.evaluation.batch_size = 16
     return config

@@ -187,15 +187,28 @@ def _config(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-def _memory(parser: argparse.ArgumentParser) -> Run:
+def _plan(parser: argparse.ArgumentParser) -> Run:
     add_config(parser, required=True)
+    text = "The chips: v5e:2x4, v5p:2x2x4, v6e:1x1, …; gpu:h100x8; or cpu, this machine."
+    parser.add_argument("--topology", metavar="NAME", required=True, help=text)
+    parser.add_argument("--json", action="store_true", help="Print all that is known, as JSON.")
 
     def run(args: argparse.Namespace) -> None:
         config = read_config(args)
-        from rdbcl_jax.config import RunConfig
-        from rdbcl_jax.training.footprint import footprint
+        import json
 
-        print("\n".join(footprint(RunConfig.of(config)).lines()))
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # programs are compiled and not run
+        from rdbcl_jax.config import RunConfig
+        from rdbcl_jax.planning.chips import topology_of
+        from rdbcl_jax.planning.plan import make_plan
+        from rdbcl_jax.planning.table import lines
+
+        plan = make_plan(RunConfig.of(config), topology_of(args.topology))
+        print(json.dumps(plan.to_dict(), indent=1) if args.json else "\n".join(lines(plan)))
+        sys.stdout.flush()
+        sys.exit(not plan.fits)
 
     return run
 
@@ -318,13 +331,18 @@ rdbcl prepare ucit --source=/data/raw/UCIT --out=/data/ucit""",
             _prepare,
         ),
         Command(
-            "memory",
-            "Says what a run will hold on one device.",
+            "plan",
+            "Says whether a run fits on chips, and how fast it can be.",
             """\
-Reads config.json, tokenizer and processor files of model.path, no weights: parameters, optimizer,
-earlier policies, and what an update and the sampler need beside them.""",
-            "rdbcl memory --config=configs/quickstart.py --config.rollout.prompts=16",
-            _memory,
+Compiles the run's own programs for TPUs that need not be there (pip install 'jax[tpu]' brings the
+compiler; no TPU is needed), or computes what GPUs will hold. Reads config.json and no weights; of
+a published model not even that. Memory of each phase on a chip, what a step computes and moves, and
+how long that takes at least. Mesh and micro-batches are chosen where the config leaves them open,
+as a run does. Exit status 1 where it does not fit, with what to change.""",
+            """\
+rdbcl plan --config=rdbcl_qwen2_5_vl_3b --topology=v5e:4x4
+rdbcl plan --config=configs/quickstart.py --topology=cpu --json""",
+            _plan,
         ),
         Command(
             "train",

@@ -116,7 +116,9 @@ class ModelConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-    """Devices along each axis of the mesh; −1: all that the other axes leave.
+    """Devices along each axis of the mesh; −1: all that the other axes leave. With none of them
+    set, `fsdp` is chosen: as few devices share the parameters as the run needs to fit, where
+    devices say what they have room for (TPUs, GPUs).
 
     Attributes:
       data: copies of the model, each with rows of its own.
@@ -307,7 +309,9 @@ class TrainingConfig(Section):
     Attributes:
       steps: batches of rollouts per task.
       updates_per_batch: of the policy, on each batch.
-      microbatches: parts that gradients are accumulated over; exact, whatever the number.
+      prompts_per_device: most prompts that an update takes at once on each device, with all of
+        their responses; gradients are accumulated over as many micro-batches as that takes, which
+        is exact. 0: as many as have room, where devices say (TPUs, GPUs); elsewhere all.
       chunk_size: tokens whose logits exist at one time.
       entropy: log the policy's entropy.
       merge: share of the weights from before a task in the policy that the task leaves (weight
@@ -320,7 +324,7 @@ class TrainingConfig(Section):
 
     steps: Count = 500
     updates_per_batch: Count = 1
-    microbatches: Count = 1
+    prompts_per_device: Natural = 0
     chunk_size: Count = 1024
     entropy: bool = True
     merge: Share = 0.0

@@ -28,7 +28,7 @@ METHODS = {
     "gspo": {"training.updates_per_batch": 2},
     "cispo": {},
     "rloo": {},
-    "rdbcl": {"training.microbatches": 2, "model.lora.rank": 4},
+    "rdbcl": {"training.prompts_per_device": 2, "model.lora.rank": 4},
     "mssr": {"rollout.samples": 1, "mssr.shaping": "full", "mssr.survey": True},
     "dyme": {},
     "sft": {},

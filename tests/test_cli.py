@@ -229,7 +229,7 @@ BAD_SETTINGS = pytest.mark.parametrize(
         ("--config.model.path=/nowhere", "/nowhere"),
         ("--config.portability.mapping=sigmoide", "mapping is 'sigmoide', expected one of"),
         ("--config.rollout.prompts=7", "does not divide"),
-        ("--config.training.microbatches=3", "microbatches"),
+        ("--config.training.prompts_per_device=-1", "prompts_per_device is -1, expected"),
         ("--config.model.attention=flash", "attention backend is 'flash'"),
         ("--config.rollout.samples=1", "config.rollout.samples is 1, expected at least 2: rdbcl"),
         ("--config.seed=2147483648", "config.seed is 2147483648, expected an integer from 0"),
@@ -343,7 +343,7 @@ SMALL = {
     "sequence": ("sum", "gqa"),
     "data.prompt_lengths": (64,),
     "data.patch_slots": (80,),
-    "training.microbatches": 2,
+    "training.prompts_per_device": 1,
 }
 EACH = """
 import shlex, sys

@@ -37,7 +37,7 @@ FLOORS = (
         "training.identity",
         "training.resume",
     ),
-    ("lab",),
+    ("lab", "planning"),
     ("cli", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,22 +1,24 @@
-"""What a run will hold on one device: computed from a config and the shapes of its model, before
-any weights are read.
+"""What a run will hold on each device, by arithmetic: from a config and the shapes of its model,
+before any weights are read and without a compiler.
 
 What stays from step to step is counted exactly. What an update and the sampler need beside it is
 an estimate: what the backward pass keeps is what JAX's own trace of the loss keeps, to which the
 gradients, one layer's recomputation and the logits of a chunk are added. What the compiler makes of
 it can be less (it shares buffers) or more (it copies); the runtime's own share is left out.
+`rdbcl plan` asks the compiler where there is one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.sharding import AbstractMesh
 
 from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.config import RunConfig
@@ -28,12 +30,14 @@ from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy, abstract_policy
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import AXES, ParamAxes, make_mesh, param_shardings
 from rdbcl_jax.training.logprobs import response_logprobs
+from rdbcl_jax.training.microbatches import prompts_at_once
 from rdbcl_jax.training.optimizer import make_optimizer
 from rdbcl_jax.training.stage import dtype_of_frozen
 
 GIB = 2**30
+ONE_DEVICE = dict.fromkeys(AXES, 1)
 _RECORD = Record("any", "any", "?", (), "", "exact", {})
 
 
@@ -61,83 +65,142 @@ class Footprint:
         beside = max(sum(self.update.values()), sum(self.sampling.values()))
         return sum(self.held.values()) + beside + (0 if kernel else self.scores)
 
-    def lines(self) -> Iterator[str]:
-        """As text, for people."""
-        learn = f"{self.trained / 1e6:,.1f} M of them learn"
-        yield f"{self.parameters / 1e6:,.1f} M parameters, {learn}"
-        for title in ("held", "update", "sampling"):
-            for name, size in getattr(self, title).items():
-                yield f"{size / GIB:8.2f} GiB  {title}: {name}"
-        yield f"{self.scores / GIB:8.2f} GiB  scores of a layer's attention, where it has no kernel"
-        tpu, other = (self.most(kernel) / GIB for kernel in (True, False))
-        yield f"at most {tpu:.1f} GiB on a TPU, {other:.1f} GiB elsewhere"
 
-
-def footprint(config: RunConfig) -> Footprint:
-    """For the largest batches that the config allows, on one device.
+def footprint(config: RunConfig, mesh: Mapping[str, int] = ONE_DEVICE) -> Footprint:
+    """For the largest batches that the config allows.
 
     Args:
       config: `model.path` names a checkpoint directory, whose weights may be missing. Where it
         leaves `data.images_per_prompt` to the data, one is taken.
+      mesh: devices along each axis.
     Raises:
       ValueError: sizes of batches that the config leaves open.
     """
-    config = config.changed({"data.images_per_prompt": config.data.images_per_prompt or (1,)})
-    for name in SIZES:
-        if not getattr(config.data, name):
-            raise ValueError(
-                f"config.data.{name} is empty, to be chosen from the data; expected the sizes of "
-                "batches: no data is read here"
-            )
-    config = config.changed({f"data.{n}": (max(getattr(config.data, n)),) for n in SIZES})
-    policy, trained = abstract_policy(config, make_mesh(devices=jax.devices()[:1]))
-    method, frozen = make_method(config), policy.frozen
-    model: VLM = dataclasses.replace(policy.model, mesh=None, attention="xla")
-    steps, dtype = config.training.steps, config.model.param_dtype
-    optimizer = make_optimizer(config.optimizer, steps, dtype)
-    prompts = _prompts(policy, config.rollout.prompts)
-    parts = config.training.microbatches
-    loss = _Loss(model, config, trained, frozen, _prompts(policy, config.rollout.prompts // parts))
-    kept = loss.kept(config.model.remat)
-    logits = config.training.chunk_size * model.config.vocab_size * 4
-    key, value, _ = jax.eval_shape(model.prefill, policy.whole(trained), prompts)[1]
-    slots = config.rollout.samples * (config.rollout.max_tokens - 1)
-    length = prompts.tokens.shape[1]
-    rollouts = config.rollout.prompts * config.rollout.samples
-    return Footprint(
-        parameters=_count(policy.whole(trained)),
-        trained=_count(trained),
-        held={
-            "parameters that learn": _bytes(trained),
-            "parameters that do not": _bytes(frozen),
-            "the optimizer's moments": _bytes(jax.eval_shape(optimizer.init, trained)),
-            **_frozen(config, method, model, trained),
-            "a batch": _bytes(prompts),
-        },
-        update={
-            "gradients": _count(trained) * 4 * min(parts, 2),  # the sum, and a part's
-            "kept for the backward pass": kept,
-            "one layer, recomputed": (loss.kept("none") - kept) // key.shape[0],  # its share
-            "logits of a chunk, and their gradient": 2 * logits,
-        },
-        sampling={
-            "parameters as they are read": _made(trained, _read(model, trained, model.dtype)),
-            "cache of prompts": _bytes((key, value)),
-            "cache of responses": _bytes((key, value)) * slots // length,
-            "logits of a token": rollouts * model.config.vocab_size * 4,
-        },
-        scores=loss.scores(),
-    )
+    return Sizes.of(config).on(mesh)
 
 
-def _frozen(config: RunConfig, method: Method, model: VLM, trained: Trained) -> dict[str, int]:
-    """What of earlier tasks is held."""
-    count = 1 + (method.reference not in (None, "previous"))
-    size = _bytes(_read(model, trained, dtype_of_frozen(config, method)))
-    found = {"policies from before the task": count * size}
-    if method.consolidation:
-        found["what mattered to earlier tasks"] = 4 * _count(trained)
-    return found
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a footprint is computed from: shapes of a run, and what one prompt adds, in bytes.
+
+    Attributes:
+      batch: of a prompt and its pictures.
+      kept: by the backward pass.
+      layer: what one layer keeps while it is made again.
+      scores: of a layer's attention, see `Footprint`.
+      cache, responses: keys and values of the prompt and of its rollouts.
+      logits: of a token of each rollout.
+    """
+
+    config: RunConfig
+    axes: ParamAxes
+    whole: Any
+    trained: Trained
+    read: Trained  # as sampling reads them
+    earlier: Trained  # as the policy from before the task is held
+    moments: int
+    references: int
+    consolidates: bool
+    depth: int
+    dtype: str
+    vocabulary: int
+    batch: int
+    kept: int
+    layer: int
+    scores: int
+    cache: int
+    responses: int
+    logits: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Sizes:
+        """Traces the loss of one prompt; nothing of the mesh is read."""
+        config = config.changed({"data.images_per_prompt": config.data.images_per_prompt or (1,)})
+        for name in SIZES:
+            if not getattr(config.data, name):
+                raise ValueError(
+                    f"config.data.{name} is empty, to be chosen from the data; expected the sizes "
+                    "of batches: no data is read here"
+                )
+        config = config.changed({f"data.{n}": (max(getattr(config.data, n)),) for n in SIZES})
+        policy, trained = abstract_policy(config, make_mesh(devices=jax.devices()[:1]))
+        method, frozen = make_method(config), policy.frozen
+        model: VLM = dataclasses.replace(policy.model, mesh=None, attention="xla")
+        optimizer = make_optimizer(
+            config.optimizer, config.training.steps, config.model.param_dtype
+        )
+        prompts = _prompts(policy, 1)
+        loss = _Loss(model, config, trained, frozen, prompts)
+        kept = loss.kept(config.model.remat)
+        key, value, _ = jax.eval_shape(model.prefill, policy.whole(trained), prompts)[1]
+        slots = config.rollout.samples * (config.rollout.max_tokens - 1)
+        return cls(
+            config=config,
+            axes=model.param_axes,
+            whole=policy.whole(trained),
+            trained=trained,
+            read=_read(model, trained, model.dtype),
+            earlier=_read(model, trained, dtype_of_frozen(config, method)),
+            moments=_bytes(jax.eval_shape(optimizer.init, trained)),
+            references=_references(method),
+            consolidates=bool(method.consolidation),
+            depth=key.shape[0],
+            dtype=model.dtype,
+            vocabulary=model.config.vocab_size,
+            batch=_bytes(prompts),
+            kept=kept,
+            layer=(loss.kept("none") - kept) // key.shape[0],
+            scores=loss.scores(),
+            cache=_bytes((key, value)),
+            responses=_bytes((key, value)) * slots // prompts.tokens.shape[1],
+            logits=config.rollout.samples * model.config.vocab_size * 4,
+        )
+
+    def on(self, mesh: Mapping[str, int], at_once: int | None = None) -> Footprint:
+        """Args:
+        at_once: prompts of a micro-batch on each device; None: the config's.
+        """
+        training, axes, whole = self.config.training, self.axes, self.whole
+        rows = -(-self.config.rollout.prompts // (mesh["data"] * mesh["fsdp"]))
+        at_once = prompts_at_once(self.config, mesh) if at_once is None else at_once
+        share = _split(self.trained, axes, mesh) / _bytes(self.trained)  # of moments, gradients
+        held = {
+            "parameters that learn": _split(self.trained, axes, mesh),
+            "parameters that do not": _split(whole, axes, mesh) - _split(self.trained, axes, mesh),
+            "the optimizer's moments": int(self.moments * share),
+            "policies from before the task": self.references * _split(self.earlier, axes, mesh),
+        }
+        if self.consolidates:
+            held["what mattered to earlier tasks"] = int(4 * _count(self.trained) * share)
+        chunk = training.chunk_size * self.vocabulary * 4 // mesh["tensor"]
+        update = {
+            # the sum, and a part's
+            "gradients": int(4 * _count(self.trained) * share) * (2 if rows > at_once else 1),
+            "kept for the backward pass": self.kept * at_once,
+            "one layer, recomputed": self.layer * at_once,
+            "logits of a chunk, and their gradient": 2 * chunk // (mesh["data"] * mesh["fsdp"]),
+        }
+        if mesh["fsdp"] > 1:  # this one and the next
+            layer = _split(whole, axes, {**mesh, "fsdp": 1}) // self.depth
+            update["two layers, gathered"] = 2 * layer
+        return Footprint(
+            parameters=_count(whole),
+            trained=_count(self.trained),
+            held=held | {"a batch": self.batch * rows},
+            update=update,
+            sampling={
+                "parameters as they are read": _made(self.trained, self.read, axes, mesh),
+                "cache of prompts": self.cache * rows,
+                "cache of responses": self.responses * rows,
+                "logits of a token": self.logits * rows,
+            },
+            scores=self.scores * at_once,
+        )
+
+
+def _references(method: Method) -> int:
+    """Policies of earlier tasks that are held."""
+    return 1 + (method.reference not in (None, "previous"))
 
 
 def _read(model: VLM, trained: Trained, dtype: Any) -> Trained:
@@ -145,10 +208,18 @@ def _read(model: VLM, trained: Trained, dtype: Any) -> Trained:
     return jax.eval_shape(lambda t: partition.read_in(t, stacks, jnp.dtype(dtype)), trained)
 
 
-def _made(old: Any, new: Any) -> int:
+def _made(old: Any, new: Any, axes: ParamAxes, mesh: Mapping[str, int]) -> int:
     """Bytes of the arrays that are in another dtype than before, and thus others."""
-    pairs = zip(*map(jax.tree.leaves, (old, new)), strict=True)
-    return _bytes([b for a, b in pairs if a.dtype != b.dtype])
+    other = jax.tree.map(lambda a, b: b if a.dtype != b.dtype else None, old, new)
+    return _split(other, axes, mesh)
+
+
+def _split(params: Any, axes: ParamAxes, mesh: Mapping[str, int]) -> int:
+    """Bytes of parameters on each device."""
+    abstract = AbstractMesh(tuple(mesh[axis] for axis in AXES), AXES)
+    shardings = param_shardings(params, axes, abstract)
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
+    return sum(int(np.prod(s.shard_shape(a.shape))) * a.dtype.itemsize for a, s in pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,8 @@ FREE = (
     "data.on_bad_record",
     "data.check",
     "mesh.",
+    "training.prompts_per_device",
+    "training.microbatches",  # of runs from before there was that one
     "model.path",
     "log.",
     "profile",

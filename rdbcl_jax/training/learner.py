@@ -25,6 +25,7 @@ from rdbcl_jax.rollout.scored import ScoreFunction
 from rdbcl_jax.sharding import abstract
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.memory import phase
+from rdbcl_jax.training.microbatches import microbatches
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState, TrainState, make_init
@@ -41,6 +42,7 @@ class Learner:
       init: makes a fresh train state of parameters, which it takes over.
       like: the shapes of such a state, and where it lies.
       update: one update, see `update.make_update`.
+      microbatches: parts that it takes a batch in.
     """
 
     config: RunConfig
@@ -51,6 +53,7 @@ class Learner:
     init: Callable[[Trained], TrainState]
     like: TrainState
     update: Update
+    microbatches: int
 
     @phase("boundary")
     def start(self, stage: Stage, params: Trained, memory: Any = None) -> TaskState:
@@ -109,6 +112,7 @@ def make_learner(
     updates = training.steps * training.updates_per_batch
     optimizer = make_optimizer(config.optimizer, updates, config.model.param_dtype, config.seed)
     init, shardings = make_init(params, optimizer, policy.mesh)
+    parts = microbatches(config, policy.mesh.shape)
     update = make_update(
         policy.model,
         optimizer,
@@ -116,7 +120,7 @@ def make_learner(
         UpdateConfig(
             rollout.temperature,
             training.chunk_size,
-            training.microbatches,
+            parts,
             training.entropy,
             config.seed,
         ),
@@ -132,4 +136,5 @@ def make_learner(
         init=init,
         like=abstract(jax.eval_shape(init, params), shardings),
         update=update,
+        microbatches=parts,
     )

@@ -45,8 +45,8 @@ PHASES = {
     ),
     "update": Phase(
         "updating the policy",
-        (*_ROLLOUTS, "training.microbatches", "training.chunk_size", "model.remat"),
-        "raise training.microbatches, lower training.chunk_size, set model.remat to full, train "
+        (*_ROLLOUTS, "training.prompts_per_device", "training.chunk_size", "model.remat"),
+        "lower training.prompts_per_device or training.chunk_size, set model.remat to full, train "
         f"adapters alone (model.lora.rank), or {_SPREAD}",
     ),
     "evaluation": Phase(

@@ -41,6 +41,7 @@ from rdbcl_jax.sharding import agree, make_mesh, row_shard
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
+from rdbcl_jax.training import layout
 from rdbcl_jax.workdir import directory_of, is_there
 
 TRIED = 8  # records of each task on which the rewards are tried before anything is made
@@ -90,14 +91,16 @@ def prepare(config: RunConfig) -> Setup:
         config, replaced = dry(config, method)
         method = make_method(config)
     rewards = RewardConfig(**config.rewards.to_dict())
-    mesh = make_mesh(**config.mesh.to_dict())
-    check(config, mesh)
+    check(config, make_mesh(**config.mesh.to_dict()))
     check_services(config.log)
     records, left_out = record_check(config), list[str]()
     tasks = load_sequence(config, records, left_out)
     held_out = load_held_out(config, records, left_out)
     splits = [getattr(task, split) for task in [*tasks, *held_out] for split in SPLITS]
     config = with_sizes(config, [part for part in splits if len(part)], records)
+    config = _laid_out(config)
+    mesh = make_mesh(**config.mesh.to_dict())
+    check_rows(config, mesh)
     _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
@@ -120,27 +123,41 @@ def _directory(config: RunConfig) -> contextlib.AbstractContextManager[pathlib.P
 
 def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, or FileNotFoundError for the model, for settings that cannot work."""
-    rollout, training = config.rollout, config.training
     attention.resolve(config.model.attention, mesh)
     if not config.model.path:
         check_base(config)
     _check_processor(config)
     if config.model.lora.rank and config.model.lora.targets:
         _check_adapters(config)
+    if not layout.is_open(config) or not [*layout.meshes(config, mesh.devices.flat)]:
+        check_rows(config, mesh)
+
+
+def check_rows(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError for batches that do not divide over the devices."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {
-        "rollout.prompts": (rollout.prompts, parts * training.microbatches),
-        "evaluation.batch_size": (config.evaluation.batch_size, parts),
+        "rollout.prompts": config.rollout.prompts,
+        "evaluation.batch_size": config.evaluation.batch_size,
     }
     if not config.model.path:
-        sizes["base.batch_size"] = (config.section(BaseOptions).batch_size, parts)
-    for name, (size, divisor) in sizes.items():
-        if size < 1 or size % divisor:
+        sizes["base.batch_size"] = config.section(BaseOptions).batch_size
+    for name, size in sizes.items():
+        if size % parts:
             raise ValueError(
                 f"config.{name} is {size}, which does not divide over {parts} devices of the "
-                f"batch axes (times {training.microbatches} microbatches of an update); expected "
-                f"a multiple of {divisor}"
+                f"batch axes; expected a multiple of {parts}"
             )
+
+
+def _laid_out(config: RunConfig) -> RunConfig:
+    """With the mesh and the micro-batches that it leaves open, chosen by what fits."""
+    devices = jax.devices()
+    kernel = attention.resolve(config.model.attention, make_mesh(devices=devices)) != "xla"
+    memory = layout.memory_of(jax.local_devices()[0])
+    if memory is None or not config.model.path:  # a base that is still to be made is small
+        return layout.with_layout(config, devices, None, kernel)
+    return layout.with_layout(config, devices, memory, kernel)
 
 
 def _check_processor(config: RunConfig) -> None:
@@ -252,7 +269,9 @@ def dry(config: RunConfig, method: Method) -> tuple[RunConfig, list[str]]:
                 replaced.append(f"task {name} has the records of {built_in}: its {found}")
     if config.model.path and not is_there(config.model.path):
         replaced.append(f"the model is tiny and random: {config.model.path} is not there")
-    rows = jax.device_count() * config.training.microbatches
+    # two micro-batches where the run has several
+    parts = 1 + (0 < config.training.prompts_per_device < config.rollout.prompts)
+    rows = jax.device_count() * parts
     prompts = rows * math.ceil(method.fewest_prompts.prompts / rows)
     small = config.changed(
         {
@@ -261,6 +280,7 @@ def dry(config: RunConfig, method: Method) -> tuple[RunConfig, list[str]]:
             "rollout.prompts": prompts,
             "rollout.samples": min(method.fewest_samples, config.rollout.samples),
             "rollout.max_tokens": min(16, config.rollout.max_tokens),
+            "training.prompts_per_device": min(config.training.prompts_per_device, 1),
             "training.steps": 2,
             "training.checkpoint_every": 1,
             "base.steps": 2,

@@ -288,7 +288,7 @@ def _update(
     and per-sample values."""
     training, method, train = learner.config.training, learner.method, state.train
     several = training.updates_per_batch > 1
-    if several or (training.microbatches > 1 and method.policy):
+    if several or (learner.microbatches > 1 and method.policy):
         old = learner.logprobs(train.params, batch.prompts, batch, return_entropy=method.entropies)
         old, entropies = old if method.entropies else (old, None)
         batch = dataclasses.replace(batch, old_logps=old, old_entropies=entropies)

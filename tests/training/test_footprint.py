@@ -10,6 +10,7 @@ from rdbcl_jax.batches import Rollouts
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import from_config
+from rdbcl_jax.planning import published
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.sharding import put_batch
@@ -17,7 +18,7 @@ from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.training.footprint import footprint
 from rdbcl_jax.training.learner import make_learner
 from rdbcl_jax.training.stage import Stage
-from tests import engine, published
+from tests import engine
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_what_an_update_needs_is_what_it_is_said_to(path):
         return footprint(RunConfig.of(config)).update["kept for the backward pass"]
 
     whole = kept()
-    assert kept(**{"training.microbatches": 2}) == pytest.approx(whole / 2, rel=0.05)
+    assert kept(**{"training.prompts_per_device": 4}) == pytest.approx(whole / 2, rel=0.05)
     assert kept(**{"model.remat": "full"}) < whole / 4
 
 

@@ -168,7 +168,7 @@ def test_a_run_whose_state_was_saved_in_the_first_layout_goes_on(watched, tmp_pa
 def test_several_updates_per_batch_leave_the_reference_where_it_was(watched, tmp_path):
     config = engine.small_config()
     config.sequence, config.training.steps = ("sum",), 1
-    config.training.updates_per_batch, config.training.microbatches = 2, 1
+    config.training.updates_per_batch = 2
     (tmp_path / "base").symlink_to(watched[0] / "base")
     train(config, tmp_path)
     (row,) = read_run(tmp_path).steps  # of the second update of the task's first batch

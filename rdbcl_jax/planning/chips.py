@@ -1,0 +1,130 @@
+"""The accelerators that a run can be planned for, and how their names are read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from rdbcl_jax.messages import did_you_mean
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One accelerator, by its maker's data sheet.
+
+    Attributes:
+      name: as people say it.
+      memory: bytes that programs may use.
+      flops: products of bfloat16 matrices, dense, in operations a second.
+      bandwidth: of its memory, bytes a second.
+      links: bytes a second that it can send to its neighbours along one axis of the torus, both
+        ways together; of a GPU: to the others of its node.
+    """
+
+    name: str
+    memory: int
+    flops: float
+    bandwidth: float
+    links: float
+
+
+# TPUs: what programs may use is what XLA's compiler says it has when one needs more; rates are
+# those of cloud.google.com/tpu/docs and jax-ml.github.io/scaling-book
+TPUS = {
+    "v4": Chip("TPU v4", int(30.75 * GIB), 275e12, 1.23e12, 0.9e11),
+    "v5e": Chip("TPU v5e", int(15.75 * GIB), 197e12, 0.82e12, 0.9e11),
+    "v5p": Chip("TPU v5p", int(95.74 * GIB), 459e12, 2.77e12, 1.8e11),
+    "v6e": Chip("TPU v6e", int(31.25 * GIB), 918e12, 1.64e12, 1.8e11),
+}
+# GPUs: nine tenths of their memory, as with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; the rest is left to
+# CUDA and its libraries
+GPUS = {
+    "a100": Chip("A100 80 GB", int(0.9 * 80e9), 312e12, 2.04e12, 6.0e11),
+    "h100": Chip("H100 80 GB", int(0.9 * 80e9), 989e12, 3.35e12, 9.0e11),
+    "h200": Chip("H200 141 GB", int(0.9 * 141e9), 989e12, 4.8e12, 9.0e11),
+}
+FORMS = "v5e:2x4 (v4, v5p and v6e likewise), gpu:h100x8 (a100 and h200 likewise) or cpu"
+
+
+class Topology(NamedTuple):
+    """Chips that are connected.
+
+    Attributes:
+      name: as it was given.
+      chip: what each is; None: this machine's CPU.
+      count: how many.
+      devices: for which programs can be compiled; None: there is no compiler for them here.
+    """
+
+    name: str
+    chip: Chip | None
+    count: int
+    devices: Sequence[Any] | None
+
+
+def topology_of(name: str) -> Topology:
+    """The chips that `--topology` names.
+
+    Raises:
+      ValueError: a name that is not known, or a shape that is none of that TPU.
+      ImportError: libtpu, the compiler for TPUs, is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if name == "cpu":
+        devices = jax.local_devices(backend="cpu")
+        return Topology(name, None, len(devices), devices)
+    found = re.fullmatch(r"([a-z]+\d+)x([1-9]\d*)", shape)
+    if kind == "gpu" and found and found[1] in GPUS:
+        return Topology(name, GPUS[found[1]], int(found[2]), None)
+    if kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        devices = _tpus(kind, shape)
+        return Topology(name, TPUS[kind], len(devices), devices)
+    near = did_you_mean(kind, [*TPUS, "gpu", "cpu"])
+    raise ValueError(f"--topology is {name!r}, expected one such as {FORMS}{near}")
+
+
+def _tpus(kind: str, shape: str) -> Sequence[Any]:
+    """Devices of a slice, which only compile."""
+    try:
+        import libtpu  # noqa: F401  (JAX finds it by itself)
+    except ImportError:
+        raise ImportError(
+            "the compiler for TPUs is not installed; install libtpu, which needs no TPU: "
+            "pip install 'jax[tpu]' (gpu:… and cpu need none)"
+        ) from None
+    # one chip is a host of its own, where libtpu would expect four
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if re.fullmatch("1(x1)*", shape) else {}
+    with _no_metadata_server():
+        try:
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{kind}:{shape}", **alone
+            )
+        except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"--topology {kind}:{shape} is no slice: {said}") from None
+    return found.devices
+
+
+@contextlib.contextmanager
+def _no_metadata_server():
+    """libtpu asks Google Cloud on which TPU it runs, and waits for an answer: here on none."""
+    told = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+    }
+    missing = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]

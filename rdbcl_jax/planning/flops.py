@@ -1,0 +1,98 @@
+"""Floating-point operations of a program, counted from its jaxpr.
+
+XLA's own count (`cost_analysis`) takes the body of a loop once, however often it runs. Here bodies
+count as often as they run: those of `scan` by its length, those of `while` by the limit in its
+condition. Only products of matrices and convolutions are counted; all else is small beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+
+def flops(jaxpr: Jaxpr | ClosedJaxpr, branch: Callable[[Iterable[int]], int] = max) -> int:
+    """Of all devices together.
+
+    Args:
+      branch: of the branches of a condition, the one that is taken: `max`, or `min` for a program
+        whose conditions ask for more work where little is left, as the sampler's.
+    """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+    total, before = 0, 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            total += _product(equation)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        elif name == "scan":
+            total += params["length"] * flops(params["jaxpr"], branch)
+        elif name == "while":
+            limit = _limit(params["cond_jaxpr"].jaxpr)
+            start = _start(equation, before)
+            total += max(limit - start, 1) * flops(params["body_jaxpr"], branch)
+            before = limit
+        elif name == "cond":
+            total += branch(flops(each, branch) for each in params["branches"])
+        elif name == "shard_map":
+            mesh, manual = params["mesh"], params["manual_axes"]
+            devices = math.prod(mesh.shape[axis] for axis in manual)
+            total += devices * flops(params["jaxpr"], branch)
+        else:
+            total += sum(flops(inner, branch) for inner in _inside(params))
+    return total
+
+
+def traced(function: Callable[..., Any], *args: Any) -> ClosedJaxpr:
+    """The jaxpr of a function of abstract arrays."""
+    return jax.make_jaxpr(function)(*args)
+
+
+def _inside(params: dict[str, Any]) -> Iterator[Jaxpr | ClosedJaxpr]:
+    def is_jaxpr(leaf):
+        return isinstance(leaf, ClosedJaxpr | Jaxpr)
+
+    for leaf in jax.tree.leaves(params, is_leaf=is_jaxpr):
+        if is_jaxpr(leaf):
+            yield leaf
+
+
+def _product(equation) -> int:
+    """Two for each number of the result and each of the axis that is summed over."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    summed = math.prod(left[axis] for axis in contracted)
+    return 2 * math.prod(equation.outvars[0].aval.shape) * summed
+
+
+def _convolution(equation) -> int:
+    kernel = equation.invars[1].aval.shape
+    out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+
+
+def _limit(condition: Jaxpr) -> int:
+    """N of a condition that holds `counter < N`."""
+    for equation in condition.eqns:
+        if equation.primitive.name == "lt" and isinstance(equation.invars[1], Literal):
+            return int(equation.invars[1].val)
+    for equation in condition.eqns:  # within a function of its own
+        for inner in _inside(equation.params):
+            found = _limit(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+            if found > 1:
+                return found
+    return 1
+
+
+def _start(equation, before: int) -> int:
+    """Where the counter of a loop starts: at a number that is there, or, where it is carried on
+    from the loop before, at that one's limit."""
+    consts = equation.params["cond_nconsts"] + equation.params["body_nconsts"]
+    counters = [v for v in equation.invars[consts:] if v.aval.shape == ()]
+    counters = [v for v in counters if v.aval.dtype.kind == "i"]
+    return int(counters[0].val) if counters and isinstance(counters[0], Literal) else before

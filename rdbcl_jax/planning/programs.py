@@ -1,0 +1,238 @@
+"""The programs of a run, as the library itself runs them, lowered from shapes: nothing is read but
+config files, and nothing is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rdbcl_jax.batches import PromptBatch, TrainBatch
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods import Method, make_method
+from rdbcl_jax.models import partition
+from rdbcl_jax.models.interface import Params
+from rdbcl_jax.models.partition import Trained
+from rdbcl_jax.policy import Policy, abstract_policy
+from rdbcl_jax.rewards.scoring import RewardConfig
+from rdbcl_jax.rollout.sampler import sample
+from rdbcl_jax.rollout.sampling import sampling_of
+from rdbcl_jax.sharding import abstract, batch_shardings
+from rdbcl_jax.training.learner import Learner, make_learner
+from rdbcl_jax.training.logprobs import compiled_logprobs
+from rdbcl_jax.training.stage import dtype_of_frozen
+from rdbcl_jax.training.update import Consolidation
+
+_RECORD = Record("any", "any", "?", (), "", "exact", {})
+
+
+class Program(NamedTuple):
+    """A jitted function and its arguments as shapes.
+
+    Attributes:
+      name: of the phase in which it runs.
+      jitted: the function.
+      args, kwargs: shapes with shardings; static arguments as they are.
+      made: bytes per chip of what is made for it: its batch, copies of parameters.
+      branch: which branch of a condition counts, see `flops.flops`.
+    """
+
+    name: str
+    jitted: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    made: int
+    branch: Any = max
+
+    def lowered(self) -> Any:
+        return self.jitted.lower(*self.args, **self.kwargs)
+
+    def traced(self) -> Any:
+        """Its jaxpr."""
+        return self.jitted.trace(*self.args, **self.kwargs).jaxpr
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """A run's programs on a mesh.
+
+    Attributes:
+      config: with the sizes of the largest batches.
+      trained: shapes of the parameters that learn.
+    """
+
+    config: RunConfig
+    mesh: jax.sharding.Mesh
+    method: Method
+    policy: Policy
+    trained: Trained
+    learner: Learner
+
+    @classmethod
+    def of(cls, config: RunConfig, mesh: jax.sharding.Mesh) -> Programs:
+        """Args:
+        config: of one size of batches; `model.path` is a directory without weights.
+        """
+        policy, trained = abstract_policy(config, mesh)
+        method = make_method(config)
+        rewards = RewardConfig(**config.rewards.to_dict())
+        learner = make_learner(config, policy, trained, method, rewards)
+        return cls(config, mesh, method, policy, trained, learner)
+
+    def all(self) -> Iterator[Program]:
+        """In the order of a step, those that the method runs."""
+        rollout, sampled = self.config.rollout, self.method.responses == "sampled"
+        prompts = self.prompts(rollout.prompts)
+        if sampled:
+            yield self._sampler("sampling", prompts, rollout.samples, greedy=False)
+        if self.method.responses != "none":
+            if sampled and (self.method.reference or self.method.previous):
+                yield self._reference(prompts)
+            yield self._update(prompts)
+        evaluated = self.prompts(self.config.evaluation.batch_size)
+        yield self._sampler("evaluation", evaluated, 1, greedy=True)
+
+    def prompts(self, count: int) -> PromptBatch:
+        batch = self.policy.encoder.encode([_RECORD] * count)
+        return self._placed(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch)))
+
+    @property
+    def frozen_policy(self) -> Trained:
+        """The policy from before the task, as it is held."""
+        stacks = self.policy.model.param_axes.stacks
+        dtype = dtype_of_frozen(self.config, self.method)
+        made = jax.eval_shape(lambda t: partition.read_in(t, stacks, dtype), self.trained)
+        return self._like(made, self.trained)
+
+    @property
+    def read(self) -> Params:
+        """All parameters as forward passes read them."""
+        return self._like(jax.eval_shape(self.policy.to_read, self.trained), self._whole)
+
+    @property
+    def _copies(self) -> int:
+        """Bytes of the parameters that are copied to be read, since they learn in another dtype."""
+        return _other_dtypes(self._whole, self.read)
+
+    @property
+    def _whole(self) -> Params:
+        return self.policy.whole(self.trained)
+
+    def _sampler(self, name: str, prompts: PromptBatch, samples: int, greedy: bool) -> Program:
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        sampling = sampling_of(self.policy, self.config.rollout, greedy=greedy)
+        args, made = (self.policy.model, self.read, prompts, key), self._copies + per_chip(prompts)
+        options = {"samples": samples, "sampling": sampling}
+        return Program(name, sample, args, options, made, branch=min)
+
+    def _reference(self, prompts: PromptBatch) -> Program:
+        training, tokens = (
+            self.config.training,
+            self._rows(jnp.int32, self.config.rollout.max_tokens),
+        )
+        made = jax.eval_shape(self.policy.to_read, self.frozen_policy)
+        params = self._like(made, self._whole)
+        mask = self._rows(bool, self.config.rollout.max_tokens)
+        options = {
+            "temperature": self.config.rollout.temperature,
+            "chunk_size": training.chunk_size,
+            "return_entropy": False,
+        }
+        args = (self.policy.model, params, prompts, tokens, mask)
+        copies = _other_dtypes(self.policy.whole(self.frozen_policy), params)
+        made = copies + per_chip((prompts, tokens, mask))
+        return Program("reference", compiled_logprobs, args, options, made)
+
+    def _update(self, prompts: PromptBatch) -> Program:
+        consolidation = None
+        if self.method.consolidation:
+            fisher = jax.tree.map(
+                lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding),
+                self.trained,
+            )
+            consolidation = Consolidation(self.frozen_policy, fisher)
+        batch = self._batch(prompts)
+        args = (self.learner.like, self.policy.frozen, batch, consolidation)
+        return Program("update", self.learner.update, args, {}, per_chip(batch))
+
+    def _batch(self, prompts: PromptBatch) -> TrainBatch:
+        method, training = self.method, self.config.training
+        tokens = self.config.rollout.max_tokens
+
+        def scalar(dtype):
+            return jax.ShapeDtypeStruct((), dtype)
+
+        several = training.updates_per_batch > 1
+        old = several or (self.learner.microbatches > 1 and method.policy)
+        logps = self._rows(jnp.float32, tokens)
+        batch = TrainBatch(
+            prompts=prompts,
+            tokens=self._rows(jnp.int32, tokens),
+            mask=self._rows(bool, tokens),
+            reasoning_mask=self._rows(bool, tokens),
+            answer_mask=self._rows(bool, tokens),
+            rewards=self._rows(jnp.float32),
+            accuracies=self._rows(jnp.float32),
+            demonstrated=self._rows(bool),
+            prompt_values=prompts_like(prompts, jnp.float32),
+            step=scalar(jnp.int32),
+            sampler_logps=logps,
+            old_logps=logps if old else None,
+            old_entropies=logps if old and method.entropies else None,
+            reference_logps=logps if method.reference is not None else None,
+            reference_is_policy=scalar(bool),
+            previous_logps=logps if method.previous else None,
+            previous_is_policy=scalar(bool),
+            replayed=prompts_like(prompts, bool),
+            task_step=scalar(jnp.int32),
+            task_steps=scalar(jnp.int32),
+            given={name: self._rows(jnp.float32) for name in method.given},
+        )
+        return self._placed(batch)
+
+    def _rows(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        """[P, G, …]"""
+        method, rollout = self.method, self.config.rollout
+        group = rollout.samples + method.previous_responses
+        if method.responses == "demonstrations":
+            group = 1
+        array = jax.ShapeDtypeStruct((rollout.prompts, group, *shape), dtype)
+        return self._placed(array)
+
+    def _placed(self, batch: Any) -> Any:
+        return abstract(batch, batch_shardings(batch, self.mesh))
+
+    def _like(self, tree: Any, placed: Any) -> Any:
+        """Shapes, where the arrays of another tree lie."""
+        return jax.tree.map(
+            lambda a, b: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=b.sharding), tree, placed
+        )
+
+
+def prompts_like(prompts: PromptBatch, dtype: Any) -> jax.ShapeDtypeStruct:
+    """An array with one number a prompt."""
+    return jax.ShapeDtypeStruct(prompts.tokens.shape[:1], dtype)
+
+
+def _other_dtypes(old: Any, new: Any) -> int:
+    """Bytes of the arrays that are in another dtype than before, and thus others."""
+    pairs = zip(*map(jax.tree.leaves, (old, new)), strict=True)
+    return per_chip([b for a, b in pairs if a.dtype != b.dtype])
+
+
+def per_chip(tree: Any) -> int:
+    """Bytes of abstract arrays on the chip that has most."""
+    return sum(
+        a.dtype.itemsize * functools.reduce(lambda x, y: x * y, _shard(a), 1)
+        for a in jax.tree.leaves(tree)
+    )
+
+
+def _shard(array: Any) -> tuple[int, ...]:
+    sharding = getattr(array, "sharding", None)
+    return array.shape if sharding is None else sharding.shard_shape(array.shape)

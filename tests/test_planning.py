@@ -1,0 +1,220 @@
+"""`rdbcl plan`: what is counted, against what is known; what is compiled, where libtpu is."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.planning import chips
+from rdbcl_jax.planning.chips import topology_of
+from rdbcl_jax.planning.flops import flops
+from rdbcl_jax.planning.plan import make_plan
+from rdbcl_jax.planning.table import lines
+from rdbcl_jax.planning.traffic import Compiled
+from rdbcl_jax.training import layout
+from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
+from tests import engine
+
+A, B, W = jnp.ones((3, 4)), jnp.ones((4, 5)), jnp.ones((7, 4, 4))
+ONE = 2 * 3 * 4 * 5  # A · B
+
+
+def counted(function, *args, branch=max):
+    return flops(jax.make_jaxpr(function)(*args), branch)
+
+
+def test_products_count_as_often_as_they_run():
+    def scanned(x):
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, W)[0]
+
+    def until(x):
+        state = jax.lax.while_loop(lambda s: s[0] < 6, lambda s: (s[0] + 1, s[1] @ W[0]), (2, x))
+        # the second goes on where the first ended
+        return jax.lax.while_loop(lambda s: s[0] < 9, lambda s: (s[0] + 1, s[1] @ W[0]), state)
+
+    layer = 2 * 3 * 4 * 4
+    assert counted(jnp.matmul, A, B) == ONE
+    assert counted(scanned, A) == 7 * layer
+    assert counted(jax.jit(until), A) == (4 + 3) * layer
+    assert counted(jax.grad(lambda x: scanned(x).sum()), A) == 2 * 7 * layer
+    remat = jax.grad(lambda x: jnp.sin(jax.checkpoint(scanned)(x)).sum())
+    assert counted(remat, A) == 2 * 7 * layer  # a product need not be made again for its own input
+    cond = jax.make_jaxpr(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ B, lambda: x @ B * 0))
+    assert flops(cond(A)) == ONE
+    image, kernel = jnp.ones((1, 3, 8, 8)), jnp.ones((5, 3, 2, 2))
+    conv = lambda x, k: jax.lax.conv(x, k, (2, 2), "VALID")  # noqa: E731
+    assert counted(conv, image, kernel) == 2 * 5 * 4 * 4 * 3 * 2 * 2
+
+
+HLO = """\
+HloModule jit_f, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%cut (stack: bf16[30,8,16], at: s32[]) -> bf16[8,16] {
+  %stack = bf16[30,8,16]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,8,16]{2,1,0} dynamic-slice(%stack, %at, %zero, %zero)
+  ROOT %layer = bf16[8,16]{1,0} bitcast(%slice)
+}
+
+%body (state: (s32[], bf16[30,8,16], f32[8,16])) -> (s32[], bf16[30,8,16], f32[8,16]) {
+  %state = (s32[], bf16[30,8,16], f32[8,16]) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %stack.1 = bf16[30,8,16] get-tuple-element(%state), index=1
+  %acc = f32[8,16] get-tuple-element(%state), index=2
+  %layer.1 = bf16[8,16]{1,0:T(8,128)S(1)} fusion(%stack.1, %i), kind=kLoop, calls=%cut
+  %reduced = f32[8,16] all-reduce(%acc), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %next = (s32[], bf16[30,8,16], f32[8,16]) tuple(%i, %stack.1, %reduced)
+}
+
+%condition (state.1: (s32[], bf16[30,8,16], f32[8,16])) -> pred[] {
+  %state.1 = (s32[], bf16[30,8,16], f32[8,16]) parameter(0)
+  %i.1 = s32[] get-tuple-element(%state.1), index=0
+  %limit = s32[]{:T(128)} constant(30)
+  ROOT %less = pred[] compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (w: bf16[30,8,16], a: f32[8,16]) -> f32[8,16] {
+  %w = bf16[30,8,16] parameter(0)
+  %a = f32[8,16] parameter(1)
+  %start = s32[] constant(0)
+  %init = (s32[], bf16[30,8,16], f32[8,16]) tuple(%start, %w, %a)
+  %loop = (s32[], bf16[30,8,16], f32[8,16]) while(%init), condition=%condition, body=%body
+  ROOT %out = f32[8,16] get-tuple-element(%loop), index=2
+}
+"""
+
+
+def test_bytes_are_those_of_every_turn_of_a_loop():
+    """A slice of a stack is read, and where it is; fast memory is free; a sum of four chips sends ¾
+    of it twice."""
+    found, layer, acc = Compiled.of(HLO).traffic(), 8 * 16 * 2, 8 * 16 * 4
+    assert found.memory == 30 * (layer + 4 + 2 * acc)
+    assert found.links == 30 * (2 * acc * 3 // 4)
+    assert [b.shape for b in Compiled.of(HLO).buffers(3)] == ["f32[8,16]", "bf16[8,16]"]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("v5e", "expected one such as v5e:2x4"),
+        ("gpu:h100", "expected one such as"),
+        ("v7:2x2", "expected one such as"),
+    ],
+)
+def test_unknown_chips(name, message):
+    with pytest.raises(ValueError, match=message):
+        topology_of(name)
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
+    with pytest.raises(ImportError, match=r"pip install 'jax\[tpu\]'"):
+        topology_of("v5e:2x4")
+
+
+# ------------------------------------------------------------------ what is chosen
+
+
+def config_of(**changes):
+    config = engine.small_config()
+    config.update_from_flattened_dict(changes)
+    return RunConfig.of(config)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return engine.write_random_model(tmp_path_factory.mktemp("model"))
+
+
+def test_micro_batches_follow_from_what_a_device_takes():
+    mesh = {"data": 2, "fsdp": 2, "tensor": 1}
+    for most, at_once, parts in ((0, 6, 1), (1, 1, 6), (4, 3, 2), (6, 6, 1), (99, 6, 1)):
+        config = config_of(**{"rollout.prompts": 24, "training.prompts_per_device": most})
+        assert (prompts_at_once(config, mesh), microbatches(config, mesh)) == (at_once, parts)
+
+
+def test_the_layout_is_the_cheapest_that_fits(path, monkeypatch):
+    config = config_of(**{"model.path": str(path), "rollout.prompts": 32})
+    devices, sizes = jax.devices(), layout.Sizes.of(config)
+    assert layout.with_layout(config, devices, None, True) is config  # no limit is known
+
+    monkeypatch.setattr(layout.Sizes, "of", lambda config: sizes)  # traced once
+
+    def chosen(memory):
+        found = layout.with_layout(config, devices, memory, True)
+        return found.mesh.fsdp, found.training.prompts_per_device
+
+    def needs(fsdp, at_once):
+        mesh = {"data": 8 // fsdp, "fsdp": fsdp, "tensor": 1}
+        return math.ceil(sizes.on(mesh, at_once).most(True) / 0.9)
+
+    learn = "parameters that learn"
+    whole, split = (sizes.on({"data": 1, "fsdp": n, "tensor": 1}).held[learn] for n in (1, 4))
+    assert whole / 4 < split < whole / 3  # norms are whole
+    assert chosen(needs(1, 4)) == (1, 4)
+    assert chosen(needs(1, 4) - 100) == (1, 2)
+    assert chosen(needs(2, 1)) == (2, 1)
+    assert chosen(1) == (8, 1)  # nothing fits: as little as can be
+    config = config.changed({"mesh.data": 4, "mesh.fsdp": 2})
+    assert chosen(1) == (2, 1)  # a mesh that is given stays
+
+
+def test_layers_are_split_where_prompts_are_too_few():
+    config = config_of(**{"rollout.prompts": 4, "evaluation.batch_size": 4, "base.batch_size": 8})
+    found = layout.with_layout(config, jax.devices(), None, True)
+    assert (found.mesh.data, found.mesh.tensor) == (4, 2)
+
+
+# ------------------------------------------------------------------ plans
+
+
+def test_a_plan_for_this_machine(path):
+    config = config_of(**{"model.path": str(path), "rollout.max_tokens": 4, "model.lora.rank": 2})
+    one = topology_of("cpu")._replace(count=1, devices=jax.devices()[:1])
+    plan = make_plan(config, one)
+    names = [phase.name for phase in plan.phases]
+    assert names == ["boundary", "sampling", "reference", "update", "evaluation"]
+    assert plan.fits and all(phase.program for phase in plan.phases[1:])
+    assert all(phase.flops and phase.memory for phase in plan.phases[1:])
+    assert json.loads(json.dumps(plan.to_dict()))["peak"] == plan.peak
+    small = dataclasses.replace(plan, limit=plan.peak - 1)
+    text = [*lines(small)]
+    assert any("does not fit" in line for line in text) and max(map(len, text)) <= 100
+
+
+def test_a_plan_for_gpus_needs_no_model():
+    config = config_of(**{"model.path": "/nowhere/SmolVLM-256M-Instruct", "data.patch_slots": ()})
+    plan = make_plan(config, topology_of("gpu:h100x8"))
+    assert plan.parameters == 256_484_928 and plan.fits
+    assert any("SmolVLM-256M as published" in line for line in plan.assumed)
+    with pytest.raises(FileNotFoundError, match=r"expected a directory with config\.json"):
+        make_plan(config_of(**{"model.path": "/nowhere/other"}), topology_of("gpu:h100x1"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+def test_programs_are_compiled_for_tpus(path):
+    """Sampler, head and the kernels of attention, at the smallest sizes that the kernels take."""
+    config = config_of(
+        **{
+            "model.path": str(path),
+            "rollout.prompts": 2,
+            "rollout.samples": 2,
+            "rollout.max_tokens": 2,
+            "evaluation.batch_size": 2,
+        }
+    )
+    plan = make_plan(config, topology_of("v5e:1x1"))
+    assert plan.chip == chips.TPUS["v5e"] and plan.fits
+    assert all(phase.seconds(plan.chip) > 0 for phase in plan.phases[1:])
