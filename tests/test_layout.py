@@ -36,6 +36,7 @@ FLOORS = (
         "training.check",
         "training.identity",
         "training.resume",
+        "training.layout",
     ),
     ("lab", "planning"),
     ("cli", "__main__"),

@@ -117,6 +117,7 @@ def _no_metadata_server():
     """libtpu asks Google Cloud on which TPU it runs, and waits for an answer: here on none."""
     told = {
         "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is held, so several plans may be made at once
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
