@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -97,7 +97,7 @@ def _working_sizes(devices: Sequence[Any]) -> list[tuple[int, ...]]:
     return [s for s in sizes if row_groups(_processes(_mesh(s, devices)))]
 
 
-def param_shardings(params, axes: ParamAxes, mesh: Mesh):
+def param_shardings(params, axes: ParamAxes, mesh: Mesh | AbstractMesh):
     """A NamedSharding for every parameter."""
 
     def rule(key_path, leaf):
@@ -124,7 +124,7 @@ def held_whole(params, axes: ParamAxes, mesh: Mesh) -> str:
 
 
 def _splits(
-    axes: ParamAxes, name: str, shape: tuple[int, ...], mesh: Mesh
+    axes: ParamAxes, name: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
 ) -> Iterator[tuple[str | None, int, str | None, bool]]:
     """Per axis of a parameter its name, of how many parts it is, the mesh axis that is to split it
     and whether that divides them."""

@@ -182,7 +182,7 @@ def test_layers_are_split_where_prompts_are_too_few():
 
 def test_a_plan_for_this_machine(path):
     config = config_of(**{"model.path": str(path), "rollout.max_tokens": 4, "model.lora.rank": 2})
-    one = topology_of("cpu")._replace(count=1, devices=jax.devices()[:1])
+    one = topology_of("cpu")._replace(size=1, devices=jax.devices()[:1])
     plan = make_plan(config, one)
     names = [phase.name for phase in plan.phases]
     assert names == ["boundary", "sampling", "reference", "update", "evaluation"]

@@ -59,13 +59,13 @@ class Topology(NamedTuple):
     Attributes:
       name: as it was given.
       chip: what each is; None: this machine's CPU.
-      count: how many.
+      size: how many.
       devices: for which programs can be compiled; None: there is no compiler for them here.
     """
 
     name: str
     chip: Chip | None
-    count: int
+    size: int
     devices: Sequence[Any] | None
 
 

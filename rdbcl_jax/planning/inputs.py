@@ -93,7 +93,8 @@ def _with_sizes(config: RunConfig, directory: pathlib.Path) -> tuple[RunConfig, 
 def _needs(config: RunConfig, directory: pathlib.Path) -> tuple[dict[str, int], str]:
     """Of a prompt with the largest picture that the config allows, and which that is."""
     encoder = policy.encoder_of(config, directory, {})
-    images, picture = (), f"{_TEXT} tokens of text"
+    images: tuple[Image.Image, ...] = ()
+    picture = f"{_TEXT} tokens of text"
     if encoder.processor.reads_images:
         side = int(math.sqrt(config.model.max_pixels)) or _SIDE
         images = (Image.new("RGB", (side, side)),)

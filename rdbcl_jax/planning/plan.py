@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rdbcl_jax.config import MeshConfig, RunConfig
-from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.planning.chips import Chip, Topology
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.inputs import planned
@@ -149,7 +148,7 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
     with planned(config) as (config, assumed):
         chip = topology.chip
         kernel = bool(topology.devices) and chip is not None
-        devices = topology.devices or _Unknown.some(topology.count)
+        devices = topology.devices or _Unknown.some(topology.size)
         config = with_layout(config, devices, chip and chip.memory, kernel)
         check_rows(config, make_mesh(**config.mesh.to_dict(), devices=devices))
         if topology.devices is None:
@@ -174,12 +173,12 @@ class _Unknown:
 def _computed(config: RunConfig, topology: Topology, assumed: tuple[str, ...]) -> Plan:
     """By arithmetic. Kernels that hold no scores are not counted on: see `models.attention`."""
     assert topology.chip
-    mesh = make_mesh(**config.mesh.to_dict(), devices=_Unknown.some(topology.count)).shape
+    mesh = make_mesh(**config.mesh.to_dict(), devices=_Unknown.some(topology.size)).shape
     found = footprint(config, mesh)
     held = sum(found.held.values())
     sampling, update = sum(found.sampling.values()), sum(found.update.values()) + found.scores
     rollout, products = config.rollout, _products(config)
-    sampled, updated = (products.get(n, 0) / topology.count for n in ("sampling", "update"))
+    sampled, updated = (products.get(n, 0) / topology.size for n in ("sampling", "update"))
     phases = [
         Phase("boundary", held, 0),
         Phase("sampling", held, sampling, sampled, _decoded(config, found, mesh)),
@@ -187,7 +186,7 @@ def _computed(config: RunConfig, topology: Topology, assumed: tuple[str, ...]) -
     ]
     return Plan(
         topology=topology.name,
-        chips=topology.count,
+        chips=topology.size,
         mesh=dict(mesh),
         microbatches=microbatches(config, mesh),
         assumed=(*assumed, "by arithmetic: there is no compiler for GPUs here"),
@@ -223,20 +222,20 @@ def _compiled(config: RunConfig, topology: Topology, assumed: tuple[str, ...]) -
     mesh = make_mesh(**config.mesh.to_dict(), devices=topology.devices)
     programs = Programs.of(config, mesh)
     held = _held(programs)
-    limit = topology.chip.memory if topology.chip else _host_memory() // topology.count
+    limit = topology.chip.memory if topology.chip else _host_memory() // topology.size
     if topology.chip is None:
-        held["Python and its libraries"] = _resident() // topology.count
+        held["Python and its libraries"] = _resident() // topology.size
     everything, alone = sum(held.values()), held[LEARN] + held[FIXED]
     phases = [Phase("boundary", everything, 0)]  # moments are made where old ones have gone
     products = _products(config)
     for program in programs.all():
         evaluates = program.name == "evaluation" and not config.evaluation.every
         phase = _phase(program, alone if evaluates else everything)
-        phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.count))
+        phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.size))
     rollout = config.rollout
     return Plan(
         topology=topology.name,
-        chips=topology.count,
+        chips=topology.size,
         mesh=dict(mesh.shape),
         microbatches=programs.learner.microbatches,
         assumed=assumed,
@@ -252,7 +251,7 @@ def _compiled(config: RunConfig, topology: Topology, assumed: tuple[str, ...]) -
 
 def _held(programs: Programs) -> dict[str, int]:
     """What stays from step to step, in bytes per chip."""
-    method, trained = programs.method, programs.trained
+    method = programs.method
     references = 1 + (method.reference not in (None, "previous"))
     state = programs.learner.like
     found = {
@@ -262,7 +261,7 @@ def _held(programs: Programs) -> dict[str, int]:
         "policies from before the task": references * per_chip(programs.frozen_policy),
     }
     if method.consolidation:
-        found["what mattered to earlier tasks"] = 4 * _count(trained) // _shards(trained)
+        found["what mattered to earlier tasks"] = per_chip(programs.fisher)
     return found
 
 
@@ -302,11 +301,6 @@ def _asked(error: Exception) -> int:
     if not found:
         raise error
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-
-
-def _shards(trained: Trained) -> float:
-    whole = sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(trained))
-    return whole / per_chip(trained)
 
 
 def _count(tree: Any) -> int:

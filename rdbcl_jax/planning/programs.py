@@ -110,6 +110,13 @@ class Programs:
         return self._like(made, self.trained)
 
     @property
+    def fisher(self) -> Trained:
+        """What EWC keeps of earlier tasks beside their policy."""
+        return jax.tree.map(
+            lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), self.trained
+        )
+
+    @property
     def read(self) -> Params:
         """All parameters as forward passes read them."""
         return self._like(jax.eval_shape(self.policy.to_read, self.trained), self._whole)
@@ -151,11 +158,7 @@ class Programs:
     def _update(self, prompts: PromptBatch) -> Program:
         consolidation = None
         if self.method.consolidation:
-            fisher = jax.tree.map(
-                lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding),
-                self.trained,
-            )
-            consolidation = Consolidation(self.frozen_policy, fisher)
+            consolidation = Consolidation(self.frozen_policy, self.fisher)
         batch = self._batch(prompts)
         args = (self.learner.like, self.policy.frozen, batch, consolidation)
         return Program("update", self.learner.update, args, {}, per_chip(batch))
@@ -164,7 +167,7 @@ class Programs:
         method, training = self.method, self.config.training
         tokens = self.config.rollout.max_tokens
 
-        def scalar(dtype):
+        def scalar(dtype: Any) -> Any:
             return jax.ShapeDtypeStruct((), dtype)
 
         several = training.updates_per_batch > 1
@@ -195,8 +198,8 @@ class Programs:
         )
         return self._placed(batch)
 
-    def _rows(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        """[P, G, …]"""
+    def _rows(self, dtype: Any, *shape: int) -> Any:
+        """An abstract array [P, G, …]."""
         method, rollout = self.method, self.config.rollout
         group = rollout.samples + method.previous_responses
         if method.responses == "demonstrations":
@@ -214,8 +217,8 @@ class Programs:
         )
 
 
-def prompts_like(prompts: PromptBatch, dtype: Any) -> jax.ShapeDtypeStruct:
-    """An array with one number a prompt."""
+def prompts_like(prompts: PromptBatch, dtype: Any) -> Any:
+    """An abstract array with one number a prompt."""
     return jax.ShapeDtypeStruct(prompts.tokens.shape[:1], dtype)
 
 
