@@ -88,6 +88,11 @@ def _logits(hidden_SxD, lm_head, inverse_temperature):
     return logits * inverse_temperature
 
 
+def _contracted(a, b, axis: int):
+    dims = (((axis,), (axis,)), ((), ()))
+    return lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
+
+
 def _is_token(tokens_S, vocabulary: int):
     """[S, V] boolean; compared, not gathered, so that it fuses and V may be sharded."""
     return tokens_S[:, None] == lax.broadcasted_iota(tokens_S.dtype, (1, vocabulary), 1)
@@ -146,8 +151,9 @@ def _backward(with_entropy, saved, cotangents):
         dlogits = jnp.exp(logps) * slope + jnp.where(is_token, dlogps[:, None], 0)
         dlogits = jnp.where(counts[:, None], dlogits * inverse_temperature, 0)
         dlogits = dlogits.astype(jnp.result_type(hidden_SxD, lm_head))
-        dhidden = jnp.matmul(dlogits, lm_head.T, preferred_element_type=jnp.float32)
-        dlm_head += jnp.matmul(hidden_SxD.T, dlogits, preferred_element_type=jnp.float32)
+        # contracted as they lie: of a transposed head XLA on CPU makes two copies
+        dhidden = _contracted(dlogits, lm_head, 1)
+        dlm_head += _contracted(hidden_SxD, dlogits, 0)
         dhidden_SxCxD = lax.dynamic_update_index_in_dim(
             dhidden_SxCxD, dhidden.astype(dhidden_SxCxD.dtype), c, 1
         )

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch
+from rdbcl_jax.models import stacks
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.config_files import without_tie
 from rdbcl_jax.models.interface import Params
@@ -362,12 +363,9 @@ class Decoder:
         model: there the layers are taken apart once, unless they are so large that no second copy
         should lie beside them. Elsewhere the copy is part of the product.
         """
-        platform = (
-            jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
-        )
         layers = jax.tree.leaves(params["language_model"]["layers"])
         size = sum(a.size * a.dtype.itemsize for a in layers)
-        if platform != "cpu" or size > _TAKEN_APART:
+        if not self._on_cpu or size > _TAKEN_APART:
             return params, cache
 
         def apart(stack):
@@ -425,9 +423,8 @@ class Decoder:
                 new_cache.append(own)
             return self._final_norm(params, x)[..., 0, :], tuple(pairs(*new_cache))
 
-        def body(carry, xs):
+        def body(carry, layer, ours, index):
             x, cache = carry
-            layer, ours, index = xs
 
             def keep(new):
                 updated = write(cache, jax.tree.map(lambda a: a[None], new), at, index)
@@ -436,8 +433,8 @@ class Decoder:
             return run(x, layer, index, ours, keep), None
 
         indices = jnp.arange(self.config.text.depth)
-        xs = (layers, (prompt.key, prompt.value), indices)
-        (x, cache), _ = jax.lax.scan(body, (x, cache), xs)
+        xs = (prompt.key, prompt.value), indices
+        (x, cache), _ = stacks.scan(body, (x, cache), layers, *xs, narrow=self._on_cpu)
         return self._final_norm(params, x)[..., 0, :], cache
 
     # ---------------------------------------------------------------- pieces
@@ -448,6 +445,8 @@ class Decoder:
 
     def embed_tokens(self, params, tokens):
         table = params["language_model"]["embed_tokens"]["embedding"]
+        if self._on_cpu:
+            table, tokens = stacks.here(table, tokens)
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         scale = self.config.text.embedding_scale
         return x if scale == 1 else x * jnp.asarray(scale, self.dtype)
@@ -455,6 +454,11 @@ class Decoder:
     @property
     def dtypes(self) -> dict[str, Any]:
         return {"dtype": jnp.dtype(self.dtype), "param_dtype": jnp.dtype(self.param_dtype)}
+
+    @property
+    def _on_cpu(self) -> bool:
+        mesh = self.mesh
+        return (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
 
     @property
     def attend(self) -> Callable:
@@ -466,11 +470,17 @@ class Decoder:
         policies = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT)}
         return jax.checkpoint(layer, policy=policies[self.remat])
 
+    def scan(self, body, carry, layers, *xs):
+        """`body(carry, layer, *its part of xs)` → (carry, kept) of one layer after the other, which
+        the backward pass recomputes as `remat` says."""
+        # where those of 16 bits learn, or are kept for the backward pass, they must be given
+        narrow = self._on_cpu and self.remat != "none" and self.param_dtype == "float32"
+        wrap = self.rematerialised
+        return stacks.scan(body, carry, layers, *xs, narrow=narrow, wrap=wrap)
+
     def _scan_text(self, body, carry, params):
-        layers = params["language_model"]["layers"]
         indices = jnp.arange(self.config.text.depth)
-        body = self.rematerialised(body)
-        return jax.lax.scan(lambda carry, xs: body(carry, *xs), carry, (layers, indices))
+        return self.scan(body, carry, params["language_model"]["layers"], indices)
 
     def _text_layer(self, layer, x, rope, mask, context=(), place=None, pairs=None):
         run = self.module("language_model/layers", layer)

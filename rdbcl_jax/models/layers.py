@@ -45,7 +45,15 @@ def product(x: Float[Array, "*batch I"], kernel: Float[Array, "I O"]) -> Float[A
     JAX's own rule makes (dyᵀ · x)ᵀ, for which XLA on CPU first writes dy transposed, element by
     element, and repeats all the arithmetic that makes dy for it.
     """
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    return _contracted(x, kernel, (x.ndim - 1,), (0,))
+
+
+def _contracted(a, b, axes_a, axes_b):
+    """Summed in float32 and then rounded. Every platform does so; XLA on CPU is told, or it would
+    copy matrices of 16 bits into 32 before it multiplies them, at twice to eight times the time."""
+    axes = ((axes_a, axes_b), ((), ()))
+    dtype = jnp.result_type(a, b)
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32).astype(dtype)
 
 
 def _product_forward(x, kernel):
@@ -55,8 +63,7 @@ def _product_forward(x, kernel):
 def _product_backward(saved, dy):
     x, kernel = saved
     batch = tuple(range(x.ndim - 1))
-    dx = jax.lax.dot_general(dy, kernel, (((dy.ndim - 1,), (1,)), ((), ())))
-    return dx, jax.lax.dot_general(x, dy, ((batch, batch), ((), ())))
+    return _contracted(dy, kernel, (dy.ndim - 1,), (1,)), _contracted(x, dy, batch, batch)
 
 
 product.defvjp(_product_forward, _product_backward)

@@ -188,7 +188,7 @@ def encode(
 
     def through(x, first, last):
         layers = jax.tree.map(lambda a: a[first:last], own("encoder/layers"))
-        return jax.lax.scan(model.rematerialised(layer), x, layers)[0]
+        return model.scan(layer, x, layers)[0]
 
     if after is None:
         return run("post_layernorm", through(x, 0, None))

@@ -15,7 +15,7 @@ from PIL import Image
 from rdbcl_jax.batches import PromptBatch, TrainBatch
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
-from rdbcl_jax.models import from_config, partition, save_pretrained
+from rdbcl_jax.models import decoder, from_config, lora, partition, save_pretrained
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.inputs import Inputs
 from rdbcl_jax.models.qwen_vl.model import QwenVL
@@ -227,19 +227,10 @@ def abstract_prompts(count, length):
     )
 
 
-def test_no_program_holds_the_logits_of_a_batch(tmp_path):
-    """The vocabulary of Qwen2.5 on a narrow model: sampler, log-probs and update, by the compiler's
-    own account. The sampler holds the logits of one token of each rollout."""
-    write_tiny_model(tmp_path, engine.SIZE)
-    config = read_config(tmp_path)
-    text = dataclasses.replace(config.text, vocab_size=151_936)
-    model = QwenVL(dataclasses.replace(config, text=text))
-    prompts_, group, length, chunk = 4, 4, 64, 16
-    rows, vocabulary = prompts_ * group, text.vocab_size
-    logits = 4 * rows * length * vocabulary  # 622 MB
+def programs(model, shape, chunk, trained=partition.ALL):
+    """The sampler, the log-probs and the update of a batch [P, G, T], lowered and never run."""
     whole = model.abstract_params()
-    shape = (prompts_, group, length)
-    prompts = abstract_prompts(prompts_, 8)
+    prompts = abstract_prompts(shape[0], 8)
     responses = array(jnp.int32, *shape), array(bool, *shape)
     per_token, per_sample = array(jnp.float32, *shape), array(jnp.float32, *shape[:2])
     batch = TrainBatch(
@@ -251,7 +242,7 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
         rewards=per_sample,
         accuracies=per_sample,
         demonstrated=array(bool, *shape[:2]),
-        prompt_values=array(jnp.float32, prompts_),
+        prompt_values=array(jnp.float32, shape[0]),
         step=array(jnp.int32),
         sampler_logps=per_token,
         reference_logps=per_token,
@@ -260,27 +251,59 @@ def test_no_program_holds_the_logits_of_a_batch(tmp_path):
     optimizer = optax.sgd(1.0)
     method = make_method(engine.small_config())
     update = make_update(model, optimizer, method, UpdateConfig(chunk_size=chunk))
-    params, frozen = partition.split(whole, partition.ALL)
+    shapes = partition.frozen_in(whole, trained, model.stacks, jnp.dtype(model.dtype))
+    params, frozen = partition.split(shapes, trained)
     state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+    read = jax.eval_shape(lambda p: partition.read_in(p, model.stacks, model.dtype), whole)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    sampling = Sampling(max_tokens=length, stop_ids=(1,))
-    lowered = {
-        "sample": sample.lower(model, whole, prompts, key, samples=group, sampling=sampling),
+    sampling = Sampling(max_tokens=shape[-1], stop_ids=(1,))
+    return {
+        "sample": sample.lower(model, read, prompts, key, samples=shape[1], sampling=sampling),
         "logprobs": compiled_logprobs.lower(
-            model, params, prompts, *responses, temperature=1.0, chunk_size=chunk
+            model, read, prompts, *responses, temperature=1.0, chunk_size=chunk
         ),
         "update": update.lower(state, frozen, batch),
     }
-    used = {
+
+
+def beside(programs):
+    """Bytes that each needs beside what it is given, by the compiler's own account."""
+    return {
         name: program.compile().memory_analysis().temp_size_in_bytes
-        for name, program in lowered.items()
+        for name, program in programs.items()
     }
+
+
+def test_no_program_holds_the_logits_of_a_batch(tmp_path):
+    """The vocabulary of Qwen2.5 on a narrow model: sampler, log-probs and update. The sampler holds
+    the logits of one token of each rollout."""
+    write_tiny_model(tmp_path, engine.SIZE)
+    config = read_config(tmp_path)
+    text = dataclasses.replace(config.text, vocab_size=151_936)
+    model = QwenVL(dataclasses.replace(config, text=text))
+    shape, chunk = (4, 4, 64), 16
+    rows, vocabulary = 16, text.vocab_size
+    logits = 4 * rows * shape[-1] * vocabulary  # 622 MB
+    used = beside(programs(model, shape, chunk))
     head = 4 * text.width * vocabulary
     assert used["sample"] < 5 * 4 * rows * vocabulary + 2 * head, used
     assert used["logprobs"] < 3 * 4 * chunk * vocabulary + 2 * head, used
     # gradients of the embedding and of the head, which is the same array
     assert used["update"] < 3 * 4 * chunk * vocabulary + 6 * head, used
     assert max(used.values()) < logits / 3, used
+
+
+def test_no_program_holds_parameters_of_16_bits_twice(tmp_path, monkeypatch):
+    """Adapters on a base that is read as it is held: neither copied nor widened, but for a layer
+    at a time. (Layers that are small are laid out for decoding; those of this model are not.)"""
+    monkeypatch.setattr(decoder, "_TAKEN_APART", 0)
+    config = read_config(write_tiny_model(tmp_path, dataclasses.replace(WIDE, depth=12)))
+    model = QwenVL(config, dtype="bfloat16", remat="full")
+    model = lora.adapt_model(model, lora.LoRA(rank=1))
+    shape = (2, 2, 4)
+    held = 2 * sum(a.size for a in jax.tree.leaves(model.abstract_params()))
+    used = beside(programs(model, shape, 8, partition.ADAPTERS))
+    assert max(used.values()) < held / 3, (used, held)
 
 
 def test_rematerialisation_trades_products_for_memory(tmp_path):

@@ -127,7 +127,7 @@ class InternVL(Decoder):
             return self.module("vision_tower/encoder/layer", layer)(x), None
 
         layers = jax.tree.map(lambda a: a[: vision.layers_read], tower["encoder"]["layer"])
-        x, _ = jax.lax.scan(self.rematerialised(layer), x, layers)
+        x, _ = self.scan(layer, x, layers)
         if vision.reads_last_norm:
             x = self.module("vision_tower/layernorm", tower["layernorm"])(x)
         project = self.module("multi_modal_projector", params["multi_modal_projector"])

@@ -108,20 +108,16 @@ class QwenVL(Decoder):
             table = visual["pos_embed"]["embedding"].astype(self.dtype)
             x += interpolated_positions(table, images.coords, images.grid).astype(x.dtype)
         rope = vision_rope(config, images.coords)
-        block = self.rematerialised(
-            lambda layer, x, full: self.module("visual/blocks", layer)(x, rope, images.mask, full)
-        )
 
-        def body(carry, layer_and_place):
+        def body(carry, layer, full, tap):
             x, taps = carry
-            layer, full, tap = layer_and_place
-            x = block(layer, x, full)
+            x = self.module("visual/blocks", layer)(x, rope, images.mask, full)
             if config.deepstack_layers:  # beyond the last tap: dropped
                 taps = taps.at[tap].set(x, mode="drop")
             return (x, taps), None
 
         taps = jnp.zeros((len(config.deepstack_layers), *x.shape), x.dtype)
-        (x, taps), _ = jax.lax.scan(body, (x, taps), (visual["blocks"], *_vision_places(config)))
+        (x, taps), _ = self.scan(body, (x, taps), visual["blocks"], *_vision_places(config))
         levels = self.module("visual/merger", visual["merger"])(x)[None]
         if config.deepstack_layers:
             merge = jax.vmap(
