@@ -33,6 +33,8 @@ _MESH_AXES = {
     "mlp": "tensor",
     "embed": "fsdp",
 }
+_OF_MEMORY = 0.5  # of a device's, for a copy of the parameters that is made to be read often
+_GIBIBYTES = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 
 
 class ParamAxes(NamedTuple):
@@ -105,6 +107,36 @@ def param_shardings(params, axes: ParamAxes, mesh: Mesh | AbstractMesh):
         return NamedSharding(mesh, P(*(over if divides else None for _, _, over, divides in parts)))
 
     return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def gathered(params, axes: ParamAxes, mesh: Mesh):
+    """Inside a jitted function: the parameters, split over `tensor` alone, where that leaves room:
+    gathered over `fsdp` once, where they are read again and again. Else, and on one device, as they
+    are."""
+    if mesh.shape["fsdp"] == 1:
+        return params
+
+    def without_fsdp(sharding):
+        return NamedSharding(mesh, P(*(None if a == "fsdp" else a for a in sharding.spec)))
+
+    def size(array, sharding):
+        return array.dtype.itemsize * int(np.prod(sharding.shard_shape(array.shape)))
+
+    shardings = jax.tree.map(without_fsdp, param_shardings(params, axes, mesh))
+    sizes = jax.tree.map(size, params, shardings)
+    memory = memory_of(mesh.devices.flat[0])
+    if memory is not None and sum(jax.tree.leaves(sizes)) > _OF_MEMORY * memory:
+        return params
+    return jax.lax.with_sharding_constraint(params, shardings)
+
+
+def memory_of(device) -> int | None:
+    """Bytes of a device's memory, by its kind where it is only compiled for; None: of CPUs."""
+    if device.platform == "cpu":
+        return None
+    if gibibytes := _GIBIBYTES.get(device.device_kind):
+        return gibibytes * 2**30
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def held_whole(params, axes: ParamAxes, mesh: Mesh) -> str:

@@ -38,7 +38,7 @@ from rdbcl_jax.models.layers import (
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.rope import Rope
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes
+from rdbcl_jax.sharding import ParamAxes, gathered
 
 _TAKEN_APART = 2**30  # bytes of layers, at most
 LORA_TARGETS = r"^language_model/layers/.*_proj$"
@@ -355,6 +355,15 @@ class Decoder:
         (x_prompt, x), _ = self._scan_text(body, (x_prompt, x), params)
         first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
         return self._final_norm(params, jnp.concatenate([first, x], axis=2))
+
+    def gathered(self, params: Params) -> Params:
+        """Parameters whose decoder a device reads without asking others at every token, if there is
+        room for it. Pictures are looked at once, and their tower stays as it is."""
+        if self.mesh is None:
+            return params
+        names = {"language_model", "lm_head"} & params.keys()
+        own = {name: params[name] for name in names}
+        return params | gathered(own, self.param_axes, self.mesh)
 
     def for_decoding(self, params: Params, cache: KeyValues) -> tuple[Params, KeyValues]:
         """Parameters and the prompts' cache as `decode` reads them fastest on this platform.

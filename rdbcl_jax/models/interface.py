@@ -135,6 +135,10 @@ class VLM(Protocol):
         runs once for its G responses."""
         ...
 
+    def gathered(self, params: Params) -> Params:
+        """Parameters as the sampler wants them to lie on the mesh: read at every token."""
+        ...
+
     def for_decoding(self, params: Params, cache: KeyValues) -> tuple[Params, KeyValues]:
         """Parameters and the prompts' cache as `decode` reads them fastest on this platform."""
         ...

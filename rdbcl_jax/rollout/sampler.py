@@ -50,6 +50,7 @@ def sample(
     """`samples` responses to each prompt. The same key gives the same responses."""
     shape = (len(prompts.tokens), samples)
     keys = jax.random.split(key, sampling.max_tokens)
+    params = model.gathered(params)
     hidden, prompt_cache = model.prefill(params, prompts)
     head = model.lm_head(params)
     params, prompt_cache = model.for_decoding(params, prompt_cache)
@@ -61,7 +62,7 @@ def sample(
         """Every rollout has random numbers of its own, whichever others go on beside it."""
         uniforms = jax.random.uniform(keys[state.step], (*shape, 2))
         own = jnp.take_along_axis(uniforms, state.rows[..., None], 1)
-        return _record(state, *draw(own, logits, sampling), sampling.stop_ids)
+        return _record(state, *draw(own, logits, sampling, model.mesh), sampling.stop_ids)
 
     def body(state: _State) -> _State:
         at = state.step - 1  # slot of the newest token, not yet in the cache

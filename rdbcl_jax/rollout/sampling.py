@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from rdbcl_jax.config import RolloutConfig
 from rdbcl_jax.policy import Policy
-
-_BLOCK = 128  # ids
+from rdbcl_jax.rollout import shards
+from rdbcl_jax.rollout.shards import BLOCK, pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,10 @@ def sampling_of(policy: Policy, rollout: RolloutConfig, *, greedy: bool = False)
 
 
 def draw(
-    uniforms: Float[Array, "*B 2"], logits: Float[Array, "*B V"], sampling: Sampling
+    uniforms: Float[Array, "*B 2"],
+    logits: Float[Array, "*B V"],
+    sampling: Sampling,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Int[Array, "*B"], Float[Array, "*B"]]:
     """A token per row, and its log-prob at the sampling temperature.
 
@@ -74,7 +77,12 @@ def draw(
 
     The log-prob is that of the full softmax, before top-k, top-p and forbidden ids: the same
     quantity that the trainer computes, so that the two can be compared.
+
+    With a `mesh`, *B is [P, G] and V is split over `tensor`, if that divides it; logits are not
+    gathered then, but for top-p.
     """
+    if shards.serves(logits.shape[-1], sampling, mesh):
+        return shards.draw(uniforms, logits, sampling, mesh)
     logits = logits.astype(jnp.float32) / sampling.temperature
     allowed = _restrict(logits, sampling)
     token = jnp.argmax(allowed, -1) if sampling.greedy else _categorical(uniforms, allowed)
@@ -87,21 +95,15 @@ def _categorical(uniforms: Float[Array, "*B 2"], logits: Float[Array, "*B V"]) -
 
     Two uniform numbers a row, where Gumbel noise takes V. An id of logit −inf is never drawn.
     """
-    missing = -logits.shape[-1] % _BLOCK
+    missing = -logits.shape[-1] % BLOCK
     logits = jnp.pad(
         logits, [(0, 0)] * (logits.ndim - 1) + [(0, missing)], constant_values=-jnp.inf
     )
     logits -= logits.max(-1, keepdims=True)
-    blocks = logits.reshape(*logits.shape[:-1], -1, _BLOCK)
-    block = _pick(uniforms[..., 0], jnp.exp(blocks).sum(-1))
+    blocks = logits.reshape(*logits.shape[:-1], -1, BLOCK)
+    block = pick(uniforms[..., 0], jnp.exp(blocks).sum(-1))
     inside = jnp.take_along_axis(blocks, block[..., None, None], -2)[..., 0, :]
-    return block * _BLOCK + _pick(uniforms[..., 1], jnp.exp(inside))
-
-
-def _pick(uniform: Float[Array, "*B"], weights: Float[Array, "*B N"]) -> Int[Array, "*B"]:
-    """The first index at which the running sum of weights passes uniform × the whole sum."""
-    sums = jnp.where(weights > 0, jnp.cumsum(weights, -1), 0.0)
-    return jnp.argmax(sums > uniform[..., None] * sums.max(-1, keepdims=True), -1)
+    return block * BLOCK + pick(uniforms[..., 1], jnp.exp(inside))
 
 
 def _restrict(logits, sampling):

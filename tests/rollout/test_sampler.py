@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rdbcl_jax.rollout import shards
 from rdbcl_jax.rollout.sampler import cache_schedule, sample
 from rdbcl_jax.rollout.sampling import Sampling, draw, sampling_of
+from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from tests import engine
 
@@ -168,6 +170,22 @@ def test_draw_is_exact_over_many_blocks_of_ids(vocabulary):
     statistic = ((found - expected)[seen] ** 2 / expected[seen]).sum()
     freedom = seen.sum() - 1
     assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("tensor", [2, 8])
+@pytest.mark.parametrize("options", [{}, {"top_k": 7}, {"greedy": True}], ids=str)
+def test_split_vocabularies_draw_the_same(tensor, options):
+    """1,000 ids on two and on eight devices: some of the blocks of 128 lie on two of them."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    logits = 3 * jax.random.normal(keys[0], (8, 64, 1000))
+    uniforms = jax.random.uniform(keys[1], (8, 64, 2))
+    sampling = Sampling(2, temperature=0.7, forbidden_ids=(0, 3, 997), **options)
+    mesh = make_mesh(fsdp=8 // tensor, tensor=tensor)
+    expected, logps = draw(uniforms, logits, sampling)
+    assert shards.serves(1000, sampling, mesh)
+    token, logp = jax.jit(lambda u, x: draw(u, x, sampling, mesh))(uniforms, logits)
+    assert len(set(token.ravel().tolist())) > 200 and (token == expected).all()
+    np.testing.assert_allclose(logp, logps, atol=1e-5)
 
 
 def test_one_dominant_forbidden_id_leaves_the_rest_its_distribution():

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import gc
+import math
+import re
 from collections import defaultdict
 
 import jax
@@ -23,7 +25,13 @@ from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
-from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.sharding import (
+    abstract,
+    batch_shardings,
+    make_mesh,
+    param_shardings,
+    put_batch,
+)
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.tiny import write_tiny_model
 from rdbcl_jax.training import memory, setup
@@ -304,6 +312,36 @@ def test_no_program_holds_parameters_of_16_bits_twice(tmp_path, monkeypatch):
     held = 2 * sum(a.size for a in jax.tree.leaves(model.abstract_params()))
     used = beside(programs(model, shape, 8, partition.ADAPTERS))
     assert max(used.values()) < held / 3, (used, held)
+
+
+TRAVELS = r" = \(?(\w+\[[\d,]*\]).* (?:all-gather|all-to-all|collective-permute)(?:-start)?\("
+
+
+def in_loops(program):
+    """Numbers in each array that travels whole between devices, again and again."""
+    loops = program.split("\nENTRY ")[0]
+    shapes = re.findall(TRAVELS, loops)
+    return [math.prod(map(int, re.findall(r"\d+", shape.split("[")[1]))) for shape in shapes]
+
+
+@pytest.mark.parametrize(("sizes", "most"), [((1, 8, 1), 0), ((1, 2, 4), 2048)])
+def test_no_token_waits_for_parameters_cache_or_logits_of_others(tmp_path, sizes, most):
+    """With parameters split by fsdp nothing travels while tokens are drawn; by tensor queries do,
+    but not a matrix, the keys of a layer or the logits of a token. Two KV heads are on four
+    devices, and a block of ids on two."""
+    config = read_config(write_tiny_model(tmp_path, WIDE))
+    text = dataclasses.replace(config.text, vocab_size=1000)
+    mesh = make_mesh(*sizes)
+    model = QwenVL(dataclasses.replace(config, text=text), mesh=mesh)
+    shapes = model.abstract_params()
+    params = abstract(shapes, param_shardings(shapes, model.param_axes, mesh))
+    prompts = abstract_prompts(8, 8)
+    prompts = abstract(prompts, batch_shardings(prompts, mesh))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    sampling = Sampling(max_tokens=65, stop_ids=(1,))
+    program = sample.lower(model, params, prompts, key, samples=4, sampling=sampling).compile()
+    numbers = in_loops(program.as_text())
+    assert max(numbers, default=0) <= most, sorted(numbers)
 
 
 def test_rematerialisation_trades_products_for_memory(tmp_path):
