@@ -3,6 +3,7 @@
     rdbcl train --config=rdbcl_qwen2_5_vl_3b          RFT-CPT's seven tasks (arXiv 2507.05386)
     rdbcl train --config=rdbcl_qwen2_5_vl_3b:ucit     UCIT's six (arXiv 2503.12941)
     rdbcl train --config=rdbcl_qwen2_5_vl_3b:mllm_cl  the five domains of MLLM-CL (arXiv 2506.05453)
+    rdbcl train --config=rdbcl_qwen2_5_vl_3b:lora     RFT-CPT's, adapters alone on one chip of 32 GB
 
 Fill in `model.path`, and make the tasks' files with `rdbcl prepare` (docs/data.md): the seven with
 --out=/data, UCIT's with /data/ucit, MLLM-CL's with /data/mllm_cl. `--config.dry_run=True` tries
@@ -42,7 +43,8 @@ TASKS = {  # in their order, with what compares answers
 FOLDERS = {"rft_cpt": "/data", "ucit": "/data/ucit", "mllm_cl": "/data/mllm_cl"}
 
 
-def get_config(tasks: str = "rft_cpt") -> ConfigDict:
+def get_config(form: str = "rft_cpt") -> ConfigDict:
+    tasks = "rft_cpt" if form == "lora" else form
     config = default_config()
     config.model.path = "/models/Qwen2.5-VL-3B-Instruct"
     verifiers = TASKS[tasks]
@@ -72,4 +74,9 @@ def get_config(tasks: str = "rft_cpt") -> ConfigDict:
     config.portability.beta_max = 0.02  # mean 0.01
     config.training.steps = 500
     config.evaluation.batch_size = 64
+    if form == "lora":  # on one v6e or H100; learning rate, batch and responses are ours
+        config.model.lora.rank = 16
+        config.optimizer.learning_rate = 1e-5
+        config.rollout.prompts, config.rollout.max_tokens = 16, 512
+        config.evaluation.batch_size = 16
     return config  # on a v5e-16 slice or more, or 8 GPUs of 80 GB; `rdbcl plan` says what of

@@ -202,7 +202,7 @@ def _plan(parser: argparse.ArgumentParser) -> Run:
         jax.config.update("jax_platforms", "cpu")  # programs are compiled and not run
         from rdbcl_jax.config import RunConfig
         from rdbcl_jax.planning.chips import topology_of
-        from rdbcl_jax.planning.plan import make_plan
+        from rdbcl_jax.planning.make import make_plan
         from rdbcl_jax.planning.table import lines
 
         plan = make_plan(RunConfig.of(config), topology_of(args.topology))

@@ -13,12 +13,13 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.planning import chips
 from rdbcl_jax.planning.chips import topology_of
 from rdbcl_jax.planning.flops import flops
-from rdbcl_jax.planning.plan import make_plan
+from rdbcl_jax.planning.make import make_plan
 from rdbcl_jax.planning.table import lines
 from rdbcl_jax.planning.traffic import Compiled
+from rdbcl_jax.recipes import load_config
 from rdbcl_jax.training import layout
 from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
-from tests import engine
+from tests import engine, plans
 
 A, B, W = jnp.ones((3, 4)), jnp.ones((4, 5)), jnp.ones((7, 4, 4))
 ONE = 2 * 3 * 4 * 5  # A · B
@@ -195,12 +196,25 @@ def test_a_plan_for_this_machine(path):
 
 
 def test_a_plan_for_gpus_needs_no_model():
-    config = config_of(**{"model.path": "/nowhere/SmolVLM-256M-Instruct", "data.patch_slots": ()})
-    plan = make_plan(config, topology_of("gpu:h100x8"))
-    assert plan.parameters == 256_484_928 and plan.fits
-    assert any("SmolVLM-256M as published" in line for line in plan.assumed)
+    config = RunConfig.of(load_config("rdbcl_qwen2_5_vl_3b", "lora"))
+    plan = make_plan(config, topology_of("gpu:h100x1"))
+    assert plan.parameters - plan.trained == 3_754_622_976 and plan.fits
+    assert any("Qwen2.5-VL-3B as published" in line for line in plan.assumed)
+    sampling, _, update = plan.step
+    assert sampling.bound(plan.chip) == "memory" and update.bound(plan.chip) == "products"
+    # twice the parameters for each token of the forward pass; it is run again, and then backward
+    # for what leads to an adapter
+    assert 2.5 < update.flops / sampling.flops < 4
     with pytest.raises(FileNotFoundError, match=r"expected a directory with config\.json"):
         make_plan(config_of(**{"model.path": "/nowhere/other"}), topology_of("gpu:h100x1"))
+
+
+@pytest.mark.parametrize("number", [3, 6, 8])
+def test_recipes_fit_by_arithmetic(number):
+    """`python -m tests.plans` asks the compiler."""
+    recipe, topology = plans.RECIPES[number]
+    found, memory = plans.laid_out(recipe, topology)
+    assert found.most(True) <= 0.9 * memory
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")

@@ -55,11 +55,8 @@ def _time(plan: Plan) -> Iterator[str]:
             f"{phase.bound(plan.chip)}"
         )
     total = sum(phase.seconds(plan.chip) for phase in plan.step)
-    yield (
-        f"  {'together':<20}{'':>34}{total:>10,.2f}  {plan.tokens / total:,.0f} tokens a second, "
-        "if no response ends early"
-    )
-    if update := next((p for p in plan.step if p.name == "update"), None):
+    yield (f"  {'together':<20}{'':>34}{total:>10,.2f}  {plan.tokens / total:,.0f} tokens a second")
+    if update := next((p for p in plan.step if p.name == "update" and p.memory), None):
         yield f"  the update computes at {_share(update, plan):.0%} of the chips' peak"
 
 

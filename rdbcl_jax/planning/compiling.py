@@ -1,0 +1,127 @@
+"""The plan of a run by XLA's own compiler for its chips."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.planning.arithmetic import products_of
+from rdbcl_jax.planning.chips import Topology
+from rdbcl_jax.planning.plan import Phase, Plan
+from rdbcl_jax.planning.programs import Program, Programs, per_chip
+from rdbcl_jax.planning.traffic import Compiled
+from rdbcl_jax.sharding import make_mesh
+
+LEARN, FIXED = "parameters that learn", "parameters that do not"
+_BUFFERS = 5  # of a program that are shown
+_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+
+
+def compiled_plan(config: RunConfig, topology: Topology, assumed: tuple[str, ...]) -> Plan:
+    """Args:
+    config: of one size of batches, with a model directory whose weights are not read.
+    """
+    assert topology.devices is not None
+    mesh = make_mesh(**config.mesh.to_dict(), devices=topology.devices)
+    programs = Programs.of(config, mesh)
+    held = _held(programs)
+    limit = topology.chip.memory if topology.chip else _host_memory() // topology.size
+    if topology.chip is None:
+        held["Python and its libraries"] = _resident() // topology.size
+    everything, alone = sum(held.values()), held[LEARN] + held[FIXED]
+    phases = [Phase("boundary", everything, 0)]  # moments are made where old ones have gone
+    products = products_of(config)
+    for program in programs.all():
+        evaluates = program.name == "evaluation" and not config.evaluation.every
+        phase = _phase(program, alone if evaluates else everything)
+        phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.size))
+    rollout = config.rollout
+    return Plan(
+        topology=topology.name,
+        chips=topology.size,
+        mesh=dict(mesh.shape),
+        microbatches=programs.learner.microbatches,
+        assumed=assumed,
+        parameters=_count(programs.policy.whole(programs.trained)),
+        trained=_count(programs.trained),
+        limit=limit,
+        held=held,
+        phases=tuple(phases),
+        tokens=rollout.prompts * rollout.samples * rollout.max_tokens,
+        chip=topology.chip,
+    )
+
+
+def _held(programs: Programs) -> dict[str, int]:
+    """What stays from step to step, in bytes per chip."""
+    method = programs.method
+    references = 1 + (method.reference not in (None, "previous"))
+    state = programs.learner.like
+    found = {
+        LEARN: per_chip(state.params),
+        FIXED: per_chip(programs.policy.frozen),
+        "the optimizer's moments": per_chip(state.opt_state),
+        "policies from before the task": references * per_chip(programs.frozen_policy),
+    }
+    if method.consolidation:
+        found["what mattered to earlier tasks"] = per_chip(programs.fisher)
+    return found
+
+
+def _phase(program: Program, live: int) -> Phase:
+    """Args:
+    live: bytes of what stays from step to step, as far as it is there.
+    """
+    start = time.perf_counter()
+    lowered = program.lowered()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        asked, seconds = _asked(error), time.perf_counter() - start  # arguments and all
+        beside = live + program.made - per_chip(program.args)
+        return Phase(program.name, max(beside, 0), asked, compile_seconds=seconds)
+    seconds, stats = time.perf_counter() - start, compiled.memory_analysis()
+    text = Compiled.of(compiled.as_text())
+    moved = text.traffic(program.branch)
+    output = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    return Phase(
+        name=program.name,
+        held=live + program.made,
+        program=stats.temp_size_in_bytes + output + stats.generated_code_size_in_bytes,
+        memory=moved.memory,
+        links=moved.links,
+        compile_seconds=seconds,
+        buffers=tuple(text.buffers(_BUFFERS)),
+    )
+
+
+def _asked(error: Exception) -> int:
+    """How much memory a program needs that has not been compiled for want of it.
+
+    Raises the error where it is another.
+    """
+    found = _TOO_MUCH.search(str(error))
+    if not found:
+        raise error
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def _count(tree: Any) -> int:
+    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(tree))
+
+
+def _host_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
