@@ -22,11 +22,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch
-from rdbcl_jax.models import stacks
+from rdbcl_jax.models import kv_cache, stacks
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.config_files import without_tie
 from rdbcl_jax.models.interface import Params
-from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, slots, write
+from rdbcl_jax.models.kv_cache import Cache, KeyValues, laid_out, of_layer, of_layers, write
 from rdbcl_jax.models.layers import (
     PRODUCT,
     CentredRMSNorm,
@@ -112,10 +112,9 @@ class Attention(nnx.Module):
             query *= self.query_scale
         if place is None:
             own = Block(key, value, mask, causal=pairs is None, pairs=pairs)
-            kept = key, value
+            kept, out = (key, value), self.attend(query, (*context, own))
         else:
-            kept, own = place(key, value)
-        out = self.attend(query, (*context, own))
+            kept, out = place(query, key, value)
         return self.o_proj(out.reshape(*x.shape[:-1], -1)), kept
 
 
@@ -138,14 +137,14 @@ class DecoderLayer(nnx.Module):
         rope: tuple[Array, Array],
         mask: Bool[Array, "*lead T"],
         context: tuple[Block, ...] = (),
-        place: Callable[[Array, Array], tuple[Any, Block]] | None = None,
+        place: Callable[[Array, Array, Array], tuple[Any, Array]] | None = None,
         pairs: Bool[Array, "*lead T T"] | None = None,
     ):
         """Attention among the T tokens of `x`, causal or by `pairs`, after everything in `context`.
 
         Returns the new `x` and the (key, value) [*lead, T, Hkv, Dh] that later tokens will need.
-        In decoding, `place` puts these into a cache: it returns the cache, which is returned then,
-        and the block of it that `x` attends to.
+        In decoding, `place` gets the queries too, puts keys and values into a cache and attends to
+        it: it returns the cache, which is returned then, and the attention's output.
         """
         attended, kept = self.self_attn(self.input_layernorm(x), rope, mask, context, place, pairs)
         if self.sandwich:
@@ -390,60 +389,56 @@ class Decoder:
     def decode(
         self,
         params: Params,
-        tokens: Int[Array, "P G"],
-        position: Int[Array, "P"],
-        prompt: KeyValues,
+        tokens: Int[Array, "R"],
+        position: Int[Array, "R"],
+        prompts: kv_cache.Prompts,
         cache: Cache,
         at: Int[Array, ""],
-    ) -> tuple[Float[Array, "P G D"], Cache]:
-        """One token for every rollout, after its prompt and the first `at` slots of its cache.
+    ) -> tuple[Float[Array, "R D"], Cache]:
+        """One token for every row, after its prompt and the first `at` tokens of its cache.
 
-        Returns hidden states and the cache with this token in slot `at`. (It is written before it
-        is read: the other way round the whole cache would be copied.)
+        Returns hidden states and the cache with this token too. (It is written before it is read:
+        the other way round the whole cache would be copied.)
         """
         x = self.embed_tokens(params, tokens[..., None])
-        ropes = self._ropes(self.text_positions(position[:, None, None]), x)
-        size, length = slots(cache), prompt.mask.shape[-1]
-        self._check_length(length + size)
-        before = jnp.broadcast_to(jnp.arange(size) <= at, (*tokens.shape, size))
-        near = self._near(length + at, jnp.arange(size) + length)
+        ropes = self._ropes(self.text_positions(position[..., None]), x)
+        length, own = prompts.mask.shape[-1], kv_cache.numbers(cache, at)
+        self._check_length(length + kv_cache.newest_slots(cache))
+        before = own <= at
+        near = self._near(at, own)
         visible = Kinds(before, None if near is None else before & near)
         near = self._near(length + at, jnp.arange(length))
-        shown = Kinds(prompt.mask, None if near is None else prompt.mask & near)
+        shown = Kinds(prompts.mask, None if near is None else prompts.mask & near)
 
-        def run(x, layer, index, prompt_key_value, keep):
-            """`keep` puts the token's keys and values in the cache: (new cache, this layer's)."""
+        def run(x, layer, index, blocks, cache, *of_stack):
+            """Layer `index`, with its blocks of the prompts and its cache, or stacks of them."""
 
-            def place(key, value):
-                cache, (key, value) = keep(laid_out(key, value))
-                own = self._of_layer(index, visible)
-                return cache, KeyValues(key, value, own).layer(key, value)
+            def place(query, key, value):
+                new = write(cache, laid_out(key, value), at, *of_stack)
+                own = prompts._replace(blocks=blocks)
+                seen = self._of_layer(index, shown), self._of_layer(index, visible)
+                out = kv_cache.attend(query[:, 0], own, new, *seen, at, *of_stack)
+                return new, out[:, None]
 
-            context = (prompt._replace(mask=self._of_layer(index, shown)).layer(*prompt_key_value),)
-            return self._text_layer(layer, x, self._of_layer(index, ropes), None, context, place)
+            return self._text_layer(layer, x, self._of_layer(index, ropes), None, (), place)
 
         layers = params["language_model"]["layers"]
         if isinstance(layers, tuple):
-            pairs = functools.partial(zip, strict=True)
-            new_cache = []
-            parts = pairs(layers, pairs(prompt.key, prompt.value), pairs(*cache))
-            for index, (layer, ours, own) in enumerate(parts):
-                x, own = run(x, layer, index, ours, lambda new, own=own: (write(own, new, at),) * 2)
-                new_cache.append(own)
-            return self._final_norm(params, x)[..., 0, :], tuple(pairs(*new_cache))
+            news = []
+            for index, layer in enumerate(layers):
+                x, new = run(
+                    x, layer, index, of_layer(prompts.blocks, index), of_layer(cache, index)
+                )
+                news.append(new)
+            return self._final_norm(params, x)[..., 0, :], of_layers(news)
 
-        def body(carry, layer, ours, index):
+        def body(carry, layer, index):
             x, cache = carry
-
-            def keep(new):
-                updated = write(cache, jax.tree.map(lambda a: a[None], new), at, index)
-                return updated, jax.tree.map(lambda a: a[index], updated)
-
-            return run(x, layer, index, ours, keep), None
+            return run(x, layer, index, prompts.blocks, cache, index), None
 
         indices = jnp.arange(self.config.text.depth)
-        xs = (prompt.key, prompt.value), indices
-        (x, cache), _ = stacks.scan(body, (x, cache), layers, *xs, narrow=self._on_cpu)
+        narrow = self._on_cpu
+        (x, cache), _ = stacks.scan(body, (x, cache), layers, indices, narrow=narrow)
         return self._final_norm(params, x)[..., 0, :], cache
 
     # ---------------------------------------------------------------- pieces

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch
-from rdbcl_jax.models.kv_cache import Cache, KeyValues
+from rdbcl_jax.models.kv_cache import Cache, KeyValues, Prompts
 from rdbcl_jax.models.weights import WeightMap
 from rdbcl_jax.sharding import ParamAxes
 
@@ -146,14 +146,14 @@ class VLM(Protocol):
     def decode(
         self,
         params: Params,
-        tokens: Int[Array, "P G"],
-        position: Int[Array, "P"],
-        prompt: KeyValues,
+        tokens: Int[Array, "R"],
+        position: Int[Array, "R"],
+        prompts: Prompts,
         cache: Cache,
         at: Int[Array, ""],
-    ) -> tuple[Float[Array, "P G D"], Cache]:
-        """One token for every rollout, after its prompt and the first `at` slots of its cache.
-        Returns hidden states, and the cache with this token in slot `at`."""
+    ) -> tuple[Float[Array, "R D"], Cache]:
+        """One token for every row, after its prompt and the first `at` tokens of its cache.
+        Returns hidden states, and the cache with this token too."""
         ...
 
     def prepare(self, input_ids: Any, attention_mask: Any = None, **pictures: Any) -> PromptBatch:

@@ -1,13 +1,15 @@
 """Sampling G responses to each prompt in one jitted call.
 
-The prompt and its images run once; its keys and values are read by all G rollouts. Responses keep
-theirs in a cache that grows by a schedule. When half of every group has ended, the other half goes
-on alone, and so on by halves; the loop ends with the last rollout.
+The prompt and its images run once; its keys and values are read by all G rollouts. Rows are the
+rollouts that go on: once those that are left, of whatever prompts, fit into half of a device's
+rows, they go on in half, and so on; the loop ends with the last rollout.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,24 +18,37 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
 from rdbcl_jax.models.interface import VLM, Params
-from rdbcl_jax.models.kv_cache import Cache, empty_cache, grow, pad_rows, take_rows
+from rdbcl_jax.models.kv_cache import (
+    Cache,
+    Prompts,
+    empty_cache,
+    newest_slots,
+    read_by,
+    read_by_all,
+    shelve,
+    take_rows,
+)
 from rdbcl_jax.rollout.sampling import Sampling, draw
 from rdbcl_jax.sharding import in_rows
 
-_NO_CACHE: Cache = ((), ())
-_OF_ROLLOUTS = ("rows", "tokens", "mask", "logps", "alive")  # fields of a state, and the cache
-_FIRST_CACHE = 64  # tokens; doubled until the longest response fits
+_FEW = 4  # rows; a step of them costs little more than one of two
+
+
+class _Written(NamedTuple):
+    """What rollouts have said, [D, rows of each device, T]."""
+
+    tokens: Int[Array, "D W T"]
+    mask: Bool[Array, "D W T"]
+    logps: Float[Array, "D W T"]
 
 
 class _State(NamedTuple):
-    """W of the G rollouts of each prompt: all, or those that go on."""
+    """W rows of each of the D devices that hold rows of the batch."""
 
     step: Int[Array, ""]  # tokens drawn so far
-    rows: Int[Array, "P W"]  # which of the G rollouts each is
-    tokens: Int[Array, "P W T"]
-    mask: Bool[Array, "P W T"]
-    logps: Float[Array, "P W T"]
-    alive: Bool[Array, "P W"]
+    home: Int[Array, "D W"]  # each row's place among all rollouts of its device
+    written: _Written
+    alive: Bool[Array, "D W"]
     cache: Cache
 
 
@@ -48,60 +63,81 @@ def sample(
     sampling: Sampling,
 ) -> Rollouts:
     """`samples` responses to each prompt. The same key gives the same responses."""
-    shape = (len(prompts.tokens), samples)
+    devices = _devices(model.mesh, len(prompts.tokens))
+    shape = devices, len(prompts.tokens) // devices * samples
     keys = jax.random.split(key, sampling.max_tokens)
     params = model.gathered(params)
     hidden, prompt_cache = model.prefill(params, prompts)
     head = model.lm_head(params)
     params, prompt_cache = model.for_decoding(params, prompt_cache)
+    next_position = jnp.repeat(prompts.next_position, samples).reshape(shape)
 
     def logits_of(hidden):
         return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
 
     def add_token(state: _State, logits) -> _State:
         """Every rollout has random numbers of its own, whichever others go on beside it."""
-        uniforms = jax.random.uniform(keys[state.step], (*shape, 2))
-        own = jnp.take_along_axis(uniforms, state.rows[..., None], 1)
+        uniforms = jax.random.uniform(keys[state.step], (len(prompts.tokens), samples, 2))
+        own = _of_rows(uniforms.reshape(*shape, 2), state.home)
         return _record(state, *draw(own, logits, sampling, model.mesh), sampling.stop_ids)
 
-    def body(state: _State) -> _State:
+    def next_token(read: Prompts, state: _State) -> _State:
         at = state.step - 1  # slot of the newest token, not yet in the cache
-        newest = jax.lax.dynamic_index_in_dim(state.tokens, at, 2, keepdims=False)
-        position = prompts.next_position + at
-        hidden, cache = model.decode(params, newest, position, prompt_cache, state.cache, at)
-        return add_token(state._replace(cache=cache), logits_of(hidden))
+        newest = jax.lax.dynamic_index_in_dim(state.written.tokens, at, 2, keepdims=False)
+        position = _of_rows(next_position, state.home) + at
+        rows = newest.reshape(-1), position.reshape(-1)
+        hidden, cache = model.decode(params, *rows, read, state.cache, at)
+        logits = logits_of(hidden).reshape(*newest.shape, -1)
+        return add_token(state._replace(cache=cache), logits)
 
-    first = logits_of(hidden[:, -1:])  # one for all rollouts of a prompt
-    state = add_token(
-        _start(shape, empty_cache(prompt_cache, samples), sampling.max_tokens),
-        jnp.broadcast_to(first, (*shape, first.shape[-1])),
-    )
-    for size in cache_schedule(sampling.max_tokens):
-        # nothing attends to the last token, so `size` slots serve size + 1 tokens
-        end = min(size + 1, sampling.max_tokens)
-        state = _extend(body, state._replace(cache=grow(state.cache, size)), end)
-    state = _take(state._replace(cache=_NO_CACHE), jnp.argsort(state.rows, axis=1))
-    rollouts = Rollouts(state.tokens, state.mask, state.logps, ~state.alive)
-    return in_rows(rollouts, model.mesh)
+    first = jnp.repeat(logits_of(hidden[:, -1]), samples, axis=0)  # one for a prompt's rollouts
+    cache = empty_cache(prompt_cache, math.prod(shape), max(sampling.max_tokens - 1, 1))
+    state = add_token(_start(shape, sampling.max_tokens, cache), first.reshape(*shape, -1))
+    written, ended = state.written, ~state.alive
+    everyone = read = read_by_all(prompt_cache)
+    several = widths(shape[1]) if sampling.max_tokens > 1 else ()
+    for width, narrower in itertools.pairwise((*several, 0)):
+        if width < shape[1]:
+            state = _take(state, jnp.argsort(~state.alive, axis=1)[:, :width])  # stable
+            read = read_by(everyone, state.home, _seats(state.home, shape[1])[0])
+
+        def goes_on(s, narrower=narrower):
+            return (s.step < sampling.max_tokens) & (s.alive.sum(1).max() > narrower)
+
+        state = _by_blocks(goes_on, functools.partial(next_token, read), state)
+        written, ended = _put_back((written, ended), (state.written, ~state.alive), state.home)
+    whole = len(prompts.tokens), samples
+    tree = jax.tree.map(lambda a: a.reshape(*whole, *a.shape[2:]), (*written, ended))
+    return in_rows(Rollouts(*tree), model.mesh)
 
 
-def cache_schedule(max_tokens: int) -> tuple[int, ...]:
-    """Sizes of the response cache: doubled from 64, so a short batch never pays for the longest."""
-    sizes = []
-    size = _FIRST_CACHE
-    while size < max_tokens - 1:
-        sizes.append(size)
-        size *= 2
-    return (*sizes, max_tokens - 1) if max_tokens > 1 else ()
+def widths(rows: int) -> tuple[int, ...]:
+    """With how many rows a device goes on: halves down to four, then one.
+
+    So fewer than half of them are idle, but for the last few, of which a step costs nearly as much
+    for one as for four: it reads all parameters.
+    """
+    found = [rows]
+    while found[-1] > _FEW:
+        found.append(math.ceil(found[-1] / 2))
+    return (*found, 1) if found[-1] > 1 else tuple(found)
 
 
-def _start(shape, cache, max_tokens) -> _State:
+def _devices(mesh, prompts: int) -> int:
+    """D, over how many devices the rows of a batch are split."""
+    count = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return count if prompts % count == 0 else 1
+
+
+def _start(shape, max_tokens, cache) -> _State:
     return _State(
         step=jnp.zeros((), jnp.int32),
-        rows=jnp.broadcast_to(jnp.arange(shape[1]), shape),
-        tokens=jnp.zeros((*shape, max_tokens), jnp.int32),
-        mask=jnp.zeros((*shape, max_tokens), bool),
-        logps=jnp.zeros((*shape, max_tokens), jnp.float32),
+        home=jnp.broadcast_to(jnp.arange(shape[1]), shape),
+        written=_Written(
+            tokens=jnp.zeros((*shape, max_tokens), jnp.int32),
+            mask=jnp.zeros((*shape, max_tokens), bool),
+            logps=jnp.zeros((*shape, max_tokens), jnp.float32),
+        ),
         alive=jnp.ones(shape, bool),
         cache=cache,
     )
@@ -112,49 +148,56 @@ def _record(state: _State, token, logp, stop_ids) -> _State:
         return jax.lax.dynamic_update_index_in_dim(array, value, state.step, 2)
 
     stops = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    new = _Written(
+        tokens=jnp.where(state.alive, token, 0),
+        mask=state.alive,
+        logps=jnp.where(state.alive, logp, 0.0),
+    )
     return state._replace(
         step=state.step + 1,
-        tokens=put(state.tokens, jnp.where(state.alive, token, 0)),
-        mask=put(state.mask, state.alive),
-        logps=put(state.logps, jnp.where(state.alive, logp, 0.0)),
+        written=jax.tree.map(put, state.written, new),
         alive=state.alive & ~stops,
     )
 
 
-def _extend(body, state: _State, end: int) -> _State:
-    """Draws up to token `end`; once half of every group has ended, the rest in half the rows.
+def _by_blocks(goes_on, body, state: _State) -> _State:
+    """`body` while it `goes_on`; whenever the newest block of the cache is full, it is shelved."""
+    size = newest_slots(state.cache)
 
-    Halves of groups, not of the batch, so that no prompt leaves its device.
-    """
-    width = state.rows.shape[1]
-    half = width // 2
+    def block(state):
+        end = (state.step - 1) // size * size + size  # tokens in the cache then
+        state = jax.lax.while_loop(lambda s: goes_on(s) & (s.step - 1 < end), body, state)
+        return state._replace(cache=shelve(state.cache, state.step - 1))
 
-    def goes_on(s):
-        return (s.step < end) & (s.alive.sum(1).max() > half)
-
-    state = jax.lax.while_loop(goes_on, body, state)
-    if half == 0:
-        return state
-
-    def in_half(state):
-        order = jnp.argsort(~state.alive, axis=1)  # stable: those that go on come first
-        rest = _extend(body, _take(state, order[:, :half]), end)
-        ended = _take(state._replace(cache=_NO_CACHE), order[:, half:])
-        joined = {
-            name: jnp.concatenate([getattr(rest, name), getattr(ended, name)], 1)
-            for name in _OF_ROLLOUTS
-        }
-        cache = pad_rows(rest.cache, width)  # nothing reads the rows of rollouts that have ended
-        return state._replace(step=rest.step, cache=cache, **joined)
-
-    return jax.lax.cond((state.step < end) & state.alive.any(), in_half, lambda s: s, state)
+    if len(state.cache) == 1:
+        return jax.lax.while_loop(goes_on, body, state)
+    return jax.lax.while_loop(goes_on, block, state)
 
 
-def _take(state: _State, rows) -> _State:
-    """Some rollouts of each prompt."""
+def _of_rows(array: Array, rows: Int[Array, "D W"]) -> Array:
+    """Those rows of each device."""
+    return jnp.take_along_axis(array, rows.reshape(*rows.shape, *[1] * (array.ndim - 2)), 1)
 
-    def take(a):
-        return jnp.take_along_axis(a, rows.reshape(*rows.shape, *[1] * (a.ndim - 2)), 1)
 
-    taken = {name: take(getattr(state, name)) for name in _OF_ROLLOUTS}
-    return state._replace(cache=take_rows(state.cache, rows), **taken)
+def _take(state: _State, rows: Int[Array, "D W"]) -> _State:
+    home, written, alive = jax.tree.map(
+        lambda a: _of_rows(a, rows), (state.home, state.written, state.alive)
+    )
+    return _State(state.step, home, written, alive, take_rows(state.cache, rows))
+
+
+def _seats(home: Int[Array, "D W"], rollouts: int) -> tuple[Array, Array]:
+    """For each rollout of a device the row that it is in, and whether it is in one, [D, n]."""
+    same = home[:, None, :] == jnp.arange(rollouts)[:, None]
+    return same.argmax(-1), same.any(-1)
+
+
+def _put_back(all_rollouts, rows, home: Int[Array, "D W"]):
+    """`all_rollouts`, [D, n, …], with what the rows, [D, W, …], have come to."""
+    seat, seated = _seats(home, jax.tree.leaves(all_rollouts)[0].shape[1])
+
+    def put(old, new):
+        where = seated.reshape(*seated.shape, *[1] * (old.ndim - 2))
+        return jnp.where(where, _of_rows(new, seat), old)
+
+    return jax.tree.map(put, all_rollouts, rows)

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from rdbcl_jax.models import decoder, from_pretrained, lora, partition, save_pretrained
-from rdbcl_jax.models.kv_cache import KeyValues, empty_cache, grow
+from rdbcl_jax.models.kv_cache import KeyValues, empty_cache, read_by_all
 from rdbcl_jax.models.lora import LoRA
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling
@@ -156,12 +156,13 @@ def test_decoding_step_by_step_gives_the_full_pass(family, apart):
     if apart:
         params, prompt_cache = model.for_decoding(params, prompt_cache)
         assert isinstance(prompt_cache.key, tuple)
-    cache = grow(empty_cache(prompt_cache, G), T)
-    decode = jax.jit(model.decode)
+    count = len(prompts.tokens)
+    cache = empty_cache(prompt_cache, count * G, T)
+    read, decode = read_by_all(prompt_cache), jax.jit(model.decode)
     for t in range(T):
-        position = prompts.next_position + t
-        hidden, cache = decode(params, tokens[..., t], position, prompt_cache, cache, t)
-        found = hidden @ model.lm_head(params)
+        position = jnp.repeat(prompts.next_position, G) + t
+        hidden, cache = decode(params, tokens[..., t].reshape(-1), position, read, cache, t)
+        found = (hidden @ model.lm_head(params)).reshape(count, G, -1)
         assert worst(found, expected[:, :, t], mask[..., t]) <= 1e-4
 
 

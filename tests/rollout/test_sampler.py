@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rdbcl_jax.models.kv_cache import block_size
 from rdbcl_jax.rollout import shards
-from rdbcl_jax.rollout.sampler import cache_schedule, sample
+from rdbcl_jax.rollout.sampler import sample, widths
 from rdbcl_jax.rollout.sampling import Sampling, draw, sampling_of
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import make_mesh, put_batch, replicated
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from tests import engine
 
@@ -38,7 +39,7 @@ def test_greedy_equals_argmax_of_full_passes(loaded, max_tokens):
     assert out.mask.all() and not out.finished.any()
     forbidden = jnp.array(sampling_of(policy, engine.small_config().rollout).forbidden_ids)
     check = range(max_tokens) if max_tokens < 10 else (0, 1, 62, 63, 64, 65, 66, 69)
-    for t in check:  # around the boundaries of the cache schedule
+    for t in check:  # around the boundaries of blocks
         logits = naive_logits(policy, params, prompts, out.tokens[:, :, :t])
         expected = logits.at[..., forbidden].set(-jnp.inf).argmax(-1)
         np.testing.assert_array_equal(out.tokens[:, :, t], expected)
@@ -95,17 +96,24 @@ def test_text_only_batch(loaded):
     np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
 
 
-@pytest.mark.parametrize("samples", [5, 8])
+@pytest.mark.parametrize("samples", [1, 8])
 def test_rollouts_that_go_on_alone_draw_what_they_would_have_drawn(loaded, samples):
     """Long-tailed lengths over a boundary of the cache: every token against one pass of the whole.
 
-    A group's rollouts end one by one, so all widths occur, with rows in another order than before.
+    Rollouts end one by one, so all widths occur, with rows in another order than before: 32 read
+    their prompts where they lie; as many as there are prompts and twice as many have them beside.
     """
     policy, params = loaded
     vocabulary = policy.model.config.text.vocab_size
     max_tokens, stop_ids = 80, tuple(range(10, vocabulary, 25))
     prompts, out = engine.rollout(
-        policy, params, samples=samples, max_tokens=max_tokens, stop_ids=stop_ids, temperature=5.0
+        policy,
+        params,
+        samples=samples,
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+        temperature=5.0,
+        count=32 // samples,
     )
     lengths = np.asarray(out.mask.sum(-1))
     assert (lengths > 65).any() and (lengths < 10).any()
@@ -122,6 +130,34 @@ def test_rollouts_that_go_on_alone_draw_what_they_would_have_drawn(loaded, sampl
     tokens, logps = draw(numbers, logits, sampling)
     np.testing.assert_array_equal(np.where(out.mask, tokens, 0), out.tokens)
     np.testing.assert_allclose(np.where(out.mask, logps, 0), out.logps, atol=2e-5)
+
+
+def test_rows_leave_on_their_own_device(loaded):
+    """Over four devices, each with rows of its own to drop: the same tokens, and no row travels."""
+    policy, params = loaded
+    vocabulary = policy.model.config.text.vocab_size
+    options = {"max_tokens": 12, "stop_ids": tuple(range(10, vocabulary, 6)), "temperature": 5.0}
+    _, expected = engine.rollout(policy, params, samples=2, **options)
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    model = dataclasses.replace(policy.model, mesh=mesh)
+    rows = policy.encoder.encode(engine.records(8))
+    sampling = sampling_of(policy, engine.small_config().rollout)
+    program = sample.lower(
+        model,
+        jax.device_put(params, replicated(mesh)),
+        put_batch(rows, mesh),
+        jax.device_put(jax.random.key(0), replicated(mesh)),
+        samples=2,
+        sampling=dataclasses.replace(sampling, **options),
+    ).compile()
+    whole = jax.device_put(params, replicated(mesh)), put_batch(rows, mesh)
+    found = program(*whole, jax.device_put(jax.random.key(0), replicated(mesh)))
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    lengths = np.asarray(found.mask.sum(-1)).reshape(4, -1)
+    assert lengths.max() > 1 and len({*lengths.max(1).tolist()}) > 1  # they end at other times
+    text = program.as_text()
+    moves = ("all-gather", "all-to-all", "collective-permute")
+    assert not any(f" {move}(" in text for move in moves)
 
 
 def uniforms(rows):
@@ -216,8 +252,11 @@ def test_refuses_impossible_options(options):
         Sampling(**{"max_tokens": 4, **options})
 
 
-def test_cache_schedule():
-    assert cache_schedule(1) == ()
-    assert cache_schedule(65) == (64,)
-    assert cache_schedule(66) == (64, 65)
-    assert cache_schedule(1024) == (64, 128, 256, 512, 1023)
+def test_at_most_half_of_the_rows_are_idle_down_to_four():
+    assert widths(1) == (1,)
+    assert widths(5) == (5, 3, 1)
+    assert widths(64) == (64, 32, 16, 8, 4, 1)
+
+
+def test_slots_lie_in_few_blocks():
+    assert [block_size(slots) for slots in (1, 64, 65, 255, 257, 1023)] == [1, 64, 64, 64, 128, 256]
