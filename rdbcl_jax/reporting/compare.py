@@ -62,6 +62,9 @@ def compare_runs(
     parts = [caption, markdown_table(["method", "n", *metrics], rows)]
     if differences:
         parts += [PAIRED_NOTE, markdown_table(["difference", "n", *metrics], differences)]
+    fields = [[n, *(show(g.fields[n]) for g in groups)] for n in groups[0].fields]
+    if fields:
+        parts += ["What differs:", markdown_table(["field", *(g.label for g in groups)], fields)]
     write_text(out / "compare.md", "\n\n".join(parts) + "\n")
     header = ["method", "$n$", *(rf"\texttt{{{latex_escape(m)}}}" for m in metrics)]
     write_text(out / "compare.tex", latex_table(header, rows, caption=caption))
@@ -79,7 +82,7 @@ def compare_runs(
         intervals=_intervals(groups, base, metrics, split),
         learning=_learning(groups),
         has_charts=any(run.steps for group in groups for run in group.runs),
-        fields=[[n, *(show(g.fields[n]) for g in groups)] for n in groups[0].fields],
+        fields=fields,
         runs=[_run_row(run, group, split) for group in groups for run in group.runs],
     )
     path = out / "compare.html"

@@ -15,6 +15,7 @@ from rdbcl_jax.reporting.numbers import DASH
 from rdbcl_jax.reporting.page import method_name
 from rdbcl_jax.reporting.run_files import Run
 
+MOST = 3  # fields in a label
 NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir|profile)$|^log\.")
 
 
@@ -50,7 +51,8 @@ class Group:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Group by method and configuration; a label names only what sets a method's groups apart."""
+    """Group by method and configuration; a label names only what sets a method's groups apart, or
+    is a number where that is much."""
     configs = [flatten(run.results.config) | {"tasks": run.tasks} for run in runs]
     known = dict.fromkeys(name for config in configs for name in config)
     names = [name for name in known if not NOT_CONFIGURATION.search(name) and name != "method"]
@@ -73,6 +75,8 @@ def _label(key: tuple, fields: dict[str, Any], found: Iterable[tuple]) -> str:
     ]
     last = [name.rsplit(".", 1)[-1] for name in own]
     short = [b if last.count(b) == 1 else name for name, b in zip(own, last, strict=True)]
+    if len(own) > MOST:
+        return f"{method_name(key[0])} {siblings.index(key) + 1}"
     parts = [f"{s}={show(fields[name])}" for s, name in zip(short, own, strict=True)]
     return method_name(key[0]) + (f" ({', '.join(parts)})" if parts else "")
 

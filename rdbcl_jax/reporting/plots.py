@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
@@ -95,7 +96,7 @@ def before_and_after(matrix: np.ndarray, tasks: Sequence[str]) -> Figure:
     ax.set_yticks(range(len(tasks)), [_short(task, 24) for task in tasks][::-1])
     ax.set_ylim(-0.6, len(tasks) - 0.4)
     ax.xaxis.set_major_locator(MaxNLocator(5))
-    ax.xaxis.set_major_formatter(PERCENT)
+    _percent(ax.xaxis)
     return figure
 
 
@@ -105,7 +106,7 @@ def held_out(steps: np.ndarray, accuracies: np.ndarray, tasks: Sequence[str]) ->
     for column, colour in zip(accuracies.T, colours(tasks).values(), strict=True):
         ax.plot(steps, column, "-o", color=colour, lw=1.7, ms=3.5, mew=0)
     ax.set_xlabel("steps of the run")
-    ax.yaxis.set_major_formatter(PERCENT)
+    _percent(ax.yaxis)
     return figure
 
 
@@ -167,7 +168,7 @@ def final_by_task(groups: Mapping[str, np.ndarray], tasks: Sequence[str]) -> Fig
             ax.add_collection(LineCollection(segments, colors=colour, lw=2.2))
     _name_ticks(ax, [_short(task) for task in tasks])
     ax.set_xlim(-0.6, len(tasks) - 0.4)
-    ax.yaxis.set_major_formatter(PERCENT)
+    _percent(ax.yaxis)
     return figure
 
 
@@ -196,6 +197,15 @@ def plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
+def _percent(axis: Axis) -> None:
+    """Fractions, in percent; where all of them are 0 the axis does not go below."""
+    axis.set_major_formatter(PERCENT)
+    low, high = axis.get_data_interval()
+    if low == high == 0:
+        setter = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
+        setter(-0.05, 1.05)
+
+
 def style(ax: Axes) -> None:
     """The house's look: no frame, few ticks, a faint grid."""
     ax.patch.set_alpha(0)
@@ -215,7 +225,7 @@ def _row_axis(ax: Axes, tasks: Sequence[str]) -> None:
     labels = ["base", *(f"+ {_short(task)}" for task in tasks)]
     _name_ticks(ax, labels)
     ax.set_xlim(-0.3, len(labels) - 0.7)
-    ax.yaxis.set_major_formatter(PERCENT)
+    _percent(ax.yaxis)
 
 
 def thin(x: np.ndarray, y: np.ndarray, most: int = MAX_POINTS) -> Curve:

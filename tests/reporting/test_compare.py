@@ -59,6 +59,16 @@ def test_groups_by_method_and_configuration(nine):
     assert [len(g.complete) for g in groups] == [3, 3, 2]
 
 
+def test_groups_that_differ_in_much_are_numbered(write):
+    many = [{f"f{k}": k * n for k in range(1, 5)} for n in (1, 2)]
+    paths = [write(f"a{n}", results("rdbcl", 0, 0.5, **config)) for n, config in enumerate(many)]
+    paths.append(write("b", results("rdbcl", 1, 0.6, **many[1])))
+    assert [g.label for g in group_runs([read_run(p) for p in paths])] == ["RDB-CL 1", "RDB-CL 2"]
+    page = compare_runs(paths, paths[0].parent / "out")
+    for text in ((page.parent / "compare.md").read_text(), page.read_text()):
+        assert "What differs" in text and "f4" in text
+
+
 def test_numbers_of_the_tables(nine, tmp_path):
     page = compare_runs(nine, tmp_path / "out")
     markdown = (tmp_path / "out" / "compare.md").read_text()

@@ -55,6 +55,16 @@ def test_svg_keeps_the_digits_of_tick_labels():
     assert ">0.004<" in svg(drawing, "t")
 
 
+def test_accuracies_of_zero_are_at_the_foot_of_the_axis():
+    for drawing in (
+        plots.retention(np.zeros((3, 2)), TASKS[:2]),
+        plots.held_out(np.arange(3), np.zeros((3, 1)), ["a"]),
+    ):
+        assert drawing.axes[0].get_ylim() == (-0.05, 1.05)
+    drawing = plots.held_out(np.arange(3), np.full((3, 1), 0.5), ["a"])
+    assert drawing.axes[0].get_ylim() != (-0.05, 1.05)
+
+
 def test_thin_averages_neighbours_and_skips_nan():
     y = np.ones(1000)
     y[::7] = np.nan

@@ -3,7 +3,8 @@
 (() => {
   const shown = new Map();  // figure → its uPlot
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-  const number = v => v == null ? "–" : (Object.is(v, -0) ? 0 : +v.toPrecision(3)).toString().replace("-", "−");
+  const short = v => v && Math.abs(v) < 1e-3 ? v.toExponential() : v.toString();
+  const number = v => v == null ? "–" : short(Object.is(v, -0) ? 0 : +v.toPrecision(3)).replaceAll("-", "−");
 
   // mean over up to 2·half + 1 values: symmetric at the start, so that the first stays as it is
   function smoothed(y, half) {
