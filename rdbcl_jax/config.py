@@ -108,6 +108,12 @@ class ModelConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise Refused(
+                "attention",
+                'is "cudnn", whose kernel takes 16 bits, with dtype="float32"; '
+                'expected dtype="bfloat16", or attention="auto", which leaves the rest to XLA',
+            )
         if 0 < self.max_pixels < self.min_pixels:
             raise Refused(
                 "min_pixels", f"is {self.min_pixels}, above max_pixels, {self.max_pixels}"

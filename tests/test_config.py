@@ -105,6 +105,7 @@ def test_a_run_takes_what_the_config_sets():
         ({"rewards": {"weights": {"a": "1"}}}, "rewards.weights.a is '1', expected a number"),
         ({"model": {"lora": {"targets": "(q"}}}, "targets is '(q', expected a regular expression"),
         ({"model": {"min_pixels": 9, "max_pixels": 4}}, "min_pixels is 9, above max_pixels, 4"),
+        ({"model": {"attention": "cudnn", "dtype": "float32"}}, "whose kernel takes 16 bits"),
         ({"mesh": {"tensor": 0}}, "mesh.tensor is 0, expected −1 or an integer of at least 1"),
         ({"mssr": {"rho_min": 0.97}}, "mssr.rho_min is 0.97, above rho_max, 0.96"),
         ({"kl": {"beta": "low"}}, "kl.beta is 'low', expected a number of at least 0"),

@@ -50,8 +50,8 @@ def attend(
     Args:
       backend: "xla"; "splash", the TPU kernel for the long sequences of prefill and training, and
         XLA for the rest (decoding, windows); "splash_interpret", the same without a TPU, for
-        tests; "cudnn", the GPU kernel for prompts and images in 16 bits, and XLA for the rest (not
-        yet measured, so never chosen by "auto"); "auto", splash on TPU.
+        tests; "cudnn", the GPU kernel for the same sequences in 16 bits, and XLA for the rest;
+        "auto", splash on TPU, cuDNN on NVIDIA GPUs that have it.
       mesh: where the arrays lie; XLA needs none.
     """
     backend = resolve(backend, mesh)
@@ -61,7 +61,7 @@ def attend(
         from rdbcl_jax.models import attention_cudnn
 
         if attention_cudnn.serves(query, blocks):
-            return attention_cudnn.attend(query, *blocks)
+            return attention_cudnn.attend(query, blocks)
     elif backend != "xla":
         from rdbcl_jax.models import attention_splash
 
@@ -82,8 +82,12 @@ def resolve(backend: str, mesh: jax.sharding.Mesh | None) -> str:
         raise ValueError(f"attention backend is {backend!r}, expected one of {BACKENDS}")
     if backend != "auto":
         return backend
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return "splash" if platform == "tpu" else "xla"
+    from rdbcl_jax.models import attention_cudnn
+
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if device.platform == "tpu":
+        return "splash"
+    return "cudnn" if attention_cudnn.takes(device) else "xla"
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.models import attention_cudnn, attention_splash
-from rdbcl_jax.models.attention import Block, attend
+from rdbcl_jax.models.attention import Block, attend, resolve
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.sharding import make_mesh
 from tests.models.contract import pair, processed
@@ -38,17 +39,17 @@ def sequences(causal):
     return normal(4, 200, 4, 24), (block(mask, causal=causal),), mask
 
 
-def responses():
+def responses(steps):
     prompt = np.ones((4, 140), bool)
     prompt[0, :37] = False
-    mask = np.arange(150) < RNG.integers(1, 150, (4, 3))[..., None]
-    return normal(4, 3, 150, 4, 24), (block(prompt), block(mask, causal=True)), mask
+    mask = np.arange(steps) < RNG.integers(1, steps, (4, 3))[..., None]
+    return normal(4, 3, steps, 4, 24), (block(prompt), block(mask, causal=True)), mask
 
 
 CASES = {
     "causal": sequences(True),
     "whole images": sequences(False),
-    "responses after their prompt": responses(),
+    "responses after their prompt": responses(150),
 }
 
 
@@ -88,6 +89,21 @@ def test_an_unknown_backend_is_an_error():
     query, blocks, _ = CASES["causal"]
     with pytest.raises(ValueError, match="attention backend is 'flash', expected one of"):
         attend(query, blocks, backend="flash")
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "expected"),
+    [
+        ("gpu", "8.0", "cudnn"),
+        ("gpu", "7.5", "xla"),
+        ("gpu", "gfx90a", "xla"),
+        ("tpu", "", "splash"),
+    ],
+)
+def test_auto_takes_the_kernel_that_the_device_has(platform, capability, expected):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    mesh = types.SimpleNamespace(devices=np.array([device], object))
+    assert resolve("auto", mesh) == expected
 
 
 def test_auto_is_xla_where_there_is_no_tpu():
@@ -175,45 +191,57 @@ def has_cudnn():
     return jax_cuda13_plugin._versions.cudnn_get_version() > 0
 
 
-def cudnn_and_plain(causal, dtype, **options):
-    """Outputs and gradients of both, in one case with every kind of row: padding on the left, on
-    the right, in between, none at all, and nothing but padding."""
+def rows_of_every_kind(causal):
+    """Padding on the left, on the right, in between, none at all, and nothing but padding."""
     mask = np.ones((5, 200), bool)
     mask[0, :30] = mask[1, 170:] = mask[2, ::3] = mask[4] = False
-    own = block(mask, causal=causal)
-    arrays = [a.astype(dtype) for a in (normal(5, 200, 4, 24), own.key, own.value)]
-    weights = normal(5, 200, 4, 24) * mask[..., None, None]
+    return normal(5, 200, 4, 24), (block(mask, causal=causal),), mask
+
+
+CUDNN_CASES = {
+    "causal": rows_of_every_kind(True),
+    "whole images": rows_of_every_kind(False),
+    "responses after their prompt": CASES["responses after their prompt"],
+    "an odd number of tokens": responses(149),
+}
+
+
+def cudnn_and_plain(name, dtype, **options):
+    """Outputs and gradients of both."""
+    query, blocks, mask = CUDNN_CASES[name]
+    arrays = jax.tree.map(lambda a: a.astype(dtype), (query, [(b.key, b.value) for b in blocks]))
+    weights = normal(*query.shape) * mask[..., None, None]
 
     def run(attention):
-        def loss(query, key, value):
-            out = attention(query, own._replace(key=key, value=value))
+        def loss(query, pairs):
+            placed = zip(blocks, pairs, strict=True)
+            out = attention(query, tuple(b._replace(key=k, value=v) for b, (k, v) in placed))
             return jnp.sum(out.astype(jnp.float32) * weights), out
 
-        grads, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*arrays)
-        return [out, *grads]
+        (dquery, pairs), out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(*arrays)
+        # an empty row's gradients have no meaning: nothing may read it
+        own = [g * mask[..., None, None] for g in (out, dquery, *pairs[-1])]
+        real = [b.mask[..., None, None] for b in blocks[:-1]]
+        return own + [g * m for m, pair in zip(real, pairs[:-1], strict=True) for g in pair]
 
-    found = run(lambda query, block: attention_cudnn.attend(query, block, **options))
-    assert not np.any(np.asarray(found[0])[~mask])
-    expected = run(lambda query, block: attend(query, (block,)))
-    # the empty row's gradients have no meaning: nothing may read it
-    expected[1:] = [g * mask[..., None, None] for g in expected[1:]]
-    return zip(found, expected, (mask,) * 4, strict=True)
+    found = run(lambda query, blocks: attention_cudnn.attend(query, blocks, **options))
+    return zip(found, run(attend), strict=True)
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_rows_are_laid_out_for_cudnn_and_back(causal):
+@pytest.mark.parametrize("name", CUDNN_CASES)
+def test_rows_are_laid_out_for_cudnn_and_back(name):
     """All but the kernel itself, whose place JAX's own attention takes."""
-    for found, expected, mask in cudnn_and_plain(causal, jnp.float32, implementation="xla"):
+    for found, expected in cudnn_and_plain(name, jnp.float32, implementation="xla"):
         assert np.isfinite(found).all()
-        assert worst(found, expected, mask) <= 1e-5
+        assert worst(found, expected) <= 1e-5
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("causal", [True, False])
-def test_cudnn_is_plain_attention(causal):
-    for found, expected, mask in cudnn_and_plain(causal, jnp.bfloat16):
+@pytest.mark.parametrize("name", CUDNN_CASES)
+def test_cudnn_is_plain_attention(name):
+    for found, expected in cudnn_and_plain(name, jnp.bfloat16):
         assert np.isfinite(np.asarray(found, np.float32)).all()
-        assert worst(found, expected, mask) <= 2e-2  # bfloat16 has 8 bits
+        assert worst(found, expected) <= 2e-2  # bfloat16 has 8 bits
 
 
 @pytest.mark.skipif(not has_cudnn(), reason="needs jax[cuda13], but no GPU")
@@ -234,8 +262,13 @@ def test_models_lower_to_cudnn(family):
     def loss(params, prompts):
         return model.prefill(params, prompts)[0].sum()
 
+    def of_responses(params, prompts):
+        tokens = jnp.zeros((len(prompts.tokens), 2, 140), jnp.int32)
+        return model.response_hidden(params, prompts, tokens, tokens == 0).sum()
+
     assert calls(model.prefill) == 2  # in the scans over the vision tower and the decoder
     assert calls(jax.grad(loss)) == 4  # and in those of the backward pass
+    assert calls(jax.grad(of_responses)) == 6  # the same again for responses
 
 
 @pytest.mark.skipif(has_cudnn(), reason="cuDNN is installed")
@@ -250,7 +283,9 @@ def test_cudnn_where_there_is_none_is_an_error():
 def test_cudnn_leaves_the_rest_to_xla():
     query, blocks, _ = CASES["responses after their prompt"]
     half = query.astype(jnp.bfloat16)
-    assert not attention_cudnn.serves(half, blocks)
+    assert attention_cudnn.serves(half, blocks)  # most of an update
+    token = block(np.ones((4, 3, 1), bool), causal=True)
+    assert not attention_cudnn.serves(half[:, :, :1], (*blocks[:1], token))
     query, blocks, _ = CASES["causal"]
     half = query.astype(jnp.bfloat16)
     assert attention_cudnn.serves(half, blocks) and not attention_cudnn.serves(query, blocks)
