@@ -14,6 +14,7 @@ import pytest
 
 from rdbcl_jax.models import attention_cudnn, attention_splash
 from rdbcl_jax.models.attention import Block, attend, resolve
+from rdbcl_jax.models.layers import inverse_frequencies
 from rdbcl_jax.models.qwen_vl.model import QwenVL
 from rdbcl_jax.sharding import make_mesh
 from tests.models.contract import pair, processed
@@ -250,7 +251,10 @@ def test_models_lower_to_cudnn(family):
     """Lowering only: what is beside the kernel is tested above, the kernel on a GPU."""
     config = pair(family).model.config  # with heads as wide as cuDNN wants them
     vision = dataclasses.replace(config.vision, heads=3)
-    text = dataclasses.replace(config.text, head_dim=16, mrope_section=(4, 2, 2))
+    frequencies = tuple(inverse_frequencies(16, 1e4).tolist())
+    rope = dataclasses.replace(config.text.rope, frequencies=frequencies)
+    sections = {"mrope_section": (4, 2, 2), "rope": rope}
+    text = dataclasses.replace(config.text, head_dim=16, **sections)
     config = dataclasses.replace(config, vision=vision, text=text)
     model = QwenVL(config, "bfloat16", attention="cudnn")
     prompts = model.prepare(**processed(family, ([80, (12, 16), 10], "left"), ([150], "left")))
