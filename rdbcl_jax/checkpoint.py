@@ -24,7 +24,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from orbax.checkpoint import v1 as ocp
 
 from rdbcl_jax.integrity import damage, manifest, read_manifest
 from rdbcl_jax.json_files import read_json, write_json
+from rdbcl_jax.remote import at, is_remote
 
 MANIFESTS = "manifests"
 UNFINISHED = {"unfinished": True}  # a manifest, while its state is written
@@ -69,6 +70,7 @@ class Checkpoints:
       keep: how many train states are kept.
       verify: hashes are compared, and not sizes alone: a state is read twice then.
       background: what is saved is written while the caller goes on; else before it does.
+      first: called, in the background too, when a state has been written and before it counts.
     """
 
     def __init__(
@@ -78,8 +80,11 @@ class Checkpoints:
         keep: int = 2,
         verify: bool = True,
         background: bool = True,
+        first: Callable[[], None] = lambda: None,
     ):
-        self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        workdir = at(workdir) if is_remote(workdir) else pathlib.Path(workdir).resolve()
+        self.directory: Any = workdir / "checkpoints"
+        self.first = first
         self.keep, self.verify, self.background = keep, verify, background
         self.trusted: set[str] = set()  # compared with their manifests already
         self._writer = concurrent.futures.ThreadPoolExecutor(1)  # one after another
@@ -196,7 +201,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for name in names:
                 self._manifest(name).unlink(missing_ok=True)
-                shutil.rmtree(self.directory / name, ignore_errors=True)
+                _remove(self.directory / name)
 
     def adopt(self) -> None:
         """Gives states from before there were manifests one, as they are now."""
@@ -223,7 +228,7 @@ class Checkpoints:
         except (ValueError, OSError):
             return False
 
-    def _manifest(self, name: str) -> pathlib.Path:
+    def _manifest(self, name: str) -> Any:
         return self.directory / MANIFESTS / f"{name}.json"
 
     def _write_manifest(self, name: str) -> None:
@@ -245,6 +250,7 @@ class Checkpoints:
 
     def _finish(self, name: str, written: Any, then_drop: Sequence[str]) -> None:
         with self._storage(name):
+            self.first()
             written.result()
             if jax.process_index() == 0:
                 self._write_manifest(name)
@@ -274,7 +280,7 @@ class Checkpoints:
             yield
         except Exception as error:
             for rest in [path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")]:
-                shutil.rmtree(rest, ignore_errors=True)
+                _remove(rest)
             if isinstance(error, OSError):
                 raise OSError(error.errno, f"{error.strerror}, while saving", str(path)) from error
             full = re.search(r"No space left|quota|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE)
@@ -291,6 +297,13 @@ class Checkpoints:
         except Exception as error:
             first = str(error).strip().split("\n")[0][:300]
             raise Damaged(f"{self.directory / name} cannot be read: {first}") from error
+
+
+def _remove(folder: Any) -> None:
+    if isinstance(folder, pathlib.Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rmtree()
 
 
 def _check_structure(path, saved, like) -> None:

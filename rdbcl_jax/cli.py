@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -220,17 +221,20 @@ def _report(parser: argparse.ArgumentParser) -> Run:
     )
 
     def run(args: argparse.Namespace) -> None:
+        from rdbcl_jax.remote import of_this_machine, opened
         from rdbcl_jax.reporting.compare import compare_runs
         from rdbcl_jax.reporting.report import write_report
 
-        if len(args.workdirs) == 1:
-            if args.out:
-                raise Usage("--out is for several runs; the report of one lies in its workdir")
-            print(write_report(args.workdirs[0]))
-        else:
-            out = pathlib.Path(args.out or "report")
-            compare_runs(args.workdirs, out)
-            print(out)
+        if len(args.workdirs) == 1 and args.out:
+            raise Usage("--out is for several runs; the report of one lies in its workdir")
+        with contextlib.ExitStack() as stack:
+            folders = [stack.enter_context(opened(name)) for name in args.workdirs]
+            if len(folders) == 1:
+                print(f"{args.workdirs[0]}/{write_report(folders[0]).name}")
+            else:
+                out = of_this_machine(args.out or "report", "a comparison")
+                compare_runs(folders, out)
+                print(out)
 
     return run
 

@@ -10,6 +10,7 @@ import jax
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.models import lora, save_limits, save_pretrained, stored_dtype
+from rdbcl_jax.remote import of_this_machine
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
 from rdbcl_jax.workdir import directory_of, place, run_config
@@ -35,7 +36,7 @@ def export(
       FileNotFoundError: no such workdir, task or base model.
       ValueError: `out` holds files; the config is another run's.
     """
-    out = pathlib.Path(out)
+    out = of_this_machine(out, "what is exported")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} holds files; expected a directory that is new or empty")
     config = RunConfig.of(config) if config else run_config(name)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdbcl_jax.json_files import read_object
+from rdbcl_jax.remote import at, files_below
 
 Manifest = Mapping[str, Sequence]  # file, relative: (bytes, SHA-256 or None where it was left out)
 
@@ -21,14 +22,12 @@ def manifest(
     directory: pathlib.Path, patterns: Sequence[str] = ("**/*",), *, hashed: bool = True
 ) -> dict[str, tuple[int, str | None]]:
     """Of the files below a directory that fit one of the patterns. `hashed=False`: sizes alone."""
-    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
-    files = sorted(found)
-    names = [str(p.relative_to(directory)) for p in files]
-    digests = _hashes(files) if hashed else [None] * len(files)
-    return {
-        name: (path.stat().st_size, digest)
-        for name, path, digest in zip(names, files, digests, strict=True)
-    }
+    sizes = files_below(directory)
+    if isinstance(directory, pathlib.Path):
+        fitting = {p for pattern in patterns for p in directory.glob(pattern)}
+        sizes = {name: size for name, size in sizes.items() if directory / name in fitting}
+    digests = _hashes([directory / name for name in sizes]) if hashed else [None] * len(sizes)
+    return {name: (sizes[name].size, digest) for name, digest in zip(sizes, digests, strict=True)}
 
 
 def read_manifest(file: pathlib.Path) -> Manifest:
@@ -59,10 +58,11 @@ def damage(directory: pathlib.Path, saved: Manifest, *, hashed: bool = True) -> 
     """
     if not directory.is_dir():
         return "is not there"
+    there = files_below(directory)
     for name, (size, _) in saved.items():
-        if not (directory / name).is_file():
+        if name not in there:
             return f"{name} is not there"
-        if (found := (directory / name).stat().st_size) != size:
+        if (found := there[name].size) != size:
             return f"{name} has {found:,} bytes, expected {size:,}"
     known = {name: digest for name, (_, digest) in saved.items() if digest and hashed}
     now = _hashes([directory / name for name in known])
@@ -88,5 +88,5 @@ def code_hash() -> str:
 
 def file_hash(path: str | os.PathLike) -> str:
     """SHA-256 of a file's content."""
-    with open(path, "rb") as file:
+    with at(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

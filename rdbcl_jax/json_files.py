@@ -60,6 +60,10 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one move: a reader sees the old content or the new."""
+    if not isinstance(path, Path):  # on gs://, where every write is of a whole file
+        with writing(path):
+            path.write_text(text)
+        return
     # a name of its own: a report may be asked for while the run writes the same one
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path):

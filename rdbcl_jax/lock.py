@@ -2,11 +2,13 @@
 
 The kernel holds it, and gives it back when the owner ends, however that was; on network file
 systems it does so between hosts. Where one does not, the file's time tells: the owner touches it
-every few seconds, and an owner on another host is taken for dead once it no longer does.
+every few seconds, and an owner on another host is taken for dead once it no longer does. On gs://
+there are no locks at all: the time alone tells, and a newcomer looks twice whose name stands there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -119,10 +121,82 @@ class WorkdirLock:
                 return  # removed by hand: nothing to keep alive
 
 
+class RemoteLock:
+    """The same on gs://.
+
+    Raises:
+      Held: by another process.
+    """
+
+    SETTLED = 1.0  # seconds after which the last of several newcomers has written its name
+
+    def __init__(self, workdir: Any):
+        self.workdir, self.path = workdir, workdir / FILE
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._own = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        self._own["token"] = f"{time.time_ns():x}-{os.getpid()}"
+        self._over = threading.Event()
+
+    def __enter__(self) -> RemoteLock:
+        self._check(self._read())
+        self._write(json.dumps(self._own))
+        time.sleep(self.SETTLED)
+        self._check(self._read())
+        threading.Thread(target=self._beat, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._read() == self._own:
+            self._write("")
+
+    def _check(self, owner: dict[str, Any]) -> None:
+        if not owner or owner == self._own or _has_ended(owner):
+            return
+        seen = time.time() - self.path.stat().mtime
+        if seen < _DEAD:
+            raise Held(
+                f"{self.workdir} belongs to another run: process {owner.get('pid', '?')} on "
+                f"{owner.get('host', '?')}, since {owner.get('since', '?')}; wait for it, stop it, "
+                f"or use another workdir (its last sign of life was {seen:.0f} s ago; from "
+                f"{_DEAD:.0f} s on it is taken for dead)"
+            )
+
+    def _read(self) -> dict[str, Any]:
+        return _object(self.path.read_text()) if self.path.exists() else {}
+
+    def _write(self, text: str) -> None:
+        self.path.write_text(text)
+
+    def _beat(self) -> None:
+        while not self._over.wait(_BEAT):
+            with contextlib.suppress(Exception):  # the next one may get through
+                if self._read() == self._own and not self._over.is_set():
+                    self._write(json.dumps(self._own))
+
+
+def _has_ended(owner: dict[str, Any]) -> bool:
+    """Whether it was a process of this host that is no more."""
+    pid = owner.get("pid")
+    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _owner(file: TextIO) -> dict[str, Any]:
     file.seek(0)
+    return _object(file.read())
+
+
+def _object(text: str) -> dict[str, Any]:
     try:
-        found = parse_json(file.read() or "{}")
+        found = parse_json(text or "{}")
     except ValueError:  # of a write that was cut short
         return {}
     return found if isinstance(found, dict) else {}

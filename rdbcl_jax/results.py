@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rdbcl_jax.json_files import read_json, write_json
+from rdbcl_jax.remote import at
 
 FILE = "results.json"
 SCHEMA_VERSION = 2
@@ -85,7 +86,7 @@ def read_results(workdir: str | os.PathLike) -> RunResults | None:
     Raises:
       ValueError: the file is of a later version than this package knows, or no such results.
     """
-    path = Path(workdir) / FILE
+    path = at(workdir) / FILE
     saved = read_json(path, None)
     if saved is None:
         return None

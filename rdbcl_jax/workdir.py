@@ -14,6 +14,7 @@ from typing import Any
 from rdbcl_jax.config import NOT_OF_A_RUN, RunConfig
 from rdbcl_jax.data.suites import SUITES
 from rdbcl_jax.json_files import flatten, plain
+from rdbcl_jax.remote import at, local
 from rdbcl_jax.results import FILE, read_results
 from rdbcl_jax.rewards.verifiers import VERIFIERS
 
@@ -68,19 +69,19 @@ def directory_of(name: str | pathlib.Path) -> pathlib.Path:
                 "results.json); expected DIR, WORKDIR or WORKDIR@TASKS"
             )
         name, _, _ = place(run_config(name), name)
-    return pathlib.Path(name)
+    return local(name)
 
 
 def is_directory(name: str | pathlib.Path) -> bool:
     """Whether it is a Hugging Face checkpoint directory."""
-    path = pathlib.Path(name)
+    path = at(name)
     # a workdir of a study has a config.json too
     return (path / "config.json").exists() and not (path / "checkpoints").exists()
 
 
 def is_there(name: str | pathlib.Path) -> bool:
     """Whether there is a folder of that name or run, whatever it holds."""
-    return pathlib.Path(name).exists() or _parts(str(name))[0].exists()
+    return at(name).exists() or _parts(str(name))[0].exists()
 
 
 def run_config(name: str | pathlib.Path) -> RunConfig:
@@ -131,8 +132,8 @@ def _results(name: str | pathlib.Path) -> pathlib.Path:
 
 def _parts(name: str) -> tuple[pathlib.Path, str]:
     """(workdir, K as it is written); K is empty without one."""
-    folder, at, number = name.rpartition("@")
-    return (pathlib.Path(folder), number or "?") if at else (pathlib.Path(name), "")
+    folder, mark, number = name.rpartition("@")
+    return (at(folder), number or "?") if mark else (at(name), "")
 
 
 def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:

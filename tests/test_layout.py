@@ -19,6 +19,7 @@ FLOORS = (
         "config",
         "settings",
         "json_files",
+        "remote",
         "integrity",
         "lock",
         "distributed",

@@ -25,6 +25,7 @@ from rdbcl_jax.data.waiting import in_threads, shown
 from rdbcl_jax.integrity import code_hash
 from rdbcl_jax.json_files import read_json
 from rdbcl_jax.messages import line_of
+from rdbcl_jax.remote import cache_folder
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 Level = Literal["full", "headers"]
@@ -98,13 +99,6 @@ def examine(
         reason = f" that can be used; the first: {first[0]}" if first else ""
         raise ValueError(f"{source}: holds no records{reason}")
     return Records(records.source, records.make, found.rows, found.facts)
-
-
-def cache_folder() -> Path:
-    """$RDBCL_CACHE_DIR, else `rdbcl_jax` in the user's cache directory."""
-    if own := os.environ.get("RDBCL_CACHE_DIR"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rdbcl_jax"
 
 
 # --- looking -------------------------------------------------------------------------------------

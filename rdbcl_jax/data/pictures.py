@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 from rdbcl_jax.data.sources import open_source
 from rdbcl_jax.data.sources.rows import Source
 from rdbcl_jax.messages import line_of
+from rdbcl_jax.remote import fetched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,9 @@ def _opened(picture: Picture) -> Image.Image:
         try:
             regular = stat.S_ISREG(picture.stat().st_mode)
         except FileNotFoundError:
-            raise ValueError("there is no such file") from None
+            if not fetched(picture):
+                raise ValueError("there is no such file") from None
+            regular = True
         except (OSError, ValueError) as error:  # the latter: a zero byte in its name
             raise ValueError(f"it cannot be read ({line_of(error)})") from None
         if not regular:  # a pipe would be waited for, a device never ends

@@ -29,6 +29,7 @@ from rdbcl_jax.data.values import written
 from rdbcl_jax.data.waiting import in_threads, shown
 from rdbcl_jax.json_files import read_json
 from rdbcl_jax.messages import did_you_mean
+from rdbcl_jax.remote import of_this_machine
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 MADE = {"test": 3000, "validation": 1000}  # most records of a split that is made
@@ -86,7 +87,8 @@ def prepare(name: str, source: str | Path, out: str | Path, seed: int = 0) -> Pr
     if name not in DATA_SETS:
         hint = did_you_mean(name, DATA_SETS)
         raise ValueError(f"no data set {name!r}; there are {', '.join(DATA_SETS)}{hint}")
-    source, out = Path(source).absolute(), Path(out).absolute()
+    source = of_this_machine(source, "what is prepared").absolute()
+    out = of_this_machine(out, "what is prepared").absolute()
     found = {task: _copy_in(source, copies) for task, copies in DATA_SETS[name].items()}
     counts: dict[str, Mapping[str, int]] = {}
     problems: list[str] = []

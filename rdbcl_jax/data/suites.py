@@ -16,6 +16,7 @@ import numpy as np
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sources import FILES, LIBRARIES
 from rdbcl_jax.messages import did_you_mean
+from rdbcl_jax.remote import is_remote
 
 # imported when asked for: the first are on floors above, the others need libraries
 SUITES = {
@@ -138,6 +139,7 @@ def names_a_suite(source: str) -> bool:
     suite, colon, _ = source.partition(":")
     files = source.endswith((*FILES,)) or pathlib.Path(source).exists()
     dotted = all(part.isidentifier() for part in suite.split("."))
+    files = files or is_remote(source)
     return bool(colon) and dotted and suite not in LIBRARIES and not files
 
 

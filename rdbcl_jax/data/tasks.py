@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import HEADERS, Check
@@ -14,6 +13,7 @@ from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.suites import find_task, names_a_suite
 from rdbcl_jax.messages import did_you_mean
+from rdbcl_jax.remote import at, copy_of
 from rdbcl_jax.rewards.verifiers import get_verifier
 
 EVALUATED = ("validation", "test")
@@ -181,7 +181,7 @@ def task_layout(config: RunConfig, name: str) -> Layout | None:
     fields = config.tasks.get(name, {})
     layout = layout_of(fields.get("format"), f"config.tasks.{name}.format")
     if folder := fields.get("image_folder"):
-        return dataclasses.replace(layout or Layout(), image_folder=str(Path(folder).absolute()))
+        return dataclasses.replace(layout or Layout(), image_folder=str(copy_of(folder).absolute()))
     return layout
 
 
@@ -202,8 +202,9 @@ def read_source(
     if names_a_suite(source):
         return _from_suite(source, config, split)
     root = config.data.image_root
-    if root and not Path(root).is_dir():
+    if root and not at(root).is_dir():
         raise ValueError(f"config.data.image_root is {root!r}, expected a directory that is there")
+    root = str(copy_of(root)) if root else root
     problems = None
     if config.data.on_bad_record == "skip":
         problems = [] if left_out is None else left_out

@@ -10,6 +10,7 @@ from typing import Literal
 import pyarrow.parquet as pq
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.remote import local
 from rdbcl_jax.rewards.boxes import unsized
 from rdbcl_jax.rewards.functions import FunctionFailed, in_one_line, load_function
 from rdbcl_jax.rewards.response_format import in_format
@@ -119,7 +120,7 @@ def _refined(record: Record, refine: Callable[..., str]) -> str:
 
 def read_rollouts(pattern: str) -> dict[str, str]:
     """Record id to response, from Parquet files with columns `record_id` and `completion`."""
-    paths = sorted(glob.glob(pattern))
+    paths = sorted(glob.glob(str(local(pattern))))
     if not paths:
         raise FileNotFoundError(
             f"demonstrations.rollouts is {pattern!r}: no such file; `rdbcl collect` writes one"

@@ -21,6 +21,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import load_sequence
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, record_check
+from rdbcl_jax.remote import of_this_machine
 from rdbcl_jax.results import FILE
 from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
@@ -56,6 +57,7 @@ def collect(
       FileNotFoundError: no such workdir, or no task of it is finished.
       ValueError: results.json names code to import; the config is of other tasks.
     """
+    out = of_this_machine(out, "what is collected")
     saved = run_config(workdir)
     if config is None:
         check_names_no_code(saved, pathlib.Path(workdir) / FILE)
@@ -74,7 +76,7 @@ def collect(
     found = {}
     for k, (task, snapshot) in enumerate(zip(tasks, snapshots, strict=False)):
         found[task.name] = write_right_responses(
-            pathlib.Path(out) / f"{task.name}.parquet",
+            out / f"{task.name}.parquet",
             snapshot.policy,
             snapshot.learned,
             task.train[: limit or None],

@@ -37,8 +37,9 @@ class Journal:
     A run that resumes goes on from what the workdir holds of the steps behind it.
     """
 
-    def __init__(self, workdir: pathlib.Path, setup: Setup, start: Start):
+    def __init__(self, workdir: pathlib.Path, setup: Setup, start: Start, name: str = ""):
         self.workdir, self.setup = workdir, setup
+        self.name = name or str(workdir)  # for people
         self.is_main = jax.process_index() == 0
         self.leads = row_shard(setup.mesh).leads
         done, known = start.done, start.done // setup.config.training.steps + 1
@@ -139,7 +140,9 @@ class Journal:
         if self.is_main:
             file = self.workdir / "left_out.txt"
             write_text(file, "\n".join(problems) + "\n")
-            self.progress.message(f"{len(problems)} records are left out, see {file}")
+            self.progress.message(
+                f"{len(problems)} records are left out, see {self.name}/{file.name}"
+            )
 
     # ------------------------------------------------------------------ the accuracy matrix
 
@@ -235,7 +238,7 @@ class Journal:
             write_report(self.workdir)
             for line in read_run(self.workdir).warnings:
                 self.progress.message(f"warning: {line}")
-        self.progress.message(f"report: {self.workdir / 'report.html'}")
+        self.progress.message(f"report: {self.name}/report.html")
         return results
 
 

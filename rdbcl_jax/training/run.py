@@ -24,12 +24,13 @@ from rdbcl_jax.data.tasks import EVALUATED, SPLITS, TaskData
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
 from rdbcl_jax.finite import differ
-from rdbcl_jax.lock import WorkdirLock
+from rdbcl_jax.lock import RemoteLock, WorkdirLock
 from rdbcl_jax.methods import Method
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, load_policy
+from rdbcl_jax.remote import Store
 from rdbcl_jax.results import RunResults
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.rewards.scoring import judge
@@ -58,15 +59,16 @@ _AT_ONCE = 1024  # demonstrations that are tokenized
 
 def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) -> RunResults:
     """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
-    workdir = pathlib.Path(workdir)
-    with failures_logged(workdir):
+    with Store(workdir) as store, failures_logged(store.local):
         # ------------------------------------------------------------ all checked, nothing made
         setup = prepare(RunConfig.of(config))
-        with one_run(workdir), Stop() as stop:
-            checkpoints = Checkpoints(workdir, **setup.config.checkpoint.to_dict())
-            start = find_start(workdir, setup, checkpoints)
-            with Journal(workdir, setup, start) as journal, checkpoints:
-                return _train(setup, workdir, checkpoints, start, journal, stop)
+        _check_store(store, setup.config)
+        with one_run(store), Stop() as stop:
+            kept = setup.config.checkpoint.to_dict()
+            checkpoints = Checkpoints(store.name, **kept, first=store.push)
+            start = find_start(store.local, setup, checkpoints)
+            with Journal(store.local, setup, start, store.name) as journal, checkpoints:
+                return _train(setup, store.local, checkpoints, start, journal, stop)
 
 
 def _train(
@@ -165,13 +167,27 @@ def _train(
 # ------------------------------------------------------------------------------ its phases
 
 
+def _check_store(store: Store, config: RunConfig) -> None:
+    """Raises ValueError for what cannot be on gs://."""
+    if store.there is not None and not config.model.path and jax.process_count() > 1:
+        raise ValueError(
+            f"{store.name}: the base that a run makes goes through files that all its processes "
+            "see, which gs:// has none of; make it first, by one process, and set model.path"
+        )
+
+
 @contextlib.contextmanager
-def one_run(workdir: pathlib.Path) -> Iterator[None]:
+def one_run(store: Store) -> Iterator[None]:
     """The workdir is this run's alone; of several processes the main one holds it for all."""
-    lock = WorkdirLock(workdir)
+    lock: WorkdirLock | RemoteLock = (
+        WorkdirLock(store.local) if store.there is None else RemoteLock(store.there)
+    )
     with contextlib.ExitStack() as stack:
         on_main(lambda: stack.enter_context(lock).path.name)
-        on_main(lambda: _check_folders(workdir))
+        store.pull()
+        stack.callback(store.push)  # before the lock is given back
+        store.keep_up()
+        on_main(lambda: _check_folders(store.local))
         yield
 
 

@@ -23,12 +23,15 @@ from PIL import Image
 from rdbcl_jax.checkpoint import UNFINISHED, Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.lock import FILE, Held, WorkdirLock, is_held
+from rdbcl_jax.remote import at, files_below, opened
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.training import identity
 from rdbcl_jax.training.resume import find_start
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
 from rdbcl_jax.training.stop import Stopped
+from rdbcl_jax.workdir import place
+from tests.cloud import bucket, upload
 from tests.engine import write_random_model
 from tests.reliability import faults
 from tests.test_distributed import start_joined
@@ -520,3 +523,24 @@ def test_identity_is_quick(config, tmp_path):
     began = time.perf_counter()
     found = identity.identity_of(setup)
     assert time.perf_counter() - began < 5 and {"sum/train", "jigsaw/test"} <= found.data.keys()
+
+
+def test_a_run_goes_on_on_gs(config, base, cut, whole, tmp_path, monkeypatch):
+    """Its workdir, the states in it and its model: what was left on this machine, put there."""
+    monkeypatch.setenv("RDBCL_CACHE_DIR", str(tmp_path / "cache"))
+    (cut / FILE).unlink()  # whose owner, this process, is alive
+    with bucket() as gs:
+        workdir, model = upload(cut, f"{gs}/runs/a"), upload(base, f"{gs}/model")
+        found = train(RunConfig.of(config).changed({"model.path": model}), workdir)
+        assert found.status == "done" and found.config["model"]["path"] == model
+        with opened(workdir) as folder:
+            there = at(f"{workdir}/checkpoints")
+            for name in files_below(there):
+                (folder / "checkpoints" / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / "checkpoints" / name).write_bytes((there / name).read_bytes())
+            assert faults.differing(whole[1], faults.trace(folder)) == []
+            assert (folder / "report.html").exists() and any((folder / "tb").iterdir())
+        learned = place(RunConfig.of(found.config), f"{workdir}@1")
+        assert (str(learned[1]), learned[2]) == (workdir, 1)
+        with pytest.raises(ValueError, match=f"^{workdir} holds 6 steps of another config"):
+            train(RunConfig.of(config).changed({"seed": 5}), workdir)

@@ -15,6 +15,7 @@ from rdbcl_jax.data.sources.rows import Shards, Source
 from rdbcl_jax.data.sources.rows import rows_of as rows_of
 from rdbcl_jax.data.sources.tables import ArrowRows, ParquetRows
 from rdbcl_jax.data.sources.tfds import TfdsRows
+from rdbcl_jax.remote import is_remote, local
 
 FILES: Mapping[str, Callable[[Path], Source]] = {
     ".jsonl": json_lines,
@@ -34,6 +35,7 @@ def open_source(name: str) -> Source:
     | `FILE` | `.jsonl`, `.json`, `.parquet` or `.arrow` |
     | `data/train-*.parquet` | files, by their names in order |
     | `DIR`, `DIR:SPLIT` | with a slash (`./mine:train`); see `rdbcl_jax.data.sources.directories` |
+    | `gs://BUCKET/…` | any of these, but for the next two |
     | `hf:NAME[/CONFIG]:SPLIT` | through the `datasets` library |
     | `tfds:NAME/SPLIT` | through TensorFlow Datasets |
 
@@ -43,6 +45,7 @@ def open_source(name: str) -> Source:
       ValueError: a file of another format, or so damaged that no row can be found; a split of what
         has none.
     """
+    name = _here(name) if is_remote(name) else name
     kind = name.partition(":")[0]
     if kind in LIBRARIES and not Path(name).exists():
         return LIBRARIES[kind](name)
@@ -68,3 +71,13 @@ def open_source(name: str) -> Source:
             raise ValueError(f"{file}: expected a file of one of {', '.join(FILES)}")
     opened = [FILES[file.suffix](file) for file in files]
     return opened[0] if len(opened) == 1 else Shards(opened)
+
+
+def _here(name: str) -> str:
+    """A name on gs:// as one of this machine, with copies of the files."""
+    before, _, split = name.rpartition(":")
+    for place, end in ((name, ""), (before, f":{split}")):
+        here = local(place, pictures=False) if is_remote(place) else None
+        if here and (here.exists() or glob.glob(str(here))):
+            return f"{here}{end}"
+    raise FileNotFoundError(f"no file at {name!r}; expected {_KINDS}")

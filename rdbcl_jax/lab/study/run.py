@@ -26,6 +26,7 @@ from rdbcl_jax.lab.study.results import StudyResults
 from rdbcl_jax.lab.study.schedule import next_job, refused, settle
 from rdbcl_jax.lab.study.standing import Standing, find_standing
 from rdbcl_jax.lab.study.workers import Workers, default_workers
+from rdbcl_jax.remote import of_this_machine
 
 
 def run_study(
@@ -56,7 +57,8 @@ def run_study(
     Raises:
       ValueError: a declaration that cannot be run, or a workdir where a study runs already.
     """
-    study, workdir = Study(config), pathlib.Path(workdir).resolve()
+    workdir = of_this_machine(workdir, "a study").resolve()
+    study = Study(config)
     workdir.mkdir(parents=True, exist_ok=True)
     with _locked(workdir):
         standing = find_standing(study, workdir)
