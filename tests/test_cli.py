@@ -361,7 +361,8 @@ for line in sys.stdin:
 def small(recipe):
     """What a dry run is of a recipe: the same for those that differ in model and sizes alone."""
     config = load_config(recipe)
-    config.update_from_flattened_dict({**SMALL, "model.path": ""})
+    its_own = {"model.path": "", "rollout.prompts": 8, "evaluation.batch_size": 8}
+    config.update_from_flattened_dict({**SMALL, **its_own})
     return config.to_json()
 
 

@@ -8,10 +8,13 @@ import re
 import sys
 import types
 
+import jax
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from rdbcl_jax.models import from_config, save_pretrained
+from rdbcl_jax.toy.tiny import tiny_of, write_tiny_model
 from tests.compiler import QUICK
 
 FOLDER = pathlib.Path(__file__).parents[1] / "notebooks"
@@ -57,9 +60,7 @@ def test_committed_with_the_outputs_of_one_run(name):
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 1e6
 
 
-@pytest.mark.slow
-@notebooks
-def test_every_cell_runs(name, tmp_path, monkeypatch):
+def execute(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # workdirs are made there
     monkeypatch.setenv("XLA_FLAGS", QUICK)  # and one device, as a reader has
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -76,6 +77,37 @@ def test_every_cell_runs(name, tmp_path, monkeypatch):
     assert pictures == len(outputs(read(name), "image/png"))  # as many as a reader sees
     for file in tmp_path.rglob("results.json"):
         assert json.loads(file.read_text())["status"] == "done"
+
+
+@pytest.mark.slow
+@notebooks
+def test_every_cell_runs(name, tmp_path, monkeypatch):
+    execute(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.long
+def test_smolvlm_runs_where_its_model_is_there(tmp_path, monkeypatch):
+    """A tiny one of random weights lies in the hub's cache, where a download would put the real
+    one: one tile of 512 × 512 pixels, 64 visual tokens, as there."""
+    words = " ".join(cell.source for cell in code(read("colab_tpu_smolvlm"))).split()
+    size = tiny_of("smolvlm").size(
+        **{"depth": 1, "width": 32, "mlp_width": 48, "vision_depth": 1, "vision_width": 16},
+        **{"image_size": 512, "patch_size": 16, "scale": 4, "tiles": 1},
+    )
+    hub = tmp_path / "hub/models--HuggingFaceTB--SmolVLM-256M-Instruct"
+    snapshot = hub / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    write_tiny_model(snapshot, size, sorted(set(words)), "smolvlm")
+    model = from_config(snapshot)
+    save_pretrained(snapshot, model, model.init(jax.random.key(0)), like=snapshot)
+    (hub / "refs").mkdir()
+    (hub / "refs/main").write_text(snapshot.name)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    execute("colab_tpu_smolvlm", tmp_path, monkeypatch)
+    (results,) = tmp_path.rglob("run/results.json")
+    assert json.loads(results.read_text())["config"]["model"]["path"] == str(snapshot)
+    exported = results.parents[1] / "exported"
+    assert {p.name for p in exported.iterdir()} == {p.name for p in snapshot.iterdir()}
 
 
 def test_an_older_jax_in_the_session_asks_for_a_restart(monkeypatch, capsys):
