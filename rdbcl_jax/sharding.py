@@ -124,10 +124,14 @@ def gathered(params, axes: ParamAxes, mesh: Mesh):
 
     shardings = jax.tree.map(without_fsdp, param_shardings(params, axes, mesh))
     sizes = jax.tree.map(size, params, shardings)
-    memory = memory_of(mesh.devices.flat[0])
-    if memory is not None and sum(jax.tree.leaves(sizes)) > _OF_MEMORY * memory:
+    if not is_gathered(sum(jax.tree.leaves(sizes)), memory_of(mesh.devices.flat[0])):
         return params
     return jax.lax.with_sharding_constraint(params, shardings)
+
+
+def is_gathered(size: int, memory: int | None) -> bool:
+    """Whether a device whose memory is so large holds so many bytes of gathered parameters."""
+    return memory is None or size <= _OF_MEMORY * memory
 
 
 def memory_of(device) -> int | None:

@@ -7,11 +7,12 @@ docs/scaling.md.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.planning.arithmetic import UnknownDevice, computed_plan
+from rdbcl_jax.planning.arithmetic import Traced, UnknownDevice, computed_plan
 from rdbcl_jax.planning.chips import GIB, TPUS, Topology, topology_of
 from rdbcl_jax.planning.inputs import planned
 from rdbcl_jax.planning.make import make_plan
@@ -52,7 +53,7 @@ def laid_out(recipe: str, topology: str) -> tuple[Footprint, int]:
         mesh = {"data": count, "fsdp": 1, "tensor": 1} | {
             axis: size for axis, size in config.mesh.to_dict().items() if size > 0
         }
-        return Sizes.of(config).on(mesh), chip.memory
+        return Sizes.of(config).on(mesh, memory=chip.memory), chip.memory
 
 
 def row(recipe: str, plan: Plan, seconds: float) -> str:
@@ -81,24 +82,22 @@ def scale() -> None:
     print("| | chip | chips | mesh | micro-batches | GiB | step, s | tokens/s a chip | bound by |")
     print("|---|---|---:|---|---:|---:|---:|---:|---|")
     for model in ("3B", "7B", "32B", "72B"):
-        for kind in ("v5e", "v5p"):
-            for count in COUNTS:
-                print(_scaled(model, kind, count), flush=True)
+        name = {"model.path": f"/models/Qwen2.5-VL-{model}"}
+        with planned(config_of("rdbcl_qwen2_5_vl_7b").changed(name)) as (config, _):
+            traced = Traced.of(config)
+            for kind in ("v5e", "v5p"):
+                for count in COUNTS:
+                    print(_scaled(model, config, traced, kind, count), flush=True)
 
 
-def _scaled(model: str, kind: str, count: int) -> str:
+def _scaled(model: str, config: RunConfig, traced: Traced, kind: str, count: int) -> str:
     prompts = max(64, 2 * count)
-    config = config_of("rdbcl_qwen2_5_vl_7b").changed(
-        {
-            "model.path": f"/models/Qwen2.5-VL-{model}",
-            "rollout.prompts": prompts,
-            "evaluation.batch_size": prompts,
-        }
-    )
-    chip, devices = TPUS[kind], UnknownDevice.some(count)
-    with planned(config) as (config, _):
-        config = with_layout(config, devices, chip.memory, chip.kernel)
-        plan = computed_plan(config, Topology(f"{kind} × {count}", chip, count, None))
+    sizes = {"rollout.prompts": prompts, "evaluation.batch_size": prompts}
+    config, chip, devices = config.changed(sizes), TPUS[kind], UnknownDevice.some(count)
+    known = dataclasses.replace(traced.sizes, config=config)
+    config = with_layout(config, devices, chip.memory, chip.kernel, known)
+    topology = Topology(f"{kind} × {count}", chip, count, None)
+    plan = computed_plan(config, topology, traced=traced)
     step = sum(phase.seconds(chip) for phase in plan.step)
     mesh = " × ".join(str(plan.mesh[axis]) for axis in ("data", "fsdp", "tensor"))
     bound = ", ".join(f"{phase.name} {phase.bound(chip)}" for phase in plan.step)

@@ -38,7 +38,17 @@ def test_products_count_as_often_as_they_run():
         # the second goes on where the first ended
         return jax.lax.while_loop(lambda s: s[0] < 9, lambda s: (s[0] + 1, s[1] @ W[0]), state)
 
+    def by_blocks(
+        x,
+    ):  # as the sampler: a loop in a loop, of the same counter, and the rest after it
+        less = lambda s: s[0] < 9  # noqa: E731
+        block = lambda s: jax.lax.while_loop(lambda t: less(t) & (t[1] > 0).any(), turn, s)  # noqa: E731
+        turn = lambda s: (s[0] + 1, s[1] @ W[0])  # noqa: E731
+        state = jax.lax.while_loop(less, block, (jnp.int32(1), x))
+        return jax.lax.while_loop(less, block, state)
+
     layer = 2 * 3 * 4 * 4
+    assert counted(by_blocks, A) == (8 + 1) * layer
     assert counted(jnp.matmul, A, B) == ONE
     assert counted(scanned, A) == 7 * layer
     assert counted(jax.jit(until), A) == (4 + 3) * layer
@@ -146,15 +156,13 @@ def test_micro_batches_follow_from_what_a_device_takes():
         assert (prompts_at_once(config, mesh), microbatches(config, mesh)) == (at_once, parts)
 
 
-def test_the_layout_is_the_cheapest_that_fits(path, monkeypatch):
+def test_the_layout_is_the_cheapest_that_fits(path):
     config = config_of(**{"model.path": str(path), "rollout.prompts": 32})
     devices, sizes = jax.devices(), layout.Sizes.of(config)
     assert layout.with_layout(config, devices, None, True) is config  # no limit is known
 
-    monkeypatch.setattr(layout.Sizes, "of", lambda config: sizes)  # traced once
-
     def chosen(memory):
-        found = layout.with_layout(config, devices, memory, True)
+        found = layout.with_layout(config, devices, memory, True, sizes)
         return found.mesh.fsdp, found.training.prompts_per_device
 
     def needs(fsdp, at_once):

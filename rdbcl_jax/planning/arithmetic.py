@@ -14,7 +14,7 @@ from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.plan import Phase, Plan
 from rdbcl_jax.planning.programs import Programs
 from rdbcl_jax.sharding import make_mesh
-from rdbcl_jax.training.footprint import Footprint, footprint
+from rdbcl_jax.training.footprint import Footprint, Sizes
 from rdbcl_jax.training.microbatches import microbatches
 
 
@@ -32,29 +32,63 @@ class UnknownDevice:
         return [cls(i) for i in range(count)]
 
 
-def computed_plan(config: RunConfig, topology: Topology, assumed: tuple[str, ...] = ()) -> Plan:
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """What is computed from a config's traces, which do not depend on chips, mesh and batch size.
+
+    Attributes:
+      products: FLOPs of each program for one prompt.
+    """
+
+    sizes: Sizes
+    products: dict[str, float]
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Traced:
+        prompts = config.rollout.prompts
+        found = {name: count / prompts for name, count in products_of(config).items()}
+        return cls(Sizes.of(config), found)
+
+
+def computed_plan(
+    config: RunConfig,
+    topology: Topology,
+    assumed: tuple[str, ...] = (),
+    traced: Traced | None = None,
+) -> Plan:
     """What is moved is the least that can be: weights and caches once a token; an update is taken
-    to be bound by its products or by what it receives."""
+    to be bound by its products or by what it receives.
+
+    Args:
+      traced: of a config that differs in its mesh, prompts and `training.prompts_per_device` alone.
+    """
     assert topology.chip
+    traced = traced or Traced.of(config)
     devices = UnknownDevice.some(topology.size)
     mesh = dict(make_mesh(**config.mesh.to_dict(), devices=devices).shape)
-    found, rollout, parts = footprint(config, mesh), config.rollout, microbatches(config, mesh)
-    products = {name: n / topology.size for name, n in products_of(config).items()}
+    sizes = dataclasses.replace(traced.sizes, config=config)
+    found = sizes.on(mesh, memory=topology.chip.memory)
+    rollout, parts = config.rollout, microbatches(config, mesh)
+    mine = rollout.prompts / topology.size
+    products = {name: n * mine for name, n in traced.products.items()}
     held = sum(found.held.values())
     sampling, update = sum(found.sampling.values()), sum(found.update.values())
     update += 0 if topology.chip.kernel else found.scores
     shared = _received(config, found, mesh)  # with all weights once
     tokens = rollout.max_tokens
+    gathers = 1 if "parameters gathered over fsdp" in found.sampling else tokens
+
+    summed = _summed(sizes, mesh)
 
     def phase(name: str, needs: int, memory: int = 0, links: int = 0) -> Phase:
         return Phase(name, held, needs, products.get(name, 0), memory, links)
 
     phases = [
         phase("boundary", 0),
-        phase("sampling", sampling, _decoded(config, found, mesh), tokens * shared),
-        phase("reference", 0, 0, shared),
+        phase("sampling", sampling, _decoded(config, found, mesh), shared * gathers + summed),
+        phase("reference", 0, 0, shared + summed),
         # gathered forward, again for what is made anew, and backward; gradients are summed
-        phase("update", update, 0, parts * 5 * shared),
+        phase("update", update, 0, parts * 5 * shared + 4 * summed),
     ]
     return Plan(
         topology=topology.name,
@@ -77,6 +111,20 @@ def _received(config: RunConfig, found: Footprint, mesh: Mapping[str, int]) -> i
     weight = jnp.dtype(config.model.dtype).itemsize
     whole = found.parameters * weight // mesh["tensor"]
     return whole * (mesh["fsdp"] - 1) // mesh["fsdp"]
+
+
+def _summed(sizes: Sizes, mesh: Mapping[str, int]) -> int:
+    """Bytes that a chip receives in a forward pass of its prompts and responses for what each layer
+    sums over `tensor`: after attention, and after its MLP."""
+    config, parts = sizes.config, mesh["tensor"]
+    rollout, (_, width) = (
+        config.rollout,
+        sizes.decoder["language_model"]["embed_tokens"]["embedding"].shape,
+    )
+    tokens = config.data.prompt_lengths[-1] + rollout.samples * rollout.max_tokens
+    rows = rollout.prompts // (mesh["data"] * mesh["fsdp"])
+    number = rows * tokens * width * jnp.dtype(config.model.dtype).itemsize
+    return 2 * sizes.depth * number * 2 * (parts - 1) // parts
 
 
 def _decoded(config: RunConfig, found: Footprint, mesh: Mapping[str, int]) -> int:

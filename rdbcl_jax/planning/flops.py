@@ -15,15 +15,44 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 
-def flops(jaxpr: Jaxpr | ClosedJaxpr, branch: Callable[[Iterable[int]], int] = max) -> int:
+class Counter:
+    """How far loops have come that share a counter, one after the other or one within another, as
+    the sampler's do, which all count tokens."""
+
+    def __init__(self) -> None:
+        self._reached = 0
+
+    def turns(self, start: int | None, limit: int, nested: bool) -> int:
+        """Of a loop.
+
+        Args:
+          start: of its counter; None: where it was left.
+          nested: a loop within it has the same limit, and takes all turns.
+        """
+        if start == 0:
+            return limit  # a counter of its own
+        if nested:
+            self._reached = max(self._reached, start or 0)
+            return 1
+        turns = max(limit - (self._reached if start is None else start), 1)
+        self._reached = limit
+        return turns
+
+
+def flops(
+    jaxpr: Jaxpr | ClosedJaxpr,
+    branch: Callable[[Iterable[int]], int] = max,
+    counter: Counter | None = None,
+) -> int:
     """Of all devices together.
 
     Args:
       branch: of the branches of a condition, the one that is taken: `max`, or `min` for a program
         whose conditions ask for more work where little is left, as the sampler's.
+      counter: of the loops around it.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    total, before = 0, 0
+    total, counter = 0, counter or Counter()
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
@@ -31,20 +60,20 @@ def flops(jaxpr: Jaxpr | ClosedJaxpr, branch: Callable[[Iterable[int]], int] = m
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         elif name == "scan":
-            total += params["length"] * flops(params["jaxpr"], branch)
+            total += params["length"] * flops(params["jaxpr"], branch, counter)
         elif name == "while":
             limit = _limit(params["cond_jaxpr"].jaxpr)
-            start = _start(equation, before)
-            total += max(limit - start, 1) * flops(params["body_jaxpr"], branch)
-            before = limit
+            nested = limit in _limits(params["body_jaxpr"].jaxpr)
+            turns = counter.turns(_start(equation), limit, nested)
+            total += turns * flops(params["body_jaxpr"], branch, counter)
         elif name == "cond":
-            total += branch(flops(each, branch) for each in params["branches"])
+            total += branch(flops(each, branch, counter) for each in params["branches"])
         elif name == "shard_map":
             mesh, manual = params["mesh"], params["manual_axes"]
             devices = math.prod(mesh.shape[axis] for axis in manual)
-            total += devices * flops(params["jaxpr"], branch)
+            total += devices * flops(params["jaxpr"], branch, counter)
         else:
-            total += sum(flops(inner, branch) for inner in _inside(params))
+            total += sum(flops(inner, branch, counter) for inner in _inside(params))
     return total
 
 
@@ -89,10 +118,18 @@ def _limit(condition: Jaxpr) -> int:
     return 1
 
 
-def _start(equation, before: int) -> int:
-    """Where the counter of a loop starts: at a number that is there, or, where it is carried on
-    from the loop before, at that one's limit."""
+def _limits(jaxpr: Jaxpr) -> Iterator[int]:
+    """Those of the loops within."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "while":
+            yield _limit(equation.params["cond_jaxpr"].jaxpr)
+        for inner in _inside(equation.params):
+            yield from _limits(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+
+
+def _start(equation) -> int | None:
+    """Where the counter of a loop starts; None: it is carried on from the loop before."""
     consts = equation.params["cond_nconsts"] + equation.params["body_nconsts"]
     counters = [v for v in equation.invars[consts:] if v.aval.shape == ()]
     counters = [v for v in counters if v.aval.dtype.kind == "i"]
-    return int(counters[0].val) if counters and isinstance(counters[0], Literal) else before
+    return int(counters[0].val) if counters and isinstance(counters[0], Literal) else None

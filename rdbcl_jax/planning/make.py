@@ -8,7 +8,7 @@ from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.compiling import compiled_plan
 from rdbcl_jax.planning.inputs import planned
 from rdbcl_jax.planning.plan import Plan
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import make_mesh, memory_of
 from rdbcl_jax.training.layout import with_layout
 from rdbcl_jax.training.setup import check_rows
 
@@ -22,7 +22,8 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
     with planned(config) as (config, assumed):
         chip = topology.chip
         devices = topology.devices or UnknownDevice.some(topology.size)
-        config = with_layout(config, devices, chip and chip.memory, bool(chip and chip.kernel))
+        memory = memory_of(devices[0]) if topology.devices else chip and chip.memory
+        config = with_layout(config, devices, memory, bool(chip and chip.kernel))
         check_rows(config, make_mesh(**config.mesh.to_dict(), devices=devices))
         if topology.devices is None:
             return computed_plan(config, topology, assumed)

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from rdbcl_jax.planning.flops import Counter
+
 _BITS = {"pred": 8, "bf16": 16, "f8e4m3fn": 8, "f8e5m2": 8, "c64": 64, "c128": 128}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
@@ -101,7 +103,7 @@ class Compiled:
 
     def traffic(self, branch: Callable[[Iterable[Traffic]], Traffic] = max) -> Traffic:
         """Of one run; `branch` as in `flops.flops`."""
-        return self._traffic(self.entry, branch)
+        return self._traffic(self.entry, branch, Counter())
 
     def buffers(self, count: int) -> list[Buffer]:
         """The largest arrays that it makes, one of each shape and source."""
@@ -127,25 +129,38 @@ class Compiled:
                 for inner in _branches(operation):
                     yield from self._run(inner)
 
-    def _traffic(self, name: str, branch: Callable[[Iterable[Traffic]], Traffic]) -> Traffic:
-        total, before = Traffic(), 0
+    def _traffic(
+        self, name: str, branch: Callable[[Iterable[Traffic]], Traffic], counter: Counter
+    ) -> Traffic:
+        total = Traffic()
         computation = self.computations[name]
         for operation in computation.values():
             if operation.code == "while":
-                limit = self._limit(_called(operation, "condition"))
-                start = _start(computation, operation)
-                trips = max(limit - (before if start is None else start), 1)
-                before = limit
-                total = total.plus(self._traffic(_called(operation, "body"), branch).times(trips))
+                limit, body = (
+                    self._limit(_called(operation, "condition")),
+                    _called(operation, "body"),
+                )
+                nested = limit in self._limits(body)
+                turns = counter.turns(_start(computation, operation), limit, nested)
+                total = total.plus(self._traffic(body, branch, counter).times(turns))
             elif operation.code == "conditional":
                 total = total.plus(
-                    branch([self._traffic(inner, branch) for inner in _branches(operation)])
+                    branch(
+                        [self._traffic(inner, branch, counter) for inner in _branches(operation)]
+                    )
                 )
             elif operation.code == "call":
-                total = total.plus(self._traffic(_called(operation, "to_apply"), branch))
+                total = total.plus(self._traffic(_called(operation, "to_apply"), branch, counter))
             else:
                 total = total.plus(self._moved(computation, operation))
         return total
+
+    def _limits(self, name: str) -> Iterator[int]:
+        """Those of the loops within a computation."""
+        for computation in self._run(name):
+            for operation in computation.values():
+                if operation.code == "while":
+                    yield self._limit(_called(operation, "condition"))
 
     def _moved(self, computation: _Computation, operation: _Operation) -> Traffic:
         """By one operation."""

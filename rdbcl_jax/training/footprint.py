@@ -30,7 +30,7 @@ from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy, abstract_policy
-from rdbcl_jax.sharding import AXES, ParamAxes, make_mesh, param_shardings
+from rdbcl_jax.sharding import AXES, ParamAxes, is_gathered, make_mesh, param_shardings
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.microbatches import prompts_at_once
 from rdbcl_jax.training.optimizer import make_optimizer
@@ -97,6 +97,7 @@ class Sizes:
     whole: Any
     trained: Trained
     read: Trained  # as sampling reads them
+    decoder: Any  # what every token reads of all parameters, likewise
     earlier: Trained  # as the policy from before the task is held
     moments: int
     references: int
@@ -140,6 +141,7 @@ class Sizes:
             whole=policy.whole(trained),
             trained=trained,
             read=_read(model, trained, model.dtype),
+            decoder=_decoder(_read(model, policy.whole(trained), model.dtype)),
             earlier=_read(model, trained, dtype_of_frozen(config, method)),
             moments=_bytes(jax.eval_shape(optimizer.init, trained)),
             references=_references(method),
@@ -156,9 +158,19 @@ class Sizes:
             logits=config.rollout.samples * model.config.vocab_size * 4,
         )
 
-    def on(self, mesh: Mapping[str, int], at_once: int | None = None) -> Footprint:
+    def gathers(self, mesh: Mapping[str, int], memory: int | None) -> bool:
+        """Whether a device holds what decoding reads, gathered over `fsdp`."""
+        return is_gathered(self._gathered(mesh), memory)
+
+    def _gathered(self, mesh: Mapping[str, int]) -> int:
+        return _split(self.decoder, self.axes, {**mesh, "fsdp": 1})
+
+    def on(
+        self, mesh: Mapping[str, int], at_once: int | None = None, memory: int | None = None
+    ) -> Footprint:
         """Args:
         at_once: prompts of a micro-batch on each device; None: the config's.
+        memory: bytes that a device has; None: not known.
         """
         training, axes, whole = self.config.training, self.axes, self.whole
         rows = -(-self.config.rollout.prompts // (mesh["data"] * mesh["fsdp"]))
@@ -183,19 +195,27 @@ class Sizes:
         if mesh["fsdp"] > 1:  # this one and the next
             layer = _split(whole, axes, {**mesh, "fsdp": 1}) // self.depth
             update["two layers, gathered"] = 2 * layer
+        sampling = {
+            "parameters as they are read": _made(self.trained, self.read, axes, mesh),
+            "cache of prompts": self.cache * rows,
+            "cache of responses": self.responses * rows,
+            "logits of a token": self.logits * rows // mesh["tensor"],
+        }
+        if mesh["fsdp"] > 1 and self.gathers(mesh, memory):
+            sampling["parameters gathered over fsdp"] = self._gathered(mesh)
         return Footprint(
             parameters=_count(whole),
             trained=_count(self.trained),
             held=held | {"a batch": self.batch * rows},
             update=update,
-            sampling={
-                "parameters as they are read": _made(self.trained, self.read, axes, mesh),
-                "cache of prompts": self.cache * rows,
-                "cache of responses": self.responses * rows,
-                "logits of a token": self.logits * rows,
-            },
+            sampling=sampling,
             scores=self.scores * at_once,
         )
+
+
+def _decoder(params: Any) -> Any:
+    """What `models.decoder` gathers for sampling: all but what looks at pictures."""
+    return {name: params[name] for name in ("language_model", "lm_head") if name in params}
 
 
 def _references(method: Method) -> int:

@@ -1,9 +1,10 @@
 """The mesh of a run and the prompts that a device takes at once, where a config leaves them open.
 
 The fewest devices share the parameters that it takes for a run to fit, since sharing costs
-communication; then as many prompts as fit go through an update at once. Both are by arithmetic
-(`footprint`), so that the same config on the same devices always gives the same, before anything is
-compiled.
+communication. Layers are split over `tensor` where a device could not hold what decoding reads of
+them, or where there are more devices than prompts. Then as many prompts as fit go through an update
+at once. All of it is by arithmetic (`footprint`), so that the same config on the same devices
+always gives the same, before anything is compiled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def is_open(config: RunConfig) -> bool:
 
 
 def with_layout(
-    config: RunConfig, devices: Sequence[Any], memory: int | None, kernel: bool
+    config: RunConfig,
+    devices: Sequence[Any],
+    memory: int | None,
+    kernel: bool,
+    sizes: Sizes | None = None,
 ) -> RunConfig:
     """The config with the mesh and `training.prompts_per_device` that it leaves open.
 
@@ -36,19 +41,28 @@ def with_layout(
       memory: bytes that a device has; None: not known, as on CPUs. Then each device has all
         parameters, and takes all of its prompts at once.
       kernel: attention has one there, see `Footprint.most`.
+      sizes: of the config, where they are known already.
     """
-    sizes = None if memory is None else Sizes.of(config)
+    if sizes is None and memory is not None:
+        sizes = Sizes.of(config)
+
+    def needs(mesh: dict[str, int], at_once: int) -> int:
+        return sizes.on(mesh, at_once, memory).most(kernel) if sizes else 0
 
     def fits(mesh: dict[str, int], at_once: int) -> bool:
-        if sizes is None or memory is None:
-            return True
-        return sizes.on(mesh, at_once).most(kernel) <= _ROOM * memory
+        return memory is None or needs(mesh, at_once) <= _ROOM * memory
+
+    def decodes(mesh: dict[str, int]) -> bool:
+        """Without asking other devices for the parameters at every token."""
+        return sizes is None or mesh["fsdp"] == 1 or sizes.gathers(mesh, memory)
 
     if is_open(config):
         found = [*meshes(config, devices)]
         if not found:
             return config  # which is refused, with the numbers that do not divide
-        mesh = next((mesh for mesh in found if fits(mesh, 1)), found[-1])
+        fitting = [mesh for mesh in found if fits(mesh, 1)]
+        mesh = next(filter(decodes, fitting), None) or next(iter(fitting), None)
+        mesh = mesh or min(found, key=lambda mesh: needs(mesh, 1))
         if mesh["data"] < len(devices):  # else it is what the open fields stand for
             config = config.changed({f"mesh.{axis}": size for axis, size in mesh.items()})
     if sizes is None or config.training.prompts_per_device:
@@ -60,15 +74,8 @@ def with_layout(
     return config.changed({"training.prompts_per_device": most})
 
 
-def memory_of(device: Any) -> int | None:
-    """Bytes that programs may use on a device; None: it does not say."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    return (stats or {}).get("bytes_limit")
-
-
 def meshes(config: RunConfig, devices: Iterable[Any]) -> Iterator[dict[str, int]]:
-    """Those over which batches divide, from the least communication to the most. Layers are split
-    only where there are more devices than prompts."""
+    """Those over which batches divide, from the least communication to the most."""
     devices, batches = [*devices], [config.rollout.prompts, config.evaluation.batch_size]
     if not config.model.path:
         batches.append(config.section(BaseOptions).batch_size)
@@ -85,4 +92,3 @@ def meshes(config: RunConfig, devices: Iterable[Any]) -> Iterator[dict[str, int]
             except ValueError:  # processes would share some of their rows
                 continue
             yield {axis: mesh.shape[axis] for axis in AXES}
-        return

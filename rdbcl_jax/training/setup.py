@@ -37,7 +37,7 @@ from rdbcl_jax.reporting.services import check_services
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.sharding import agree, make_mesh, row_shard
+from rdbcl_jax.sharding import agree, make_mesh, memory_of, row_shard
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
@@ -154,7 +154,7 @@ def _laid_out(config: RunConfig) -> RunConfig:
     """With the mesh and the micro-batches that it leaves open, chosen by what fits."""
     devices = jax.devices()
     kernel = attention.resolve(config.model.attention, make_mesh(devices=devices)) != "xla"
-    memory = layout.memory_of(jax.local_devices()[0])
+    memory = memory_of(jax.local_devices()[0])
     if memory is None or not config.model.path:  # a base that is still to be made is small
         return layout.with_layout(config, devices, None, kernel)
     return layout.with_layout(config, devices, memory, kernel)
