@@ -124,14 +124,17 @@ class WorkdirLock:
 class RemoteLock:
     """The same on gs://.
 
+    Args:
+      local: where the run keeps its files meanwhile: `is_held` there, too.
     Raises:
       Held: by another process.
     """
 
     SETTLED = 1.0  # seconds after which the last of several newcomers has written its name
 
-    def __init__(self, workdir: Any):
+    def __init__(self, workdir: Any, local: pathlib.Path | None = None):
         self.workdir, self.path = workdir, workdir / FILE
+        self._here = {(local / FILE).absolute()} if local else set()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         self._own = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
         self._own["token"] = f"{time.time_ns():x}-{os.getpid()}"
@@ -142,11 +145,13 @@ class RemoteLock:
         self._write(json.dumps(self._own))
         time.sleep(self.SETTLED)
         self._check(self._read())
+        _OWN.update(self._here)
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        _OWN.difference_update(self._here)
         if self._read() == self._own:
             self._write("")
 

@@ -17,7 +17,7 @@ from rdbcl_jax.data.published import DATA_SETS
 from rdbcl_jax.data.sources import open_source
 from rdbcl_jax.export import export
 from rdbcl_jax.lab.study.run import run_study
-from rdbcl_jax.lock import Held, RemoteLock
+from rdbcl_jax.lock import Held, RemoteLock, is_held
 from rdbcl_jax.remote import Store, at, copy_of, is_remote, local, opened
 from rdbcl_jax.training.collect import collect
 from tests.cloud import bucket, upload
@@ -95,13 +95,14 @@ def test_a_workdir_is_kept_up_to_date_and_a_kill_loses_what_was_not_yet(gs):
         pass
 
 
-def test_one_run_has_a_workdir_until_it_gives_no_sign(gs, monkeypatch):
+def test_one_run_has_a_workdir_until_it_gives_no_sign(gs, tmp_path, monkeypatch):
     monkeypatch.setattr(RemoteLock, "SETTLED", 0.0)
     name = at(f"{gs}/locks/a")
     with RemoteLock(name), pytest.raises(Held, match=f"process {os.getpid()} on .* last sign"):
         RemoteLock(name).__enter__()
-    with RemoteLock(name):  # given back
-        pass
+    with RemoteLock(name, tmp_path):  # given back
+        assert is_held(tmp_path)  # a report written there says that the run goes on
+    assert not is_held(tmp_path)
     owner = {"host": "elsewhere", "pid": 7, "since": "yesterday"}
     (name / lock.FILE).write_text(json.dumps(owner))
     with pytest.raises(Held, match="process 7 on elsewhere"):
