@@ -40,6 +40,7 @@ from rdbcl_jax.toy.base import make_base
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.collect import write_right_responses
+from rdbcl_jax.training.disk import check_room, parts_of
 from rdbcl_jax.training.examples import make_examples
 from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.identity import keep_base
@@ -68,19 +69,19 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
             checkpoints = Checkpoints(store.name, **kept, first=store.push)
             start = find_start(store.local, setup, checkpoints)
             with Journal(store.local, setup, start, store.name) as journal, checkpoints:
-                return _train(setup, store.local, checkpoints, start, journal, stop)
+                return _train(setup, store, checkpoints, start, journal, stop)
 
 
 def _train(
     setup: Setup,
-    workdir: pathlib.Path,
+    store: Store,
     checkpoints: Checkpoints,
     begin: Start,
     journal: Journal,
     stop: Stop,
 ) -> RunResults:
     method, tasks, steps = setup.method, setup.tasks, setup.config.training.steps
-    done = begin.done
+    done, workdir = begin.done, store.local
 
     if setup.left_out:
         journal.left_out(setup.left_out)
@@ -91,6 +92,8 @@ def _train(
     learner = make_learner(setup.config, policy, like, method, setup.rewards)
     if whole := held_whole(policy.whole(like), policy.model.param_axes, setup.mesh):
         journal.progress.message(f"note: {whole}: held whole on each of its devices")
+    if room := check_room(store, [*parts_of(setup.config, method, learner, like)]):
+        journal.progress.message(f"note: {room}")
     if done:
         journal.progress.message(f"resuming after step {done} of {steps * len(tasks)}")
 

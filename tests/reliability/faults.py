@@ -142,6 +142,13 @@ def enlarge(folder, megabytes):
     subprocess.run(["mount", "-o", f"remount,size={megabytes}m", str(folder)], check=True)
 
 
+def fill(file):
+    """Takes all room that is left on a disk."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as rest:
+        while True:
+            rest.write(bytes(2**16))
+
+
 # ------------------------------------------------------------------------------ kill
 
 

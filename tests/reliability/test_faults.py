@@ -486,14 +486,22 @@ def _line(process, start):
 def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(config, whole, tmp_path):
     disk = tmp_path / "disk"
     try:
-        with faults.small_disk(disk, 2):
-            with pytest.raises(OSError, match="No space left on device, while") as error:
+        with faults.small_disk(disk, 1):
+            (disk / "somebody's").write_bytes(bytes(600_000))
+            with pytest.raises(ValueError, match=r"checkpoints take up to .* are free; make room"):
+                train(config, disk / "run")
+            assert not Checkpoints(disk / "run").steps()
+            faults.enlarge(disk, 64)
+            full = functools.partial(faults.fill, disk / "somebody's")
+            with (
+                at_step(2, full),
+                pytest.raises(OSError, match="No space left on device, while") as error,
+            ):
                 train(config, disk / "run")
             assert str(disk) in str(error.value) and "\n" not in str(error.value)
-            saved = Checkpoints(disk / "run").steps()
-            faults.enlarge(disk, 64)
+            assert Checkpoints(disk / "run").steps()  # it is not from the beginning
+            (disk / "somebody's").unlink()
             goes_on(config, disk / "run", whole)
-            assert saved  # it was not from the beginning
     except PermissionError as error:
         pytest.skip(str(error))
 
