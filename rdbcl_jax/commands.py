@@ -22,9 +22,11 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from rdbcl_jax import programs
 from rdbcl_jax.json_files import flatten
 from rdbcl_jax.messages import did_you_mean, line_of
 from rdbcl_jax.recipes import find_config, load_config, recipes
+from rdbcl_jax.remote import cache_folder
 
 HELP = ("help", "-h", "-help", "--help", "--helpshort", "--helpfull")
 OVERRIDE = re.compile(r"--(no)?config\.([^=]*)(=.*)?", re.DOTALL)
@@ -83,6 +85,8 @@ def start(command: Command, argv: Sequence[str]) -> NoReturn:
     with errors_in_one_line(command.name):
         args = parsed(parser, argv)
         _quiet()
+        if "compilation_cache" in args:
+            programs.keep(args.compilation_cache or cache_folder() / "programs")
         run(args)
         sys.stdout.flush()
     sys.exit(0)
@@ -95,6 +99,9 @@ def add_config(parser: argparse.ArgumentParser, text: str = "", required: bool =
     text = "Any field of the config; `rdbcl config` lists them all with their meaning."
     # shown in the help, and taken out of the arguments before they are parsed
     parser.add_argument("--config.FIELD", metavar="VALUE", dest="overrides", help=text)
+    text = "Where compiled programs are kept for later runs (default: ~/.cache/rdbcl_jax/programs)"
+    text += f"; {programs.OFF}: nowhere."
+    parser.add_argument("--compilation-cache", metavar="DIR", help=text)
 
 
 def add_repeatable(parser: argparse.ArgumentParser, flag: str, metavar: str, text: str) -> None:

@@ -42,6 +42,39 @@ def rdbcl(*args, **environment):
     )
 
 
+KEPT = """
+import sys
+import jax, jax.numpy as jnp
+from rdbcl_jax import programs
+programs._LEAST_SECONDS = 0
+programs.keep(sys.argv[1])
+print(jax.config.jax_compilation_cache_dir)
+print(jax.jit(lambda x: jnp.linalg.svd(jnp.sort(x) @ x)[1].sum())(jnp.ones((9, 9))))
+"""
+
+
+def test_programs_are_kept_for_later_runs(tmp_path):
+    """Beside the user's caches, by machine; JAX's own setting stands; `off` keeps none."""
+    free = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
+
+    def lines(folder, **environment):
+        call = [sys.executable, "-c", KEPT, folder]
+        env = {**free, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(
+            call, env=env, cwd=tmp_path, text=True, check=True, stdout=subprocess.PIPE
+        ).stdout.split()
+
+    place, value = lines(str(tmp_path / "kept"))
+    assert pathlib.Path(place).parent == tmp_path / "kept"
+    held = sorted(path.name for path in pathlib.Path(place).iterdir() if "cache" in path.name)
+    assert held
+    assert lines(str(tmp_path / "kept")) == [place, value]  # the same bits, from disk
+    assert held == sorted(p.name for p in pathlib.Path(place).iterdir() if "cache" in p.name)
+    assert lines("off")[0] == "None"
+    own = str(tmp_path / "own")
+    assert lines(str(tmp_path / "kept"), JAX_COMPILATION_CACHE_DIR=own)[0] == own
+
+
 @pytest.fixture
 def typed(monkeypatch, capsys):
     """Runs a command in this process: (exit status, what it printed, its errors)."""

@@ -21,6 +21,7 @@ FLOORS = (
         "json_files",
         "remote",
         "integrity",
+        "programs",
         "lock",
         "distributed",
         "results",

@@ -17,17 +17,25 @@ PROGRAMS = {
     "compiled_logprobs": "log-probs",
 }
 _LOGS = ("jax._src.interpreters.pxla", "jax._src.dispatch")  # of what is compiled, and when it is
-_EVENT = re.compile(r"(Compiling|Finished XLA compilation of) (?:jit\()?(\w+)")
+_EVENT = re.compile(
+    r"(Compiling|Finished XLA compilation of) (?:jit\()?(\w+)(?:.* in ([\d.]+) sec)?"
+)
 
 
 class Compilations(logging.Filter):
     """Within a `with` block, tells of each of `PROGRAMS` that is compiled: its name and how many
-    there were, then None once it is there. What jax logs of it is seen, and goes no further."""
+    there were, then None once it is there. What jax logs of it is seen, and goes no further.
+
+    Attributes:
+      seconds: of every program that was compiled, or found where they are kept, by its name; all
+        but `PROGRAMS` are "others".
+    """
 
     def __init__(self, tell: Callable[[str | None], None], expected: int):
         super().__init__()
         self._tell, self._expected, self._count = tell, expected, 0
         self._levels: list[int] = []
+        self.seconds: dict[str, list[float]] = {}
 
     def __enter__(self) -> Compilations:
         for logger in map(logging.getLogger, _LOGS):
@@ -41,6 +49,14 @@ class Compilations(logging.Filter):
             logger.removeFilter(self)
             logger.setLevel(level)
 
+    def __str__(self) -> str:
+        """How many programs there were, and in how many seconds."""
+        parts = [
+            f"{name} {len(seconds)} in {sum(seconds):.1f} s"
+            for name, seconds in sorted(self.seconds.items(), key=lambda item: -sum(item[1]))
+        ]
+        return ", ".join(parts) or "none"
+
     def filter(self, record: logging.LogRecord) -> bool:
         found = _EVENT.match(record.getMessage())
         program = PROGRAMS.get(found[2]) if found else None
@@ -48,8 +64,10 @@ class Compilations(logging.Filter):
             self._count += 1
             total = max(self._count, self._expected)
             self._tell(f"compiling {program} ({self._count} of {total})")
-        elif program:
-            self._tell(None)
+        elif found and found[1] != "Compiling":
+            self.seconds.setdefault(program or "others", []).append(float(found[3]))
+            if program:
+                self._tell(None)
         return record.levelno > logging.DEBUG
 
 

@@ -75,7 +75,8 @@ class Journal:
         self.open.enter_context(warnings_to(self.folder / "warnings.log"))
         # samplers of evaluation and of training, log-probs, update; and of the base that is made
         expected = 4 + (0 if self.setup.config.model.path else 1)
-        self.open.enter_context(Compilations(self.progress.compiling, expected))
+        programs = self.open.enter_context(Compilations(self.progress.compiling, expected))
+        self.open.callback(lambda: self.progress.message(f"programs compiled: {programs}"))
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -124,7 +124,7 @@ def test_a_line_of_steps_every_so_many_seconds_where_there_is_no_terminal():
 def test_what_is_compiled_is_said():
     stream = io.StringIO()
     progress = Progress(["sum"], 100, stream=stream)
-    with Compilations(progress.compiling, expected=5):
+    with Compilations(progress.compiling, expected=5) as programs:
 
         def sample(x):
             return jnp.cos(x) * 3
@@ -140,6 +140,9 @@ def test_what_is_compiled_is_said():
     lines = [line.split("] ")[1] for line in stream.getvalue().splitlines()]
     assert lines == ["compiling sampler (1 of 5) …", "compiling sampler (2 of 5) …"]
     assert progress._compiling is None
+    assert len(programs.seconds["sampler"]) == 2 and min(programs.seconds["sampler"]) > 0
+    assert f"sampler 2 in {sum(programs.seconds['sampler']):.1f} s" in str(programs)
+    assert "others" in programs.seconds
 
 
 def test_the_live_display_says_what_is_compiled(monkeypatch):
