@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
@@ -202,7 +202,7 @@ def _percent(axis: Axis) -> None:
     axis.set_major_formatter(PERCENT)
     low, high = axis.get_data_interval()
     if low == high == 0:
-        setter = axis.axes.set_xlim if axis.axis_name == "x" else axis.axes.set_ylim
+        setter = axis.axes.set_xlim if isinstance(axis, XAxis) else axis.axes.set_ylim
         setter(-0.05, 1.05)
 
 

@@ -186,7 +186,12 @@ def one_run(store: Store) -> Iterator[None]:
         WorkdirLock(store.local) if store.there is None else RemoteLock(store.there, store.local)
     )
     with contextlib.ExitStack() as stack:
-        on_main(lambda: stack.enter_context(lock).path.name)
+
+        def take() -> str:
+            stack.enter_context(lock)
+            return lock.path.name
+
+        on_main(take)
         store.pull()
         stack.callback(store.push)  # before the lock is given back
         store.keep_up()
