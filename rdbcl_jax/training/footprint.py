@@ -223,9 +223,9 @@ def _references(method: Method) -> int:
     return 1 + (method.reference not in (None, "previous"))
 
 
-def _read(model: VLM, trained: Trained, dtype: Any) -> Trained:
+def _read(model: VLM, params: Any, dtype: Any) -> Any:
     stacks = model.param_axes.stacks
-    return jax.eval_shape(lambda t: partition.read_in(t, stacks, jnp.dtype(dtype)), trained)
+    return jax.eval_shape(lambda p: partition.read_in(p, stacks, jnp.dtype(dtype)), params)
 
 
 def _made(old: Any, new: Any, axes: ParamAxes, mesh: Mapping[str, int]) -> int:
