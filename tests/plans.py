@@ -49,7 +49,7 @@ def laid_out(recipe: str, topology: str) -> tuple[Footprint, int]:
         count *= int(side)
     with planned(config_of(recipe)) as (config, _):
         devices = UnknownDevice.some(count)
-        config = with_layout(config, devices, chip.memory, chip.kernel)
+        config = with_layout(config, devices, chip.memory, True)
         mesh = {"data": count, "fsdp": 1, "tensor": 1} | {
             axis: size for axis, size in config.mesh.to_dict().items() if size > 0
         }
@@ -95,7 +95,7 @@ def _scaled(model: str, config: RunConfig, traced: Traced, kind: str, count: int
     sizes = {"rollout.prompts": prompts, "evaluation.batch_size": prompts}
     config, chip, devices = config.changed(sizes), TPUS[kind], UnknownDevice.some(count)
     known = dataclasses.replace(traced.sizes, config=config)
-    config = with_layout(config, devices, chip.memory, chip.kernel, known)
+    config = with_layout(config, devices, chip.memory, True, known)
     topology = Topology(f"{kind} × {count}", chip, count, None)
     plan = computed_plan(config, topology, traced=traced)
     step = sum(phase.seconds(chip) for phase in plan.step)

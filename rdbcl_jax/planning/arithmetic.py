@@ -15,6 +15,7 @@ from rdbcl_jax.planning.plan import Phase, Plan
 from rdbcl_jax.planning.programs import Programs
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.footprint import Footprint, Sizes
+from rdbcl_jax.training.layout import has_kernel
 from rdbcl_jax.training.microbatches import microbatches
 
 
@@ -73,7 +74,7 @@ def computed_plan(
     products = {name: n * mine for name, n in traced.products.items()}
     held = sum(found.held.values())
     sampling, update = sum(found.sampling.values()), sum(found.update.values())
-    update += 0 if topology.chip.kernel else found.scores
+    update += 0 if has_kernel(config, config.model.attention) else found.scores
     shared = _received(config, found, mesh)  # with all weights once
     tokens = rollout.max_tokens
     gathers = 1 if "parameters gathered over fsdp" in found.sampling else tokens

@@ -26,7 +26,6 @@ class Chip(NamedTuple):
       bandwidth: of its memory, bytes a second.
       links: bytes a second that it can receive from its neighbours along one axis of the torus, of
         both together; of a GPU: from the others of its node.
-      kernel: attention has one that holds no scores, see `models.attention`.
     """
 
     name: str
@@ -34,7 +33,6 @@ class Chip(NamedTuple):
     flops: float
     bandwidth: float
     links: float
-    kernel: bool = True
 
 
 # TPUs: what programs may use is what XLA's compiler says it has when one needs more; rates are
@@ -48,9 +46,9 @@ TPUS = {
 # GPUs: nine tenths of their memory, as with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; the rest is left to
 # CUDA and its libraries
 GPUS = {
-    "a100": Chip("A100 80 GB", int(0.9 * 80e9), 312e12, 2.04e12, 3.0e11, False),
-    "h100": Chip("H100 80 GB", int(0.9 * 80e9), 989e12, 3.35e12, 4.5e11, False),
-    "h200": Chip("H200 141 GB", int(0.9 * 141e9), 989e12, 4.8e12, 4.5e11, False),
+    "a100": Chip("A100 80 GB", int(0.9 * 80e9), 312e12, 2.04e12, 3.0e11),
+    "h100": Chip("H100 80 GB", int(0.9 * 80e9), 989e12, 3.35e12, 4.5e11),
+    "h200": Chip("H200 141 GB", int(0.9 * 141e9), 989e12, 4.8e12, 4.5e11),
 }
 FORMS = "v5e:2x4 (v4, v5p and v6e likewise), gpu:h100x8 (a100 and h200 likewise) or cpu"
 

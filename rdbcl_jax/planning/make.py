@@ -9,7 +9,7 @@ from rdbcl_jax.planning.compiling import compiled_plan
 from rdbcl_jax.planning.inputs import planned
 from rdbcl_jax.planning.plan import Plan
 from rdbcl_jax.sharding import make_mesh, memory_of
-from rdbcl_jax.training.layout import with_layout
+from rdbcl_jax.training.layout import has_kernel, with_layout
 from rdbcl_jax.training.setup import check_rows
 
 
@@ -23,7 +23,9 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
         chip = topology.chip
         devices = topology.devices or UnknownDevice.some(topology.size)
         memory = memory_of(devices[0]) if topology.devices else chip and chip.memory
-        config = with_layout(config, devices, memory, bool(chip and chip.kernel))
+        # TPUs and GPUs have one, which "auto" takes
+        kernel = chip is not None and has_kernel(config, config.model.attention)
+        config = with_layout(config, devices, memory, kernel)
         check_rows(config, make_mesh(**config.mesh.to_dict(), devices=devices))
         if topology.devices is None:
             return computed_plan(config, topology, assumed)

@@ -21,6 +21,11 @@ _ROOM = 0.9  # of a device's memory, by an estimate
 _TENSOR = (1, 2, 4, 8)
 
 
+def has_kernel(config: RunConfig, backend: str) -> bool:
+    """Whether attention holds no scores, by a backend that is no "auto": kernels take 16 bits."""
+    return backend != "xla" and config.model.dtype != "float32"
+
+
 def is_open(config: RunConfig) -> bool:
     """Whether the mesh is left to be chosen."""
     return config.mesh == MeshConfig()

@@ -153,7 +153,8 @@ def check_rows(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 def _laid_out(config: RunConfig) -> RunConfig:
     """With the mesh and the micro-batches that it leaves open, chosen by what fits."""
     devices = jax.devices()
-    kernel = attention.resolve(config.model.attention, make_mesh(devices=devices)) != "xla"
+    backend = attention.resolve(config.model.attention, make_mesh(devices=devices))
+    kernel = layout.has_kernel(config, backend)
     memory = memory_of(jax.local_devices()[0])
     if memory is None or not config.model.path:  # a base that is still to be made is small
         return layout.with_layout(config, devices, None, kernel)
