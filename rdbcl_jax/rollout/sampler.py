@@ -32,6 +32,7 @@ from rdbcl_jax.rollout.sampling import Sampling, draw
 from rdbcl_jax.sharding import in_rows
 
 _FEW = 4  # rows; a step of them costs little more than one of two
+_SHORT = 64  # tokens
 
 
 class _Written(NamedTuple):
@@ -95,7 +96,7 @@ def sample(
     state = add_token(_start(shape, sampling.max_tokens, cache), first.reshape(*shape, -1))
     written, ended = state.written, ~state.alive
     everyone = read = read_by_all(prompt_cache)
-    several = widths(shape[1]) if sampling.max_tokens > 1 else ()
+    several = widths(shape[1], sampling.max_tokens) if sampling.max_tokens > 1 else ()
     for width, narrower in itertools.pairwise((*several, 0)):
         if width < shape[1]:
             state = _take(state, jnp.argsort(~state.alive, axis=1)[:, :width])  # stable
@@ -111,15 +112,17 @@ def sample(
     return in_rows(Rollouts(*tree), model.mesh)
 
 
-def widths(rows: int) -> tuple[int, ...]:
+def widths(rows: int, max_tokens: int) -> tuple[int, ...]:
     """With how many rows a device goes on: halves down to four, then one.
 
     So fewer than half of them are idle, but for the last few, of which a step costs nearly as much
-    for one as for four: it reads all parameters.
+    for one as for four: it reads all parameters. Quarters where responses are short: every width is
+    a program, and some tokens do not earn what it takes to compile.
     """
+    parts = 2 if max_tokens > _SHORT else 4
     found = [rows]
     while found[-1] > _FEW:
-        found.append(math.ceil(found[-1] / 2))
+        found.append(math.ceil(found[-1] / parts))
     return (*found, 1) if found[-1] > 1 else tuple(found)
 
 

@@ -253,9 +253,10 @@ def test_refuses_impossible_options(options):
 
 
 def test_at_most_half_of_the_rows_are_idle_down_to_four():
-    assert widths(1) == (1,)
-    assert widths(5) == (5, 3, 1)
-    assert widths(64) == (64, 32, 16, 8, 4, 1)
+    assert widths(1, 256) == (1,)
+    assert widths(5, 256) == (5, 3, 1)
+    assert widths(64, 256) == (64, 32, 16, 8, 4, 1)
+    assert widths(64, 16) == (64, 16, 4, 1)  # of short responses three quarters
 
 
 def test_slots_lie_in_few_blocks():
