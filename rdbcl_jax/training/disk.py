@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ from rdbcl_jax.training.learner import Learner
 _SAID = 1e9  # bytes from which on it is worth a line
 
 
-class Part(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Part:
     """Of a run's checkpoints: so many of one kind, of so many bytes each."""
 
     name: str

@@ -182,7 +182,7 @@ def _check_store(store: Store, config: RunConfig) -> None:
 @contextlib.contextmanager
 def one_run(store: Store) -> Iterator[None]:
     """The workdir is this run's alone; of several processes the main one holds it for all."""
-    lock: WorkdirLock | RemoteLock = (
+    lock: Any = (
         WorkdirLock(store.local) if store.there is None else RemoteLock(store.there, store.local)
     )
     with contextlib.ExitStack() as stack:
