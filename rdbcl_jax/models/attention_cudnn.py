@@ -55,7 +55,8 @@ def attend(query, blocks, *, implementation: Literal["xla", "cudnn"] = "cudnn"):
         arrays = [jnp.concatenate(pair, axis) for pair in zip(each, arrays, strict=True)]
     if (before + length) % 2:  # the kernel wants an even number
         arrays = [jnp.pad(a, [(0, i == axis) for i in range(a.ndim)]) for a in arrays]
-    out = _attend(*arrays, own.causal, implementation)
+    query, key, value, mask = arrays
+    out = _attend(query, key, value, mask, own.causal, implementation)
     return jax.lax.slice_in_dim(out, before, before + length, axis=axis)
 
 

@@ -81,7 +81,7 @@ def draw(
     With a `mesh`, *B is [P, G] and V is split over `tensor`, if that divides it; logits are not
     gathered then, but for top-p.
     """
-    if shards.serves(logits.shape[-1], sampling, mesh):
+    if mesh is not None and shards.serves(logits.shape[-1], sampling, mesh):
         return shards.draw(uniforms, logits, sampling, mesh)
     logits = logits.astype(jnp.float32) / sampling.temperature
     allowed = _restrict(logits, sampling)

@@ -25,11 +25,10 @@ _AXIS = "tensor"
 _ROWS = ("data", "fsdp")
 
 
-def serves(vocabulary: int, sampling: Sampling, mesh: Mesh | None) -> bool:
+def serves(vocabulary: int, sampling: Sampling, mesh: Mesh) -> bool:
     """Whether `draw` can: a vocabulary that is split, and no top-p, which orders all of it."""
-    if mesh is None or mesh.shape[_AXIS] == 1:
-        return False
-    return vocabulary % mesh.shape[_AXIS] == 0 and sampling.top_p == 1
+    parts = mesh.shape[_AXIS]
+    return parts > 1 and vocabulary % parts == 0 and sampling.top_p == 1
 
 
 def draw(
