@@ -26,5 +26,6 @@ def workdir(config, tmp_path_factory):
     _, params = load_policy(config.changed({"model.path": str(base)}), make_mesh())
     keys = iter(jax.random.split(jax.random.key(5), 100))
     moved = jax.tree.map(lambda a: a + 0.005 * jax.random.normal(next(keys), a.shape), params)
-    Checkpoints(workdir).save_task(1, moved)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save_task(1, moved)
     return workdir

@@ -125,8 +125,8 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
     save = run_module.Checkpoints._save
     for last in ("task_01", "step_00000003"):  # the end of the first task, and within the second
 
-        def save_and_die(self, name, state, last=last):
-            save(self, name, state)
+        def save_and_die(self, name, state, *drop, last=last, **options):
+            save(self, name, state, *drop, **options)
             if name == last:
                 raise KeyboardInterrupt
 
