@@ -152,7 +152,7 @@ TRAIN = ("train", "--workdir=/nowhere", "--config=configs/quickstart.py")
         (("config", "rolout"), "no section or field 'rolout'; did you mean 'rollout'?"),
         (("train", "--workdir=/nowhere", "--config=no.py"), "no config file at 'no.py', nor"),
         (
-            ("memory", "--config=quickstrat"),
+            ("plan", "--topology=cpu", "--config=quickstrat"),
             "'quickstrat', nor a recipe of that name; did you mean",
         ),
         (
