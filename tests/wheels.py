@@ -29,7 +29,7 @@ COMMANDS = (
     ("help",),
     ("check", "--config=quickstart", *SMALL),
     ("train", "--config=quickstart", "--workdir=run", *SMALL),
-    ("memory", "--config=quickstart", "--config.model.path=run/base"),
+    ("plan", "--topology=cpu", "--config=quickstart", "--config.model.path=run/base"),
     ("report", "run"),
     ("export", "run@1", "--out=exported"),
     ("train", "--config=configs/quickstart.py", "--workdir=run", *SMALL),  # finished: at once
