@@ -206,7 +206,11 @@ def _plan(parser: argparse.ArgumentParser) -> Run:
         from rdbcl_jax.planning.make import make_plan
         from rdbcl_jax.planning.table import lines
 
-        plan = make_plan(RunConfig.of(config), topology_of(args.topology))
+        topology = topology_of(args.topology)
+        if topology.devices is not None:
+            text = f"compiling the run's programs for {topology.name}: large models take minutes"
+            print(text, file=sys.stderr, flush=True)
+        plan = make_plan(RunConfig.of(config), topology)
         print(json.dumps(plan.to_dict(), indent=1) if args.json else "\n".join(lines(plan)))
         sys.stdout.flush()
         sys.exit(not plan.fits)

@@ -2,6 +2,7 @@ import contextlib
 import re
 import shutil
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 from rdbcl_jax.checkpoint import Checkpoints, Damaged
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.methods import make_method
 from rdbcl_jax.sharding import ParamAxes, make_mesh, param_shardings
+from rdbcl_jax.training.disk import parts_of
 from rdbcl_jax.training.optimizer import make_optimizer
 from rdbcl_jax.training.state import TrainState
 from tests import engine
@@ -202,6 +206,26 @@ def test_a_state_counts_when_it_is_whole_and_only_then_are_older_ones_removed(
     assert checkpoints.steps() == [1, 2, 9][-keep:] and not checkpoints.strays()
     found = Checkpoints(tmp_path).restore_step(9, state)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_as_many_states_are_planned_for_as_lie_there_at_once(tmp_path, monkeypatch):
+    """Those of a task stay until later ones are whole, of whatever task."""
+    config = engine.small_config()
+    config.update_from_flattened_dict({"training.steps": 20, "training.checkpoint_every": 10})
+    config.sequence = ("sum", "walk", "jigsaw")
+    config, learner = RunConfig.of(config), types.SimpleNamespace(like=make_state())
+    states, *_ = parts_of(config, make_method(config), learner, {})
+    lie, write = [], Checkpoints._write_manifest
+
+    def count_and_write(self, name):
+        lie.append(len([*self.directory.glob("step_*")]))
+        write(self, name)
+
+    monkeypatch.setattr(Checkpoints, "_write_manifest", count_and_write)
+    with Checkpoints(tmp_path, **config.checkpoint.to_dict()) as checkpoints:
+        for step in (10, 30, 50):
+            checkpoints.save_step(step, make_state())
+    assert states.count == max(lie) == 3
 
 
 def double(tree):

@@ -201,6 +201,10 @@ def test_a_plan_for_this_machine(path):
     small = dataclasses.replace(plan, limit=plan.peak - 1)
     text = [*lines(small)]
     assert any("does not fit" in line for line in text) and max(map(len, text)) <= 100
+    held = plan.phases[0].peak
+    for limit, over in ((held, names[1:]), (held - 1, ["boundary"])):
+        advice = [*dataclasses.replace(plan, limit=limit).advice()]
+        assert [line.partition(":")[0] for line in advice] == over
 
 
 def test_a_plan_for_gpus_needs_no_model():

@@ -71,8 +71,8 @@ def empty_cache(prompt: KeyValues, rows: int, slots: int) -> Cache:
 def numbers(cache: Cache, at: Int[Array, ""]) -> Int[Array, "S"]:
     """Which token each slot holds, when number `at` is the newest."""
     size = newest_slots(cache)
-    shelved = jnp.arange(size * (len(cache) - 1))
-    return jnp.concatenate([shelved, at // size * size + jnp.arange(size)])
+    aside = jnp.arange(size * (len(cache) - 1))
+    return jnp.concatenate([aside, at // size * size + jnp.arange(size)])
 
 
 def newest_slots(cache: Cache) -> int:
@@ -92,7 +92,7 @@ def write(cache: Cache, new: tuple[Array, Array], at: Int[Array, ""], *layer) ->
     return (*cache[:-1], _map(put, cache[-1], new, _SLOTS))
 
 
-def shelve(cache: Cache, count: Int[Array, ""]) -> Cache:
+def set_aside(cache: Cache, count: Int[Array, ""]) -> Cache:
     """The cache of `count` tokens, the newest block copied to its place where it is full."""
     *shelf, newest = cache
     size = newest_slots(cache)

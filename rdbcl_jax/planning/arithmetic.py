@@ -118,10 +118,7 @@ def _summed(sizes: Sizes, mesh: Mapping[str, int]) -> int:
     """Bytes that a chip receives in a forward pass of its prompts and responses for what each layer
     sums over `tensor`: after attention, and after its MLP."""
     config, parts = sizes.config, mesh["tensor"]
-    rollout, (_, width) = (
-        config.rollout,
-        sizes.decoder["language_model"]["embed_tokens"]["embedding"].shape,
-    )
+    rollout, width = config.rollout, sizes.width
     tokens = config.data.prompt_lengths[-1] + rollout.samples * rollout.max_tokens
     rows = rollout.prompts // (mesh["data"] * mesh["fsdp"])
     number = rows * tokens * width * jnp.dtype(config.model.dtype).itemsize

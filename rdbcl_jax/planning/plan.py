@@ -96,10 +96,11 @@ class Plan:
         return [p for p in self.phases if p.name in ("sampling", "reference", "update")]
 
     def advice(self) -> Iterator[str]:
-        """What to change, of each phase that does not fit."""
-        for phase in self.phases:
-            if phase.peak > self.limit:
-                yield f"{phase.name}: {PHASES[phase.name].help}"
+        """What to change, of each phase that does not fit; of the boundary alone where that is one:
+        what lies there then lies there in all others."""
+        over = [phase.name for phase in self.phases if phase.peak > self.limit]
+        for name in ["boundary"] if "boundary" in over else over:
+            yield f"{name}: {PHASES[name].help}"
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""

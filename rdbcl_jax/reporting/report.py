@@ -88,7 +88,8 @@ def _last_logged(run: Run) -> float:
 
 
 def _tiles(run: Run, split: str) -> list[dict[str, Any]]:
-    metrics, base = run.results.metrics(split), run.matrix(split)[0].mean()
+    first = run.matrix(split)[0]  # of no task, before the first evaluation
+    metrics, base = run.results.metrics(split), first.mean() if len(first) else math.nan
     last, count = metrics.get("last"), len(run.held_out)
     others = f"{count} task{'s' if count > 1 else ''} not learned"
     notes = {  # of this run; the others' are of the metric

@@ -25,7 +25,7 @@ from rdbcl_jax.models.kv_cache import (
     newest_slots,
     read_by,
     read_by_all,
-    shelve,
+    set_aside,
     take_rows,
 )
 from rdbcl_jax.rollout.sampling import Sampling, draw
@@ -164,13 +164,13 @@ def _record(state: _State, token, logp, stop_ids) -> _State:
 
 
 def _by_blocks(goes_on, body, state: _State) -> _State:
-    """`body` while it `goes_on`; whenever the newest block of the cache is full, it is shelved."""
+    """`body` while it `goes_on`; the newest block of the cache is set aside whenever it is full."""
     size = newest_slots(state.cache)
 
     def block(state):
         end = (state.step - 1) // size * size + size  # tokens in the cache then
         state = jax.lax.while_loop(lambda s: goes_on(s) & (s.step - 1 < end), body, state)
-        return state._replace(cache=shelve(state.cache, state.step - 1))
+        return state._replace(cache=set_aside(state.cache, state.step - 1))
 
     if len(state.cache) == 1:
         return jax.lax.while_loop(goes_on, body, state)

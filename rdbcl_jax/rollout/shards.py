@@ -51,7 +51,8 @@ def _draw(uniforms, logits, *, sampling: Sampling, vocabulary: int):
     allowed = _restrict(logits, first, sampling, vocabulary)
     if sampling.greedy:
         likeliest = allowed == _max(allowed)[..., None]
-        token = lax.pmin(jnp.where(likeliest, ids, vocabulary).min(-1), _AXIS)
+        # the last where none is, since the logits are NaN: some id that there is
+        token = lax.pmin(jnp.where(likeliest, ids, vocabulary - 1).min(-1), _AXIS)
     else:
         token = _categorical(uniforms, allowed, first, vocabulary)
     chosen = _sum(jnp.where(ids == token[..., None], logits, 0.0).sum(-1))

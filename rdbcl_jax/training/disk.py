@@ -29,15 +29,15 @@ class Part:
 
 
 def parts_of(config: RunConfig, method: Method, learner: Learner, like: Trained) -> Iterator[Part]:
-    """What lies in checkpoints/ when it is fullest, before compression. A state is removed when the
-    one after it is whole, so that there is one more than `checkpoint.keep`."""
+    """What lies in checkpoints/ when it is fullest, before compression. Of the states of all tasks
+    the last `checkpoint.keep` stay, and one is removed when the one after it is whole."""
     if method.responses == "none":
         return
     training, tasks = config.training, len(config.sequence)
     often = 0 < training.checkpoint_every < training.steps
     due = (training.steps - 1) // training.checkpoint_every if often else 0
-    # where none is due, a signal's
-    yield Part("states", max(min(due, config.checkpoint.keep + 1), 1), _bytes(learner.like))
+    saved = due * tasks + 1  # and a signal's
+    yield Part("states", min(saved, config.checkpoint.keep + 1), _bytes(learner.like))
     yield Part("policies", tasks, _bytes(like))
     if method.consolidation:
         count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(like))

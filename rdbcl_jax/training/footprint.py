@@ -103,6 +103,7 @@ class Sizes:
     references: int
     consolidates: bool
     depth: int
+    width: int
     dtype: str
     vocabulary: int
     batch: int
@@ -133,7 +134,8 @@ class Sizes:
         prompts = _prompts(policy, 1)
         loss = _Loss(model, config, trained, frozen, prompts)
         kept = loss.kept(config.model.remat)
-        key, value, _ = jax.eval_shape(model.prefill, policy.whole(trained), prompts)[1]
+        hidden, cache = jax.eval_shape(model.prefill, policy.whole(trained), prompts)
+        key, value, _ = cache
         slots = config.rollout.samples * (config.rollout.max_tokens - 1)
         return cls(
             config=config,
@@ -147,6 +149,7 @@ class Sizes:
             references=_references(method),
             consolidates=bool(method.consolidation),
             depth=key.shape[0],
+            width=hidden.shape[-1],
             dtype=model.dtype,
             vocabulary=model.config.vocab_size,
             batch=_bytes(prompts),

@@ -4,7 +4,7 @@ about the new task's pictures (pseudo-rehearsal, after Robins 1995)."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
 import jax
@@ -26,20 +26,23 @@ from rdbcl_jax.sharding import all_hosts_rows
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.learner import Learner
 
-_TRIED = 64  # records of the new task that are looked through for one with a picture
+_TRIED = 64  # records of the new task that are looked through for pictures
 
 
 def old_prompts(
-    learner: Learner, tasks: Sequence[TaskData], k: int, previous: Trained
+    learner: Learner,
+    tasks: Sequence[TaskData],
+    k: int,
+    previous: Trained,
+    say: Callable[[str], None],
 ) -> list[Sequence[Record]]:
     """What batches of task k (from 0) rehearse of each task before it; empty for methods that
-    rehearse nothing.
+    rehearse nothing, and where of all old questions none has an answer that could be a gold one.
 
     Args:
       previous: the policy from before the task, which answers old questions where they alone are
         kept.
-    Raises:
-      ValueError: of all old questions none has an answer that could be a gold one.
+      say: is told how many of the old questions are left out.
     """
     options = learner.config.section(ReplayOptions)
     if learner.method.data != "replay" or not k:
@@ -50,13 +53,13 @@ def old_prompts(
     order = rng.of_rehearsal(learner.config.seed, k).permutation(len(tasks[k].train)).tolist()
     asked = Asked(Joined(kept), tasks[k].train, order)
     answered = list(_answered(learner, asked, previous))
-    if not answered:
-        raise ValueError(
-            f"task {tasks[k].name!r}: of {len(asked)} questions of earlier tasks, asked about its "
-            "pictures, the policy from before it answers none in the required format, or none "
-            "fits; expected some to rehearse (replay.kept='records' keeps the old records)"
+    if len(answered) < len(asked):
+        say(
+            f"note: {tasks[k].name} rehearses {len(answered)} of {len(asked)} old questions; to "
+            "others the policy from before it gives no answer in the required format, or they have "
+            "no pictures here, or do not fit the batches' sizes"
         )
-    return [answered]
+    return [answered] if answered else []
 
 
 class Asked(Sequence[Record]):
@@ -93,15 +96,15 @@ class Asked(Sequence[Record]):
 
     def _pictures(self, index: int, count: int) -> tuple[Picture, ...]:
         found: list[Picture] = []
-        for step in range(_TRIED):
+        tried = min(_TRIED, len(self.order))  # of each its pictures once
+        for step in range(tried):
             if len(found) >= count:
                 break
-            found += self.new[int(self.order[(index + step) % len(self.order)])].images
+            found += self.new[self.order[(index + step) % len(self.order)]].images
         if len(found) < count:
             raise ValueError(
                 f"record {self.old[index].id!r} of an earlier task is about {count} pictures, and "
-                f"{_TRIED} records of the new task have {len(found)}; expected pictures to ask old "
-                "questions about, or replay.kept='records'"
+                f"{tried} records of the new task have {len(found)}"
             )
         return tuple(found[:count])
 
@@ -109,17 +112,17 @@ class Asked(Sequence[Record]):
 def _answered(learner: Learner, asked: Asked, previous: Trained) -> Iterator[Record]:
     """The questions with the previous policy's greedy answer, where that can be a gold one."""
     policy = learner.policy
-    fitting = only(asked, [i for i in range(len(asked)) if _fits(policy.encoder, asked[i])])
+    fitting = only(asked, [i for i in range(len(asked)) if _fits(policy.encoder, asked, i)])
     answers = _greedy_answers(learner, fitting, previous)
     for record, answer in zip(fitting, answers, strict=True):
         if answer is not None and _could_be_gold(record, answer):
             yield dataclasses.replace(record, answer=answer)
 
 
-def _fits(encoder: PromptEncoder, record: Record) -> bool:
-    """Whether the batches' sizes hold an old question with a new picture."""
+def _fits(encoder: PromptEncoder, asked: Asked, index: int) -> bool:
+    """Whether there are pictures for an old question, and the batches' sizes hold both."""
     try:
-        encoder.encode([record])
+        encoder.encode([asked[index]])
     except ValueError:
         return False
     return True

@@ -20,7 +20,7 @@ from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.tasks import EVALUATED, SPLITS, TaskData
+from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
 from rdbcl_jax.finite import differ
@@ -86,7 +86,7 @@ def _train(
     if setup.left_out:
         journal.left_out(setup.left_out)
     # ---------------------------------------------------------------- the base policy
-    with stop.at_once("before the base was there"):
+    with stop.at_once("while the base was made, which begins anew"):
         policy, base = _load_base(setup, workdir, journal, stop)
     like = abstract(base)
     learner = make_learner(setup.config, policy, like, method, setup.rewards)
@@ -118,7 +118,7 @@ def _train(
     for k in range(first, len(tasks)):
         own = done - k * steps if k == first else 0
         anchors, learning = _parted(setup, policy, anchors)
-        old = _old_prompts(learner, tasks, k, anchors.previous)
+        old = _old_prompts(learner, tasks, k, anchors.previous, journal.progress.message)
         stage = make_stage(method, tasks, k, anchors, old)
         if own:
             del learning
@@ -234,7 +234,7 @@ def _load_base(
         total = config.section(BaseOptions).steps
 
         def on_step(step: int, loss: float) -> None:
-            stop.check("before the base was there")  # all processes are at this step
+            stop.check("while the base was made, which begins anew")  # all are at this step
             if step % 50 == 0 or step == total - 1:
                 journal.progress.phase(f"SFT of the base: step {step}/{total}, loss {loss:.3f}")
 
@@ -301,10 +301,8 @@ def _parted(setup: Setup, policy: Policy, anchors: Anchors) -> tuple[Anchors, Tr
 
 
 @phase("sampling")
-def _old_prompts(
-    learner: Learner, tasks: Sequence[TaskData], k: int, previous: Trained
-) -> list[Sequence[Record]]:
-    return old_prompts(learner, tasks, k, previous)
+def _old_prompts(learner: Learner, *which: Any) -> list[Sequence[Record]]:
+    return old_prompts(learner, *which)
 
 
 @phase("evaluation")

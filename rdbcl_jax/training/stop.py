@@ -35,10 +35,13 @@ class Stopped(KeyboardInterrupt):
     """
 
     def __init__(self, signum: int, where: str, *, at_once: bool = False):
-        name = "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
-        super().__init__(f"stopped by {name} {where}; the same command goes on from there")
+        super().__init__(f"stopped by {_name(signum)} {where}; the same command goes on from there")
         self.code = 130 if signum == signal.SIGINT else 0
         self.at_once = at_once
+
+
+def _name(signum: int) -> str:
+    return "Ctrl-C" if signum == signal.SIGINT else "SIGTERM"
 
 
 class Stop:
@@ -118,6 +121,7 @@ class Stop:
                 os._exit(128 + signum)
             if signum in _SIGNALS and not asked:
                 asked = now
-                print("stopping after this step (Ctrl-C again: at once)", file=sys.stderr)
+                again = f"{_name(signum)} again: at once"
+                print(f"stopping after this step ({again})", file=sys.stderr)
                 sys.stderr.flush()
         os.close(pipe)

@@ -375,6 +375,7 @@ def test_memory_beside_the_parameters_is_at_most_one_file(tmp_path):
             "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
             # as users compile: without optimisation what is fused would lie in memory
             "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # to keep programs takes memory
         },
         check=False,
     )

@@ -453,7 +453,8 @@ def test_a_second_signal_stops_at_once_whatever_goes_on(signals):
     with process:
         assert process.stdout.readline() == "busy\n"
         process.send_signal(first)
-        assert process.stderr.readline() == "stopping after this step (Ctrl-C again: at once)\n"
+        name = "Ctrl-C" if first == signal.SIGINT else "SIGTERM"
+        assert process.stderr.readline() == f"stopping after this step ({name} again: at once)\n"
         if first == signal.SIGTERM:
             process.send_signal(signal.SIGTERM)
             time.sleep(1)

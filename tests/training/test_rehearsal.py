@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -37,8 +38,18 @@ def test_an_old_question_is_asked_about_new_pictures_and_nothing_else_of_it_is_k
 
 
 def test_pictures_are_needed_for_questions_about_pictures():
-    with pytest.raises(ValueError, match=r"'q' .* 2 pictures, and 64 records .* have 0"):
+    with pytest.raises(ValueError, match=r"'q' .* 2 pictures, and 2 records .* have 0"):
         asked_about(2, [with_images()] * 2)
+    # the same picture is not two of them
+    with pytest.raises(ValueError, match="2 records of the new task have 1"):
+        asked_about(2, [with_images("x"), with_images()])
+
+
+def test_a_question_without_pictures_is_left_out_alone():
+    encoder = types.SimpleNamespace(encode=lambda records: records)
+    old = [dataclasses.replace(with_images(*"ab"[:n]), id=str(n)) for n in range(3)]
+    asked = Asked(old, [with_images("x")], [0])
+    assert [rehearsal._fits(encoder, asked, i) for i in range(3)] == [True, True, False]
 
 
 def test_what_cannot_be_a_gold_answer_is_not_rewarded():
@@ -60,11 +71,11 @@ def test_the_policy_from_before_the_task_answers_old_questions(tmp_path, monkeyp
     config.data.update({"train_count": 32, "validation_count": 8, "test_count": 8})
     config.training.steps, config.rollout.prompts = 2, 8
     config.evaluation.batch_size = 32
-    seen = []
+    seen, said = [], []
 
-    def spy(learner, tasks, k, previous):
-        found = rehearsal.old_prompts(learner, tasks, k, previous)
-        again = rehearsal.old_prompts(learner, tasks, k, previous)
+    def spy(learner, tasks, k, previous, say):
+        found = rehearsal.old_prompts(learner, tasks, k, previous, said.append)
+        again = rehearsal.old_prompts(learner, tasks, k, previous, say)
         assert [[*part] for part in found] == [[*part] for part in again]  # as after a resume
         seen.append((found, jax.device_get(previous), learner, tasks))
         return found
@@ -73,6 +84,7 @@ def test_the_policy_from_before_the_task_answers_old_questions(tmp_path, monkeyp
     assert run.train(config, tmp_path).status == "done"
     (nothing, *_), ([old], previous, learner, tasks) = seen
     assert nothing == [] and 0 < len(old) <= 32
+    assert len(said) == (len(old) < 32) and all(f"rehearses {len(old)} of 32" in s for s in said)
     pictures = {record.images[0].tobytes() for record in tasks[1].train}
     for record in old:
         assert record.task == "add" and record.images[0].tobytes() in pictures
