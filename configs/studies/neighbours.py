@@ -47,7 +47,7 @@ MIXTURES = {
 
 
 def get_config(form: str = "full") -> ConfigDict:
-    run = load_config(HERE / "testbed.py")
+    run = load_config(HERE / "testbed.py", "small" if form == "ci" else "first")
     run.kl.beta = None  # every arm says its own
     if form == "mixtures":
         return study_config(run, arms(MIXTURES), baseline="grpo", report_seeds=range(5))
@@ -63,13 +63,7 @@ def arms(table: dict[str, dict], suffix: str = "", further: dict | None = None) 
 
 def _small(run: ConfigDict, both: list[Arm]) -> ConfigDict:
     """Two tasks, three steps, two seeds: every kind of arm once, no number that means much."""
-    run.sequence = run.sequence[:2]
-    run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
-    run.base.steps, run.base.batch_size = 20, 32
     run.training.steps = 3
-    run.rollout.prompts, run.rollout.samples = 8, 4
-    run.data.train_count, run.data.validation_count, run.data.test_count = 32, 32, 32
-    run.evaluation.batch_size = 32
     chosen = ("grpo", "vas", "shuffle_r1", "reinforce_ada", "one_shot + RP", "pcurl + RP")
     small = [arm for arm in both if arm.name in chosen]
     return study_config(run, small, baseline="grpo", report_seeds=(0, 1))

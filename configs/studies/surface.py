@@ -27,7 +27,7 @@ ARMS = (
 
 
 def get_config(form: str = "full") -> ConfigDict:
-    run = load_config(HERE / "testbed.py")
+    run = load_config(HERE / "testbed.py", "small" if form == "ci" else "first")
     run.kl.beta = None  # every arm says its own
     if form == "ci":
         return _small(run)
@@ -52,13 +52,8 @@ def over(betas) -> list[Curve]:
 
 def _small(run: ConfigDict) -> ConfigDict:
     """Two tasks, two steps, two rates, one seed: every part once, no number that means much."""
-    run.sequence = run.sequence[:2]
-    run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
-    run.base.steps, run.base.batch_size = 20, 32
     run.training.steps = 2
-    run.rollout.samples = 4
-    run.data.train_count, run.data.validation_count, run.data.test_count = 64, 32, 64
-    run.evaluation.batch_size = 32
+    run.data.train_count, run.data.test_count = 64, 64
     rates = tuple(Setting(f"{rate:.0e}", {"optimizer.learning_rate": rate}) for rate in RATES[:2])
     return study_config(
         run, ARMS, baseline="no KL", report_seeds=(0,), settings=rates, curves=over((0.2,))

@@ -57,7 +57,7 @@ ARMS = (
 
 
 def get_config(form: str = "full") -> ConfigDict:
-    run = load_config(HERE / "testbed.py")
+    run = load_config(HERE / "testbed.py", "small" if form == "ci" else "first")
     run.kl.beta = None  # every arm says its own
     options = {"baseline": "grpo", "tuning_seeds": (100, 101), "report_seeds": FRESH}
     if form == "ci":
@@ -67,12 +67,6 @@ def get_config(form: str = "full") -> ConfigDict:
 
 def _small(run: ConfigDict) -> ConfigDict:
     """Two tasks, three steps: every family once, no number that means much."""
-    run.sequence = run.sequence[:2]
-    run.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
-    run.base.steps, run.base.batch_size = 150, 32
-    run.training.steps = 3
-    run.rollout.prompts, run.rollout.samples = 8, 4
-    run.data.train_count, run.data.validation_count, run.data.test_count = 32, 32, 32
-    run.evaluation.batch_size = 32
+    run.base.steps, run.training.steps = 150, 3
     small = [Arm(arm.name, {**arm.overrides, **(arm.grid[0] if arm.grid else {})}) for arm in ARMS]
     return study_config(run, small, baseline="grpo", report_seeds=(0, 1))

@@ -54,8 +54,12 @@ def _of(vocab: int, tied: bool, **vision: Any) -> dict[str, dict[str, Any]]:
     return {"": own, "text_config": own, "vision_config": vision}
 
 
+def _so400m(depth: int, image_size: int) -> dict[str, Any]:
+    """SigLIP's shape-optimised one."""
+    return _tower(depth, 1152, 4304, 16, image_size, 14)
+
+
 _BASE = _tower(12, 768, 3072, 12, 512, 16)  # SigLIP-base
-_SO400M = (1152, 4304, 16)  # SigLIP's shape-optimised one
 _INTERN = _tower(24, 1024, 4096, 16, 448, 14) | {"max_tiles": 12}  # InternViT-300M
 _QWEN = {
     "vision_depth": 32,
@@ -83,18 +87,14 @@ PUBLISHED = {
     ),
     "SmolVLM-2.2B": Published(
         "smolvlm",
-        _decoder(24, 2048, 8192, 32, 32)
-        | _tower(27, _SO400M[0], _SO400M[1], _SO400M[2], 384, 14)
-        | {"scale": 3, "tiles": 4},
+        _decoder(24, 2048, 8192, 32, 32) | _so400m(27, 384) | {"scale": 3, "tiles": 4},
         1024,  # of 3 × 2 tiles of 384 × 384 pixels and the whole
         7 * 729,
         _of(49280, False),
     ),
     "LLaVA-OneVision-0.5B": Published(
         "llava_onevision",
-        _decoder(24, 896, 4864, 14, 2)
-        | _tower(26, _SO400M[0], _SO400M[1], _SO400M[2], 384, 14)
-        | {"longest": 6, "most_tiles": 9},
+        _decoder(24, 896, 4864, 14, 2) | _so400m(26, 384) | {"longest": 6, "most_tiles": 9},
         4096,  # of 2 × 2 tiles of 384 × 384 pixels and the whole
         5 * 729,
         _of(152000, True),
@@ -112,7 +112,7 @@ PUBLISHED = {
     "Gemma-3-4B": Published(
         "gemma3",
         _decoder(34, 2560, 10240, 8, 4)
-        | _tower(27, _SO400M[0], _SO400M[1], _SO400M[2], 896, 14)
+        | _so400m(27, 896)
         | {"head_dim": 256, "window": 1024, "pattern": 6, "image_tokens": 256},
         512,  # of 896 × 896 pixels
         4096,
