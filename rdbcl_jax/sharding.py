@@ -109,6 +109,28 @@ def param_shardings(params, axes: ParamAxes, mesh: Mesh | AbstractMesh):
     return jax.tree_util.tree_map_with_path(rule, params)
 
 
+def numbers_in(tree) -> int:
+    """How many numbers arrays, or their shapes, hold."""
+    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(tree))
+
+
+def bytes_of(tree) -> int:
+    """Of arrays, or their shapes, wherever they lie."""
+    return sum(a.dtype.itemsize * int(np.prod(a.shape)) for a in jax.tree.leaves(tree))
+
+
+def bytes_per_device(tree, shardings=None) -> int:
+    """The same on the device that has most, as they lie or would by `shardings`."""
+    leaves = jax.tree.leaves(tree)
+    if shardings is None:
+        placed = [getattr(a, "sharding", None) for a in leaves]
+    else:
+        placed = jax.tree.leaves(shardings)
+    pairs = zip(leaves, placed, strict=True)
+    shapes = ((a.dtype, s.shard_shape(a.shape) if s else a.shape) for a, s in pairs)
+    return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in shapes)
+
+
 def gathered(params, axes: ParamAxes, mesh: Mesh):
     """Inside a jitted function: the parameters, split over `tensor` alone, where that leaves room:
     gathered over `fsdp` once, where they are read again and again. Else, and on one device, as they
@@ -119,12 +141,8 @@ def gathered(params, axes: ParamAxes, mesh: Mesh):
     def without_fsdp(sharding):
         return NamedSharding(mesh, P(*(None if a == "fsdp" else a for a in sharding.spec)))
 
-    def size(array, sharding):
-        return array.dtype.itemsize * int(np.prod(sharding.shard_shape(array.shape)))
-
     shardings = jax.tree.map(without_fsdp, param_shardings(params, axes, mesh))
-    sizes = jax.tree.map(size, params, shardings)
-    if not is_gathered(sum(jax.tree.leaves(sizes)), memory_of(mesh.devices.flat[0])):
+    if not is_gathered(bytes_per_device(params, shardings), memory_of(mesh.devices.flat[0])):
         return params
     return jax.lax.with_sharding_constraint(params, shardings)
 

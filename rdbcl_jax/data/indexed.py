@@ -123,7 +123,24 @@ def _bytes(record: Record) -> int:
     return 1000 + sum(len(image) for image in record.images if isinstance(image, bytes))
 
 
-class Joined(Sequence[Record]):
+class Made(Sequence[Record]):
+    """A sequence whose records are made when they are asked for, one by one."""
+
+    def at(self, index: int) -> Record:
+        """The record of an index from 0 on."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self.at(i) for i in range(len(self))[index]]
+        return self.at(range(len(self))[index])  # from the end, too
+
+
+class Joined(Made):
     """Several sequences, one after the other."""
 
     def __init__(self, parts: Sequence[Sequence[Record]]):
@@ -133,14 +150,7 @@ class Joined(Sequence[Record]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]  # from the end, too
+    def at(self, index: int) -> Record:
         part = bisect.bisect_right(self.ends, index)
         return self.parts[part][index - (self.ends[part - 1] if part else 0)]
 

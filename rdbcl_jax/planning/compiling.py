@@ -6,18 +6,16 @@ import dataclasses
 import os
 import re
 import time
-from typing import Any
 
 import jax
-import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.planning.arithmetic import products_of
 from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.plan import Phase, Plan
-from rdbcl_jax.planning.programs import Program, Programs, per_chip
+from rdbcl_jax.planning.programs import Program, Programs
 from rdbcl_jax.planning.traffic import Compiled
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import bytes_per_device, make_mesh, numbers_in
 
 LEARN, FIXED = "parameters that learn", "parameters that do not"
 _BUFFERS = 5  # of a program that are shown
@@ -49,8 +47,8 @@ def compiled_plan(config: RunConfig, topology: Topology, assumed: tuple[str, ...
         mesh=dict(mesh.shape),
         microbatches=programs.learner.microbatches,
         assumed=assumed,
-        parameters=_count(programs.policy.whole(programs.trained)),
-        trained=_count(programs.trained),
+        parameters=numbers_in(programs.policy.whole(programs.trained)),
+        trained=numbers_in(programs.trained),
         limit=limit,
         held=held,
         phases=tuple(phases),
@@ -65,13 +63,13 @@ def _held(programs: Programs) -> dict[str, int]:
     references = 1 + (method.reference not in (None, "previous"))
     state = programs.learner.like
     found = {
-        LEARN: per_chip(state.params),
-        FIXED: per_chip(programs.policy.frozen),
-        "the optimizer's moments": per_chip(state.opt_state),
-        "policies from before the task": references * per_chip(programs.frozen_policy),
+        LEARN: bytes_per_device(state.params),
+        FIXED: bytes_per_device(programs.policy.frozen),
+        "the optimizer's moments": bytes_per_device(state.opt_state),
+        "policies from before the task": references * bytes_per_device(programs.frozen_policy),
     }
     if method.consolidation:
-        found["what mattered to earlier tasks"] = per_chip(programs.fisher)
+        found["what mattered to earlier tasks"] = bytes_per_device(programs.fisher)
     return found
 
 
@@ -85,7 +83,7 @@ def _phase(program: Program, live: int) -> Phase:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         asked, seconds = _asked(error), time.perf_counter() - start  # arguments and all
-        beside = live + program.made - per_chip(program.args)
+        beside = live + program.made - bytes_per_device(program.args)
         return Phase(program.name, max(beside, 0), asked, compile_seconds=seconds)
     seconds, stats = time.perf_counter() - start, compiled.memory_analysis()
     text = Compiled.of(compiled.as_text())
@@ -111,10 +109,6 @@ def _asked(error: Exception) -> int:
     if not found:
         raise error
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
-
-
-def _count(tree: Any) -> int:
-    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(tree))
 
 
 def _host_memory() -> int:

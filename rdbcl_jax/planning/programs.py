@@ -4,7 +4,6 @@ config files, and nothing is allocated."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from rdbcl_jax.policy import Policy, abstract_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import sampling_of
-from rdbcl_jax.sharding import abstract, batch_shardings
+from rdbcl_jax.sharding import abstract, batch_shardings, bytes_per_device
 from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.stage import dtype_of_frozen
@@ -133,7 +132,10 @@ class Programs:
     def _sampler(self, name: str, prompts: PromptBatch, samples: int, greedy: bool) -> Program:
         key = jax.eval_shape(lambda: jax.random.key(0))
         sampling = sampling_of(self.policy, self.config.rollout, greedy=greedy)
-        args, made = (self.policy.model, self.read, prompts, key), self._copies + per_chip(prompts)
+        args, made = (
+            (self.policy.model, self.read, prompts, key),
+            self._copies + bytes_per_device(prompts),
+        )
         options = {"samples": samples, "sampling": sampling}
         return Program(name, sample, args, options, made, branch=min)
 
@@ -152,7 +154,7 @@ class Programs:
         }
         args = (self.policy.model, params, prompts, tokens, mask)
         copies = _other_dtypes(self.policy.whole(self.frozen_policy), params)
-        made = copies + per_chip((prompts, tokens, mask))
+        made = copies + bytes_per_device((prompts, tokens, mask))
         return Program("reference", compiled_logprobs, args, options, made)
 
     def _update(self, prompts: PromptBatch) -> Program:
@@ -161,7 +163,7 @@ class Programs:
             consolidation = Consolidation(self.frozen_policy, self.fisher)
         batch = self._batch(prompts)
         args = (self.learner.like, self.policy.frozen, batch, consolidation)
-        return Program("update", self.learner.update, args, {}, per_chip(batch))
+        return Program("update", self.learner.update, args, {}, bytes_per_device(batch))
 
     def _batch(self, prompts: PromptBatch) -> TrainBatch:
         method, training = self.method, self.config.training
@@ -225,17 +227,4 @@ def prompts_like(prompts: PromptBatch, dtype: Any) -> Any:
 def _other_dtypes(old: Any, new: Any) -> int:
     """Bytes of the arrays that are in another dtype than before, and thus others."""
     pairs = zip(*map(jax.tree.leaves, (old, new)), strict=True)
-    return per_chip([b for a, b in pairs if a.dtype != b.dtype])
-
-
-def per_chip(tree: Any) -> int:
-    """Bytes of abstract arrays on the chip that has most."""
-    return sum(
-        a.dtype.itemsize * functools.reduce(lambda x, y: x * y, _shard(a), 1)
-        for a in jax.tree.leaves(tree)
-    )
-
-
-def _shard(array: Any) -> tuple[int, ...]:
-    sharding = getattr(array, "sharding", None)
-    return array.shape if sharding is None else sharding.shard_shape(array.shape)
+    return bytes_per_device([b for a, b in pairs if a.dtype != b.dtype])

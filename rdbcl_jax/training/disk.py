@@ -6,14 +6,12 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 
-import jax
-import numpy as np
-
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.methods import Method
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.remote import Store, files_below
+from rdbcl_jax.sharding import bytes_of, numbers_in
 from rdbcl_jax.training.learner import Learner
 
 _SAID = 1e9  # bytes from which on it is worth a line
@@ -37,11 +35,10 @@ def parts_of(config: RunConfig, method: Method, learner: Learner, like: Trained)
     often = 0 < training.checkpoint_every < training.steps
     due = (training.steps - 1) // training.checkpoint_every if often else 0
     saved = due * tasks + 1  # and a signal's
-    yield Part("states", min(saved, config.checkpoint.keep + 1), _bytes(learner.like))
-    yield Part("policies", tasks, _bytes(like))
+    yield Part("states", min(saved, config.checkpoint.keep + 1), bytes_of(learner.like))
+    yield Part("policies", tasks, bytes_of(like))
     if method.consolidation:
-        count = sum(int(np.prod(a.shape)) for a in jax.tree.leaves(like))
-        yield Part("Fisher matrices", tasks, 4 * count)
+        yield Part("Fisher matrices", tasks, 4 * numbers_in(like))
 
 
 def check_room(store: Store, parts: list[Part]) -> str:
@@ -70,10 +67,6 @@ def check_room(store: Store, parts: list[Part]) -> str:
 
     said = on_main(look)
     return said if needed >= _SAID else ""
-
-
-def _bytes(tree) -> int:
-    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def _size(count: int) -> str:

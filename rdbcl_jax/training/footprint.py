@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractMesh
 
@@ -30,7 +29,16 @@ from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy, abstract_policy
-from rdbcl_jax.sharding import AXES, ParamAxes, is_gathered, make_mesh, param_shardings
+from rdbcl_jax.sharding import (
+    AXES,
+    ParamAxes,
+    bytes_of,
+    bytes_per_device,
+    is_gathered,
+    make_mesh,
+    numbers_in,
+    param_shardings,
+)
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.microbatches import prompts_at_once
 from rdbcl_jax.training.optimizer import make_optimizer
@@ -145,19 +153,19 @@ class Sizes:
             read=_read(model, trained, model.dtype),
             decoder=_decoder(_read(model, policy.whole(trained), model.dtype)),
             earlier=_read(model, trained, dtype_of_frozen(config, method)),
-            moments=_bytes(jax.eval_shape(optimizer.init, trained)),
+            moments=bytes_of(jax.eval_shape(optimizer.init, trained)),
             references=_references(method),
             consolidates=bool(method.consolidation),
             depth=key.shape[0],
             width=hidden.shape[-1],
             dtype=model.dtype,
             vocabulary=model.config.vocab_size,
-            batch=_bytes(prompts),
+            batch=bytes_of(prompts),
             kept=kept,
             layer=(loss.kept("none") - kept) // key.shape[0],
             scores=loss.scores(),
-            cache=_bytes((key, value)),
-            responses=_bytes((key, value)) * slots // prompts.tokens.shape[1],
+            cache=bytes_of((key, value)),
+            responses=bytes_of((key, value)) * slots // prompts.tokens.shape[1],
             logits=config.rollout.samples * model.config.vocab_size * 4,
         )
 
@@ -178,7 +186,7 @@ class Sizes:
         training, axes, whole = self.config.training, self.axes, self.whole
         rows = -(-self.config.rollout.prompts // (mesh["data"] * mesh["fsdp"]))
         at_once = prompts_at_once(self.config, mesh) if at_once is None else at_once
-        share = _split(self.trained, axes, mesh) / _bytes(self.trained)  # of moments, gradients
+        share = _split(self.trained, axes, mesh) / bytes_of(self.trained)  # of moments, gradients
         held = {
             "parameters that learn": _split(self.trained, axes, mesh),
             "parameters that do not": _split(whole, axes, mesh) - _split(self.trained, axes, mesh),
@@ -186,11 +194,11 @@ class Sizes:
             "policies from before the task": self.references * _split(self.earlier, axes, mesh),
         }
         if self.consolidates:
-            held["what mattered to earlier tasks"] = int(4 * _count(self.trained) * share)
+            held["what mattered to earlier tasks"] = int(4 * numbers_in(self.trained) * share)
         chunk = training.chunk_size * self.vocabulary * 4 // mesh["tensor"]
         update = {
             # the sum, and a part's
-            "gradients": int(4 * _count(self.trained) * share) * (2 if rows > at_once else 1),
+            "gradients": int(4 * numbers_in(self.trained) * share) * (2 if rows > at_once else 1),
             "kept for the backward pass": self.kept * at_once,
             "one layer, recomputed": self.layer * at_once,
             "logits of a chunk, and their gradient": 2 * chunk // (mesh["data"] * mesh["fsdp"]),
@@ -207,8 +215,8 @@ class Sizes:
         if mesh["fsdp"] > 1 and self.gathers(mesh, memory):
             sampling["parameters gathered over fsdp"] = self._gathered(mesh)
         return Footprint(
-            parameters=_count(whole),
-            trained=_count(self.trained),
+            parameters=numbers_in(whole),
+            trained=numbers_in(self.trained),
             held=held | {"a batch": self.batch * rows},
             update=update,
             sampling=sampling,
@@ -240,9 +248,7 @@ def _made(old: Any, new: Any, axes: ParamAxes, mesh: Mapping[str, int]) -> int:
 def _split(params: Any, axes: ParamAxes, mesh: Mapping[str, int]) -> int:
     """Bytes of parameters on each device."""
     abstract = AbstractMesh(tuple(mesh[axis] for axis in AXES), AXES)
-    shardings = param_shardings(params, axes, abstract)
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
-    return sum(int(np.prod(s.shard_shape(a.shape))) * a.dtype.itemsize for a, s in pairs)
+    return bytes_per_device(params, param_shardings(params, axes, abstract))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +284,7 @@ class _Loss:
         given = self.trained, self.frozen, self.prompts
         arrays = jax.tree.leaves(jax.eval_shape(backward, *given))
         there = {(a.shape, a.dtype) for a in jax.tree.leaves(given)}
-        return _bytes([a for a in arrays if (a.shape, a.dtype) not in there])
+        return bytes_of([a for a in arrays if (a.shape, a.dtype) not in there])
 
     def scores(self) -> int:
         """Bytes of the largest array in between: without a kernel, the scores of attention, and the
@@ -297,17 +303,9 @@ def _prompts(policy: Policy, count: int) -> PromptBatch:
 def _sizes(jaxpr: Jaxpr) -> Iterator[int]:
     """Bytes of all arrays that a program makes."""
     for equation in jaxpr.eqns:
-        yield from (_bytes([v.aval]) for v in equation.outvars if hasattr(v.aval, "shape"))
+        yield from (bytes_of([v.aval]) for v in equation.outvars if hasattr(v.aval, "shape"))
         for inner in jax.tree.leaves(
             equation.params, is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)
         ):
             if isinstance(inner, ClosedJaxpr | Jaxpr):
                 yield from _sizes(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(int(np.prod(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree))
-
-
-def _count(tree: Any) -> int:
-    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(tree))

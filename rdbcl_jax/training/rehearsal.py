@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import overload
 
 import jax
 import numpy as np
 
-from rdbcl_jax.data.indexed import Joined, only
+from rdbcl_jax.data.indexed import Joined, Made, only
 from rdbcl_jax.data.pictures import Picture
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
@@ -25,10 +24,12 @@ from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import all_hosts_rows
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.learner import Learner
+from rdbcl_jax.training.memory import phase
 
 _TRIED = 64  # records of the new task that are looked through for pictures
 
 
+@phase("sampling")
 def old_prompts(
     learner: Learner,
     tasks: Sequence[TaskData],
@@ -62,7 +63,7 @@ def old_prompts(
     return [answered] if answered else []
 
 
-class Asked(Sequence[Record]):
+class Asked(Made):
     """Old questions, each about pictures of new records; their answers are not known.
 
     Question i is asked about the pictures of the new record `order[i]` and those that follow, as
@@ -75,13 +76,7 @@ class Asked(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.old)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+    def at(self, index: int) -> Record:
         question = self.old[index]
         pictures = self._pictures(index, len(question.images))
         return dataclasses.replace(

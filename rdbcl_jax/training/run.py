@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Records
-from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
@@ -118,7 +117,7 @@ def _train(
     for k in range(first, len(tasks)):
         own = done - k * steps if k == first else 0
         anchors, learning = _parted(setup, policy, anchors)
-        old = _old_prompts(learner, tasks, k, anchors.previous, journal.progress.message)
+        old = old_prompts(learner, tasks, k, anchors.previous, journal.progress.message)
         stage = make_stage(method, tasks, k, anchors, old)
         if own:
             del learning
@@ -298,11 +297,6 @@ def _parted(setup: Setup, policy: Policy, anchors: Anchors) -> tuple[Anchors, Tr
         return jax.tree.map(lambda a, b: jnp.copy(a) if a is b else a, held, params)
 
     return anchors.frozen(copy), anchors.previous
-
-
-@phase("sampling")
-def _old_prompts(learner: Learner, *which: Any) -> list[Sequence[Record]]:
-    return old_prompts(learner, *which)
 
 
 @phase("evaluation")

@@ -155,9 +155,8 @@ def _laid_out(config: RunConfig) -> RunConfig:
     devices = jax.devices()
     backend = attention.resolve(config.model.attention, make_mesh(devices=devices))
     kernel = layout.has_kernel(config, backend)
-    memory = memory_of(jax.local_devices()[0])
-    if memory is None or not config.model.path:  # a base that is still to be made is small
-        return layout.with_layout(config, devices, None, kernel)
+    # a base that is still to be made is small
+    memory = memory_of(jax.local_devices()[0]) if config.model.path else None
     return layout.with_layout(config, devices, memory, kernel)
 
 
