@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rdbcl_jax.config import RunConfig
@@ -71,7 +71,8 @@ def described(wanted: str, values: Mapping[str, Any], width: int = 100) -> str:
     """Fields with their meaning, as text.
 
     Args:
-      wanted: a section ("kl"), a field ("kl.beta") or a field's last name ("beta"); empty: all.
+      wanted: a section ("kl"), a field ("kl.beta") or a field's last name ("beta"); a name that is
+        both, as "data", is the section. Empty: all.
       values: a config's, by dotted name.
       width: characters of a line.
 
@@ -138,13 +139,12 @@ def _defaults(kind: type[Section]) -> dict[str, Any]:
     return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
 
 
-def _chosen(every: Iterable[Part], wanted: str) -> Iterator[Part]:
-    """The sections that are asked for, then the fields of others that are."""
+def _chosen(every: Sequence[Part], wanted: str) -> Iterator[Part]:
+    """The sections that are asked for; the fields, where no section is called so."""
     sections = [p for p in every if not wanted or f"{p.name}.".startswith(f"{wanted}.")]
     yield from sections
-    for part in every:
-        fields = [s for s in part.settings if wanted in (s.name, s.name.split(".")[-1])]
-        if fields and part not in sections:
+    for part in () if sections else every:
+        if fields := [s for s in part.settings if wanted in (s.name, s.name.split(".")[-1])]:
             yield dataclasses.replace(part, settings=fields)
 
 

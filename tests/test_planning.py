@@ -119,9 +119,11 @@ def test_bytes_are_those_of_every_turn_of_a_loop():
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("v5e", "expected one such as v5e:2x4"),
-        ("gpu:h100", "expected one such as"),
-        ("v7:2x2", "expected one such as"),
+        ("v5e", "did you mean 'v5e:2x4'"),
+        ("v5p", "did you mean 'v5p:2x2x4'"),
+        ("gpu:h100", "did you mean 'gpu:h100x8'"),
+        ("h200", "did you mean 'gpu:h200x8'"),
+        ("pod", "expected one such as v4:2x2x4, v5e:2x4, v5p:2x2x4, v6e:2x4, gpu:a100x8, "),
     ],
 )
 def test_unknown_chips(name, message):
@@ -130,9 +132,32 @@ def test_unknown_chips(name, message):
 
 
 def test_without_the_compiler(monkeypatch):
+    """A slice that is none is said whether the compiler is there or not."""
     monkeypatch.setitem(__import__("sys").modules, "libtpu", None)
-    with pytest.raises(ImportError, match=r"pip install 'jax\[tpu\]'"):
-        topology_of("v5e:2x4")
+    for name in (
+        "v5e:2x4",
+        "v5e:1x1",
+        "v6e:16x16",
+        "v4:2x2x1",
+        "v5p:2x2x3",
+        "v5p:1x1x1",
+        "v5p:2x2",
+    ):
+        with pytest.raises(ImportError, match=r"pip install 'jax\[tpu\]'"):
+            topology_of(name)
+    two, three = "no slice of TPU v5e: expected two sides", "no slice of TPU v5p: expected three"
+    for name in ("v5e:3x3", "v5e:1x2", "v5e:0x4", "v5e:2x2x2", "v5e:32x32"):
+        with pytest.raises(ValueError, match=two):
+            topology_of(name)
+    for name in ("v5p:1x2x1", "v5p:3x4x4", "v5p:2x2x0", "v5p:16x32x32"):
+        with pytest.raises(ValueError, match=three):
+            topology_of(name)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.parametrize("name, size", [("v4:2x2x1", 4), ("v5p:2x2", 4), ("v6e:2x4", 8)])
+def test_a_chip_is_one_device(name, size):
+    assert topology_of(name).size == size
 
 
 # ------------------------------------------------------------------ what is chosen
@@ -201,10 +226,18 @@ def test_a_plan_for_this_machine(path):
     small = dataclasses.replace(plan, limit=plan.peak - 1)
     text = [*lines(small)]
     assert any("does not fit" in line for line in text) and max(map(len, text)) <= 100
+    assert {"lies there", "runs in", "peak", "compiled in", *names} <= explained(text)
     held = plan.phases[0].peak
     for limit, over in ((held, names[1:-1]), (held - 1, ["boundary"])):
         advice = [*dataclasses.replace(plan, limit=limit).advice()]
         assert [line.partition(":")[0] for line in advice] == over
+
+
+def explained(text):
+    """Words that the legend of a printed plan has."""
+    text = [*text]
+    rows = text[text.index("what the words mean") + 1 :]
+    return {row[2:22].strip() for row in rows[: rows.index("")] if row[22:].strip()}
 
 
 def test_a_plan_for_gpus_needs_no_model():
@@ -212,6 +245,7 @@ def test_a_plan_for_gpus_needs_no_model():
     plan = make_plan(config, topology_of("gpu:h100x1"))
     assert plan.parameters - plan.trained == 3_754_622_976 and plan.fits
     assert any("Qwen2.5-VL-3B as published" in line for line in plan.assumed)
+    assert {"TFLOP", "GB moved", "GB received", "seconds", "bound by"} <= explained(lines(plan))
     sampling, _, update = plan.step
     assert sampling.bound(plan.chip) == "memory" and update.bound(plan.chip) == "products"
     # twice the parameters for each token of the forward pass; it is run again, and then backward

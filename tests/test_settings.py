@@ -47,8 +47,9 @@ def test_a_section_a_field_and_the_last_name_of_one():
         "portability.temperature",
     ]
     assert "  model.lora.rank = 0  " in described("model", {})
-    assert described("data", {}).startswith("data: ")  # before mesh.data
-    assert "  mesh.data = -1  " in described("data", {})
+    data = described("data", {})
+    assert data.startswith("data: ") and "mesh.data" not in data  # the section alone
+    assert "  mesh.data = -1  " in described("mesh.data", {})
     assert set(re.findall(r"^  (\S+) =", described("", {}), re.M)) == {s.name for s in EVERY}
 
 

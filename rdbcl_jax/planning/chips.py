@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -10,8 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
-
-from rdbcl_jax.messages import did_you_mean
 
 GIB = 2**30
 
@@ -50,7 +49,14 @@ GPUS = {
     "h100": Chip("H100 80 GB", int(0.9 * 80e9), 989e12, 3.35e12, 4.5e11),
     "h200": Chip("H200 141 GB", int(0.9 * 141e9), 989e12, 4.8e12, 4.5e11),
 }
-FORMS = "v5e:2x4 (v4, v5p and v6e likewise), gpu:h100x8 (a100 and h200 likewise) or cpu"
+# of how many sides a slice's shape is, and how many chips the largest has
+TORI = {"v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 8960), "v6e": (2, 256)}
+EXAMPLES = {
+    **{name: f"{name}:{'2x2x4' if sides == 3 else '2x4'}" for name, (sides, _) in TORI.items()},
+    **{name: f"gpu:{name}x8" for name in GPUS},
+    "gpu": "gpu:h100x8",
+    "cpu": "cpu",
+}
 
 
 class Topology(NamedTuple):
@@ -84,10 +90,30 @@ def topology_of(name: str) -> Topology:
     if kind == "gpu" and found and found[1] in GPUS:
         return Topology(name, GPUS[found[1]], int(found[2]), None)
     if kind in TPUS and re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        _check_shape(kind, shape)
         devices = _tpus(kind, shape)
         return Topology(name, TPUS[kind], len(devices), devices)
-    near = did_you_mean(kind, [*TPUS, "gpu", "cpu"])
-    raise ValueError(f"--topology is {name!r}, expected one such as {FORMS}{near}")
+    near = difflib.get_close_matches(
+        re.sub(r"x\d+$", "", shape) if kind == "gpu" else kind, EXAMPLES
+    )
+    meant = f"; did you mean {EXAMPLES[near[0]]!r}?" if near else ""
+    forms = ", ".join(dict.fromkeys(EXAMPLES.values()))
+    raise ValueError(f"--topology is {name!r}, expected one such as {forms}{meant}")
+
+
+def _check_shape(kind: str, shape: str) -> None:
+    """Raises ValueError for the shape of a slice that no TPU of that kind has; known without the
+    compiler."""
+    x, y, z = (*map(int, shape.split("x")), 1)[:3]
+    sides, most = TORI[kind]
+    whole_hosts = x % 2 == y % 2 == 0 or (x, y, z) == (1, 1, 1)
+    if not whole_hosts or (sides == 2 and z > 1) or not 0 < x * y * z <= most:
+        form = "two sides" if sides == 2 else "three sides, of which the first two are"
+        raise ValueError(
+            f"--topology is '{kind}:{shape}', which is no slice of {TPUS[kind].name}: expected "
+            f"{form} even, as in {EXAMPLES[kind]}, and at most {most} chips, or a single one, "
+            f"{kind}:{'x'.join('1' * sides)}"
+        )
 
 
 def _tpus(kind: str, shape: str) -> Sequence[Any]:
@@ -99,12 +125,15 @@ def _tpus(kind: str, shape: str) -> Sequence[Any]:
             "the compiler for TPUs is not installed; install libtpu, which needs no TPU: "
             "pip install 'jax[tpu]' (gpu:… and cpu need none)"
         ) from None
-    # one chip is a host of its own, where libtpu would expect four
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if re.fullmatch("1(x1)*", shape) else {}
+    options: dict[str, Any] = {}
+    if re.fullmatch("1(x1)*", shape):  # a host of its own, where libtpu would expect four chips
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    if kind == "v4":  # both cores of a chip are one device, as JAX has them; libtpu lists two
+        options["chip_config_name"] = "megacore"
     with _no_metadata_server():
         try:
             found = topologies.get_topology_desc(
-                platform="tpu", topology_name=f"{kind}:{shape}", **alone
+                platform="tpu", topology_name=f"{kind}:{shape}", **options
             )
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
             said = " ".join(str(error).split())[:200]

@@ -8,6 +8,27 @@ from collections.abc import Iterator
 from rdbcl_jax.planning.chips import GIB
 from rdbcl_jax.planning.plan import Phase, Plan
 
+PHASES = {
+    "boundary": "from one task to the next, when copies of the policy lie side by side",
+    "sampling": "responses to a step's prompts",
+    "reference": "their log-probs under the policies from before",
+    "update": "gradients of a step, and what the optimizer makes of them",
+    "evaluation": "responses to evaluation.batch_size prompts",
+}
+MEMORY = {
+    "lies there": "what is held, and what is made for that program alone, such as its batch",
+    "runs in": "what the program needs beside that",
+    "peak": "the two together",
+    "compiled in": "seconds on this machine",
+}
+TIME = {
+    "TFLOP": "matrix products of one chip",
+    "GB moved": "through its memory",
+    "GB received": "from other chips",
+    "seconds": "of the slowest of these three, alone and at the chip's own rates",
+    "bound by": "which of them that is",
+}
+
 
 def lines(plan: Plan) -> Iterator[str]:
     mesh = " × ".join(f"{name} {size}" for name, size in plan.mesh.items())
@@ -26,6 +47,8 @@ def lines(plan: Plan) -> Iterator[str]:
     if plan.chip and any(phase.flops for phase in plan.phases):
         yield from _time(plan)
         yield ""
+    yield from _legend(plan)
+    yield ""
     yield from _verdict(plan)
 
 
@@ -58,6 +81,14 @@ def _time(plan: Plan) -> Iterator[str]:
     yield (f"  {'together':<20}{'':>34}{total:>10,.2f}  {plan.tokens / total:,.0f} tokens a second")
     if update := next((p for p in plan.step if p.name == "update" and p.memory), None):
         yield f"  the update computes at {_share(update, plan):.0%} of the chips' peak"
+
+
+def _legend(plan: Plan) -> Iterator[str]:
+    yield "what the words mean"
+    phases = {phase.name: PHASES[phase.name] for phase in plan.phases}
+    words = {"micro-batches": "parts that an update takes a batch in"} | phases | MEMORY
+    for word, meaning in (words | TIME if plan.chip else words).items():
+        yield f"  {word:<20}{meaning}"
 
 
 def _share(update: Phase, plan: Plan) -> float:

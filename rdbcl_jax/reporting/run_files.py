@@ -69,6 +69,13 @@ class Run:
         return max((int(rows[1:].sum()) for rows in reached), default=0)
 
     @property
+    def reached(self) -> str:
+        """How far it has come, in words."""
+        if not self.steps and not any(split.accuracy for split in self.results.splits.values()):
+            return "before its first evaluation"
+        return f"{self.tasks_done} of {len(self.tasks)} tasks"
+
+    @property
     def complete(self) -> bool:
         """Whether the run is over and every row of the matrix is there."""
         return self.results.status == "done" and self.tasks_done == len(self.tasks) > 0

@@ -77,6 +77,8 @@ class Journal:
         expected = 4 + (0 if self.setup.config.model.path else 1)
         programs = self.open.enter_context(Compilations(self.progress.compiling, expected))
         self.open.callback(lambda: self.progress.message(f"programs compiled: {programs}"))
+        if not self.rows:  # what is there may be another run's, which saved nothing
+            self.write_results("running")
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.json_files import plain, read_json, write_json
-from rdbcl_jax.results import FILE, read_results
+from rdbcl_jax.results import read_results
 from rdbcl_jax.workdir import changes, is_directory
 
 ASKED = "config.json"  # in a run's workdir: the config that it was asked for
@@ -118,7 +118,8 @@ def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | No
     """One run, from the base model at `base`; goes on where an earlier call was cut short."""
     from rdbcl_jax.training.run import train
 
-    if (workdir / FILE).exists() and not _asked_for(workdir, config):
+    begun = read_results(workdir)
+    if begun and begun.splits and not _asked_for(workdir, config):
         raise ValueError(
             f"{workdir} holds a run of another config, see its {ASKED}; the study was changed: "
             "use a new workdir, or remove this run's"

@@ -6,8 +6,10 @@ import pytest
 
 from rdbcl_jax.lab.study import load_config
 from rdbcl_jax.lab.study.declare import Study
-from rdbcl_jax.lab.study.jobs import base_name, gate_name
+from rdbcl_jax.lab.study.jobs import ASKED, base_name, gate_name, train_run
 from rdbcl_jax.lab.study.plan import make_plan
+from rdbcl_jax.results import RunResults, SplitResults, write_results
+from rdbcl_jax.training import run as training
 
 FOLDER = pathlib.Path(__file__).parents[3] / "configs/studies"
 
@@ -45,3 +47,17 @@ def test_what_makes_another_base_or_gate_makes_another_name():
         other.update_from_flattened_dict({field: value})
         assert gate_name(other) != gate_name(config)
         assert (base_name(other) != base_name(config)) == base_too
+
+
+def test_a_run_of_another_config_that_was_not_evaluated_is_no_obstacle(tmp_path, monkeypatch):
+    declared = Study(load_config(FOLDER / "mssr.py", "ci"))
+    config = next(iter(make_plan(declared, {}, tmp_path).runs.values())).config
+    started = []
+    monkeypatch.setattr(training, "train", lambda *given: started.append(given))
+    (tmp_path / ASKED).write_text('{"seed": 99}')
+    write_results(tmp_path, RunResults(splits={"test": SplitResults(accuracy=[[0.5]])}))
+    with pytest.raises(ValueError, match="holds a run of another config"):
+        train_run(config, tmp_path, None)
+    write_results(tmp_path, RunResults())  # as it is from the start of a run on
+    train_run(config, tmp_path, None)
+    assert len(started) == 1
