@@ -137,6 +137,9 @@ def _study(parser: argparse.ArgumentParser) -> Run:
             config_file=":".join(filter(None, (file, own or form))),
         )
         print(pathlib.Path(args.workdir) / "study.md")
+        if lacking := len(results.lacking):
+            message = f"{lacking} had nothing to learn from, see study.md"
+            print(f"rdbcl study: {message}", file=sys.stderr)
         if results.stopped:
             print(f"rdbcl study: {results.stopped}", file=sys.stderr)
         elif results.failed:

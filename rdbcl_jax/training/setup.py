@@ -47,6 +47,10 @@ from rdbcl_jax.workdir import directory_of, is_there
 TRIED = 8  # records of each task on which the rewards are tried before anything is made
 
 
+class NothingToLearn(ValueError):
+    """A task has no record to learn from: what a run can find of its data, and no wrong setting."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """A run's input, checked.
@@ -84,6 +88,7 @@ def prepare(config: RunConfig) -> Setup:
     Raises:
       ValueError, FileNotFoundError: what is wrong: which field or record, what was found, what was
         expected.
+      NothingToLearn: nothing is wrong, but no record of a task has a demonstration.
     """
     method = make_method(config)
     replaced = list[str]()
@@ -217,7 +222,7 @@ def _demonstrations(
         texts = [method.demonstration(record) for record in task.train]
         taught = [i for i, text in enumerate(texts) if text is not None]
         if not taught:
-            raise ValueError(
+            raise NothingToLearn(
                 f"task {task.name!r}: no training record has a demonstration; see "
                 "config.demonstrations"
             )

@@ -34,6 +34,7 @@ def find(standing: Standing, name: str) -> Record:
         ],
         tuning=[_tuning(standing, plan, *place) for place in tuned],
         failed=standing.errors,
+        lacking=standing.lacking,
         gates=_gates(standing),
         stopped=standing.stopped,
     )
@@ -59,6 +60,7 @@ def _cell(standing: Standing, plan: Plan, setting: str, arm: str, point: Mapping
         point="not chosen" if full is None else point_name(full),
         runs={seed: standing.runs / name for seed, name in over.items()},
         failed={s: standing.errors[n] for s, n in names.items() if n in standing.errors},
+        lacking={s: standing.lacking[n] for s, n in names.items() if n in standing.lacking},
     )
 
 

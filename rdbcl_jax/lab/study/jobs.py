@@ -16,6 +16,7 @@ from rdbcl_jax.results import read_results
 from rdbcl_jax.workdir import changes, is_directory
 
 ASKED = "config.json"  # in a run's workdir: the config that it was asked for
+LACK = "lack.json"  # likewise: why it had nothing to learn from
 # fields that are younger than some studies' workdirs, and the values at which they change nothing:
 # names of bases and gates leave them out there, so that those that exist are found again
 YOUNGER = {
@@ -115,8 +116,10 @@ def gate_base(config: ConfigDict, directory: pathlib.Path, base: pathlib.Path | 
 
 
 def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | None) -> None:
-    """One run, from the base model at `base`; goes on where an earlier call was cut short."""
+    """One run, from the base model at `base`; goes on where an earlier call was cut short. Where
+    there is nothing to learn from it is over, and its workdir says why."""
     from rdbcl_jax.training.run import train
+    from rdbcl_jax.training.setup import NothingToLearn
 
     begun = read_results(workdir)
     if begun and begun.splits and not _asked_for(workdir, config):
@@ -125,17 +128,27 @@ def train_run(config: ConfigDict, workdir: pathlib.Path, base: pathlib.Path | No
             "use a new workdir, or remove this run's"
         )
     workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / LACK).unlink(missing_ok=True)
     write_json(workdir / ASKED, config, indent=1)
     link = workdir / "base"
     if base and not link.is_symlink():
         link.symlink_to(os.path.relpath(base, workdir))
-    train(config, workdir)
+    try:
+        train(config, workdir)
+    except NothingToLearn as reason:
+        write_json(workdir / LACK, {"reason": str(reason)})
 
 
 def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
     """Whether this very run is over."""
     results = read_results(workdir)
-    return results is not None and results.status == "done" and _asked_for(workdir, config)
+    done = results is not None and results.status == "done"
+    return (done or bool(lack_of(workdir))) and _asked_for(workdir, config)
+
+
+def lack_of(workdir: pathlib.Path) -> str:
+    """Why a run had nothing to learn from; empty where it had."""
+    return read_json(workdir / LACK, {}).get("reason", "")
 
 
 def _asked_for(workdir: pathlib.Path, config: ConfigDict) -> bool:

@@ -12,12 +12,13 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from rdbcl_jax.lab.study.declare import REFERENCE, Arm, Study, point_name, texts
 from rdbcl_jax.lab.study.selection import Choice, choose
 
-Scores = Mapping[str, float]  # of finished runs by name, on validation; NaN: the run failed
+Scores = Mapping[str, float]  # of finished runs by name, on validation; NaN: there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +100,18 @@ class _Planner:
         if len(points) == 1:
             self.points[place] = points[0]
             return
-        names = [
-            [run_name(*place, point, seed) for seed in self.study.tuning_seeds] for point in points
-        ]
-        if all(name in self.scores for row in names for name in row):
-            choice = choose(points, [[self.scores[name] for name in row] for row in names])
+        names = self._tuned(setting, arm)
+        if all(name in self.scores for name in names):
+            found = np.reshape([self.scores[name] for name in names], (len(points), -1))
+            choice = choose(points, found.tolist())
             self.choices[place] = choice
             if choice:
                 self.points[place] = points[choice.index]
+
+    def _tuned(self, setting: str, arm: Arm) -> list[str]:
+        """The runs that choose the arm's point, point by point."""
+        seeds = self.study.tuning_seeds
+        return [run_name(setting, arm.name, p, seed) for p in arm.grid for seed in seeds]
 
     def _add_chosen(self, setting: str, arm: str, point: Mapping[str, Any]) -> None:
         """Report runs at the chosen point, changed by `point`."""
@@ -132,7 +137,7 @@ class _Planner:
                 if (setting, other) not in self.choices:
                     self.undecided += 1
                     return
-                needs.append(f"a chosen point of {other}")
+                needs += self._tuned(setting, self.study.arms[other])  # not all of them are there
                 continue
             needed = run_name(setting, other, chosen, seed)
             self._add(setting, other, chosen, [seed])
@@ -179,10 +184,10 @@ def ready(plan: Plan, scores: Scores, busy: Iterable[str]) -> list[Run]:
 
 
 def blocked(plan: Plan, scores: Scores) -> dict[str, str]:
-    """Runs that can never start, and what they wait for."""
+    """Runs that can never start, and which other's policy each of them has waited for."""
     found = {}
     for name, run in plan.runs.items():
-        lost = [n for n in run.needs if n not in plan.runs or math.isnan(scores.get(n, 0.0))]
+        lost = [n for n in run.needs if math.isnan(scores.get(n, 0.0))]
         if name not in scores and lost:
-            found[name] = f"needs {lost[0]}, which failed"
+            found[name] = lost[0]
     return found

@@ -261,7 +261,7 @@ def _amount(value: float) -> str:
 
 
 def _label(cell: CellResults) -> str:
-    return cell.arm + (f"  ({len(cell.failed)} failed)" if cell.failed else "")
+    return f"{cell.arm}  {cell.missing}".strip()
 
 
 def _colours(cells: Sequence[CellResults]) -> dict[str, str]:

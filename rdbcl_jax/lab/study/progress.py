@@ -58,12 +58,14 @@ class StudyProgress:
         """A job has begun."""
         self._running[name] = self._clock()
 
-    def finished(self, name: str, seconds: float, error: str, done: int, failed: int) -> None:
-        """A job is over, and with it so many runs."""
+    def finished(
+        self, name: str, seconds: float, error: str, done: int, failed: int, lack: str = ""
+    ) -> None:
+        """A job is over, and with it so many runs. `lack`: why it had nothing to learn from."""
         self._done, self._failed = done, failed
         del self._running[name]
         self._seconds.append(seconds)
-        state = f"FAILED: {error}" if error else "done"
+        state = f"FAILED: {error}" if error else f"had no data: {lack}" if lack else "done"
         self._say(f"{name} {state} in {duration(seconds)}; {self.summary()}")
 
     def summary(self) -> str:

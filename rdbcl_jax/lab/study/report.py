@@ -43,6 +43,7 @@ class Cell:
       point: its overrides' name; empty where there are none.
       runs: seed → workdir of a finished run.
       failed: seed → error.
+      lacking: seed → why there was nothing to learn from.
     """
 
     setting: str
@@ -50,6 +51,7 @@ class Cell:
     point: str
     runs: Mapping[int, Path]
     failed: Mapping[int, str]
+    lacking: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Record:
     failed: Mapping[str, str]  # run or base → error
     gates: Sequence[Gate] = ()
     stopped: str = ""  # why the study ended before its end
+    lacking: Mapping[str, str] = dataclasses.field(default_factory=dict)  # run → why
 
 
 def write_study_report(record: Record, out: Path) -> StudyResults:
@@ -115,6 +118,7 @@ def summarise(record: Record) -> StudyResults:
         failed=record.failed,
         gates=record.gates,
         stopped=record.stopped,
+        lacking=record.lacking,
     )
 
 
@@ -128,6 +132,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
         "point": cell.point,
         "seeds": list(runs),
         "failed": {str(seed): error for seed, error in cell.failed.items()},
+        "lacking": {str(seed): reason for seed, reason in cell.lacking.items()},
         "tasks": next((run.tasks for run in runs.values()), []),
         "metrics": {name: [t.metrics.get(name) for t in tests] for name in _names(tests)},
         "accuracy": [t.accuracy for t in tests],
@@ -276,7 +281,9 @@ def to_markdown(numbers: StudyResults, pictures: Sequence[str] = ()) -> str:
     if numbers.gates:
         parts += ["## Gate", _gates(numbers)]
     if numbers.failed:
-        parts += ["## Failed", _failed(numbers)]
+        parts += ["## Failed", f"These runs are in no number below.\n\n{_list(numbers.failed)}"]
+    if numbers.lacking:
+        parts += ["## Nothing to learn from", LACKING_NOTE, _list(numbers.lacking)]
     for setting in numbers.settings:
         cells = [cell for cell in numbers.arms if cell.setting == setting]
         several = f": {setting}" if len(numbers.settings) > 1 else ""
@@ -300,6 +307,10 @@ def to_markdown(numbers: StudyResults, pictures: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+LACKING_NOTE = (
+    "These runs lacked data, which is their result; they are in no number below. To try one again,"
+    " remove its folder in `runs/`."
+)
 STRENGTH_NOTE = (
     "Means over steps, then mean ± sd over seeds: kl_coef is the realised β, kl_loss = kl_coef · kl"
     " as it enters the loss, and kl itself (both 10⁻³ nats per token); a dash where there is no KL"
@@ -326,9 +337,8 @@ def _intro(numbers: StudyResults) -> str:
     )
 
 
-def _failed(numbers: StudyResults) -> str:
-    lines = (f"- `{name}`: {markdown_escape(error)}" for name, error in numbers.failed.items())
-    return "These runs are in no number below.\n\n" + "\n".join(lines)
+def _list(reasons: Mapping[str, str]) -> str:
+    return "\n".join(f"- `{name}`: {markdown_escape(why)}" for name, why in reasons.items())
 
 
 def _gates(numbers: StudyResults) -> str:
@@ -362,10 +372,8 @@ def _results(cells: Sequence[CellResults], numbers: StudyResults) -> str:
     header = ["arm", "chosen", "n", *labels, f"{title} − {numbers.baseline} [95 %]"]
     rows = []
     for cell in cells:
-        n = f"{len(cell.seeds)}"
-        if cell.failed:
-            n += f" ({len(cell.failed)} failed)"
         means = _spreads(cell, names)
+        n = f"{len(cell.seeds)} {cell.missing}".strip()
         rows.append([cell.arm, _chosen(cell, numbers), n, *means, _interval(cell.difference)])
     return markdown_table(header, rows)
 
@@ -425,6 +433,8 @@ def _by_seed(cells: Sequence[CellResults], numbers: StudyResults) -> str:
 def _seed(seed: int, values: Mapping, gaps: Mapping, cell: CellResults) -> str:
     if str(seed) in cell.failed:
         return "failed"
+    if str(seed) in cell.lacking:
+        return "no data"
     text = percent(values.get(seed))
     return f"{text} ({_signed(gaps[seed])})" if seed in gaps else text
 

@@ -53,6 +53,7 @@ class CellResults:
       learning, progress: column → along the run, means over seeds.
       tradeoff: as `tradeoff.summary` gives it.
       difference: None for the baseline.
+      lacking: seed, as text → why there was nothing to learn from.
     """
 
     setting: str
@@ -69,6 +70,14 @@ class CellResults:
     progress: Mapping[str, Sequence[Number]]
     tradeoff: Mapping[str, Any]
     difference: Difference | None = None
+    lacking: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def missing(self) -> str:
+        """`(1 failed, 2 without data)`: what became of the seeds that are not there."""
+        counts = {"failed": len(self.failed), "without data": len(self.lacking)}
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        return f"({said})" if said else ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +107,7 @@ class StudyResults:
     Attributes:
       metric: by which points were chosen and arms are compared.
       failed: run or base → error.
+      lacking: run → why it had nothing to learn from, which is a result.
       stopped: why the study ended before its end; empty where it did not.
     """
 
@@ -113,6 +123,7 @@ class StudyResults:
     failed: Mapping[str, str]
     gates: Sequence[Gate] = ()
     stopped: str = ""
+    lacking: Mapping[str, str] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def as_written(self) -> StudyResults:

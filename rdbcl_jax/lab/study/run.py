@@ -41,7 +41,8 @@ def run_study(
     """Runs a study, or what is left of it, and writes its report.
 
     A finished run is never run again, one that a kill cut short goes on where it was, and one that
-    failed is tried once more. Runs that fail do not stop the others.
+    failed is tried once more. Runs that fail do not stop the others; one that has nothing to learn
+    from, such as no right rollout, is over, and that is its result.
 
     Args:
       config: as `study_config` gives it.
@@ -53,7 +54,8 @@ def run_study(
       config_file: FILE or FILE:FORM that `config` comes from; each worker runs it before its first
         job, for what it registers.
     Returns:
-      What study.json holds; `failed` is {name of a run: error}, `stopped` why the study did.
+      What study.json holds; `failed` is {name of a run: error}, `lacking` {name: why it had nothing
+      to learn from}, `stopped` why the study did.
     Raises:
       ValueError: a declaration that cannot be run, or a workdir where a study runs already.
     """
@@ -106,5 +108,6 @@ def _work(standing: Standing, pool: Workers, progress: StudyProgress, gate: bool
             progress.show(total, len(standing.scores), len(standing.errors))
         for done in over:
             settle(standing, done)
-            counts = len(standing.scores), len(standing.errors)
-            progress.finished(done.job.name, done.seconds, done.error, *counts)
+            name, counts = done.job.name, (len(standing.scores), len(standing.errors))
+            lack = standing.lacking.get(name, "")
+            progress.finished(name, done.seconds, done.error, *counts, lack=lack)

@@ -1,15 +1,25 @@
-"""Names of bases and gates: a study that was begun finds its own again."""
+"""Names of bases and gates, by which a study finds its own again; a run that lacks data."""
 
 import pathlib
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rdbcl_jax.lab.study import load_config
 from rdbcl_jax.lab.study.declare import Study
-from rdbcl_jax.lab.study.jobs import ASKED, base_name, gate_name, train_run
+from rdbcl_jax.lab.study.jobs import (
+    ASKED,
+    base_name,
+    finished,
+    gate_name,
+    lack_of,
+    train_run,
+)
 from rdbcl_jax.lab.study.plan import make_plan
 from rdbcl_jax.results import RunResults, SplitResults, write_results
 from rdbcl_jax.training import run as training
+from tests.engine import small_config
 
 FOLDER = pathlib.Path(__file__).parents[3] / "configs/studies"
 
@@ -61,3 +71,26 @@ def test_a_run_of_another_config_that_was_not_evaluated_is_no_obstacle(tmp_path,
     write_results(tmp_path, RunResults())  # as it is from the start of a run on
     train_run(config, tmp_path, None)
     assert len(started) == 1
+
+
+def test_a_run_that_has_nothing_to_learn_from_is_over_and_says_why(tmp_path):
+    """As `collect` leaves it where no response is right."""
+    nothing = pa.table(
+        {"record_id": pa.array([], pa.string()), "completion": pa.array([], pa.string())}
+    )
+    pq.write_table(nothing, tmp_path / "sum.parquet")
+    config, run = small_config(), tmp_path / "run"
+    config.method, config.rollout.samples = "rft_sft", 1
+    config.demonstrations.rollouts = str(tmp_path / "*.parquet")
+    assert not finished(run, config)
+    train_run(config, run, None)
+    assert lack_of(run) == (
+        "task 'sum': no training record has a demonstration; see config.demonstrations"
+    )
+    assert finished(run, config)
+    config.seed = 1
+    assert not finished(run, config)  # the reason is another run's
+    config.demonstrations.rollouts = str(tmp_path / "other.parquet")  # not there: that is wrong
+    with pytest.raises(FileNotFoundError, match=r"other\.parquet"):
+        train_run(config, run, None)
+    assert not lack_of(run)

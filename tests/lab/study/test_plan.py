@@ -48,7 +48,15 @@ def test_a_run_waits_for_the_run_that_it_refers_to_and_is_lost_with_it():
     scores["main/grpo/kl.beta=0/seed0"] = 0.5
     assert "main/after/seed0" in [run.name for run in ready(plan, scores, ())]
     scores["main/grpo/kl.beta=0/seed0"] = math.nan
-    assert list(blocked(plan, scores)) == ["main/after/seed0"]
+    assert blocked(plan, scores) == {"main/after/seed0": "main/grpo/kl.beta=0/seed0"}
+
+
+def test_without_a_choice_a_run_is_lost_with_the_run_that_there_was_to_choose_by():
+    scores = {"main/grpo/kl.beta=0/seed9": math.nan, "main/grpo/kl.beta=0.1/seed9": math.nan}
+    plan = make_plan(study(curves=()), scores, ROOT)
+    assert plan.choices["main", "grpo"] is None and not ready(plan, scores, ())
+    lost = {f"main/after/seed{seed}": "main/grpo/kl.beta=0/seed9" for seed in (0, 1)}
+    assert blocked(plan, scores) == lost
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,20 @@
 """Which job comes next: a base, its gate, then runs whose programs are compiled already."""
 
 import dataclasses
+import math
 import pathlib
 
 import pytest
 
+from rdbcl_jax.json_files import write_json
 from rdbcl_jax.lab.faithfulness.checks import Check
 from rdbcl_jax.lab.faithfulness.report import write
 from rdbcl_jax.lab.study import load_config
 from rdbcl_jax.lab.study.declare import Study, execute
-from rdbcl_jax.lab.study.jobs import base_name, gate_name
-from rdbcl_jax.lab.study.schedule import BASE, GATE, next_job, refused, settle
+from rdbcl_jax.lab.study.jobs import ASKED, LACK, base_name, gate_name, train_run
+from rdbcl_jax.lab.study.schedule import BASE, GATE, LOG, next_job, refused, settle
 from rdbcl_jax.lab.study.standing import find_standing
-from rdbcl_jax.lab.study.workers import Done
+from rdbcl_jax.lab.study.workers import Done, Job
 from rdbcl_jax.rewards.verifiers import VERIFIERS, get_verifier
 
 HERE = pathlib.Path(__file__).parent
@@ -65,6 +67,28 @@ def test_what_fails_is_noted_and_what_waits_for_it_is_lost(standing):
     gate = dataclasses.replace(job, group=GATE, name="gates/x")
     settle(standing, Done(gate, 1.0, "died"))
     assert standing.stopped.startswith("gates/x could not be run: died")
+
+
+def test_what_lacks_data_is_over_without_an_error_and_so_is_what_waits_for_it(standing):
+    plan = standing.plan()
+    first, second = plan.runs["main/sft/seed0"], plan.runs["main/sft/seed1"]
+    (standing.runs / first.name).mkdir(parents=True)
+    write_json(standing.runs / first.name / LACK, {"reason": "no demonstration"})
+    settle(standing, Done(_train(standing, first), 1.0, ""))
+    assert standing.lacking == {first.name: "no demonstration"}
+    plan.runs[second.name] = dataclasses.replace(second, needs=(first.name,))
+    assert standing.lose(plan) and not standing.errors
+    assert standing.lacking[second.name] == f"needs {first.name}, which had nothing to learn from"
+    assert all(math.isnan(standing.scores[run.name]) for run in (first, second))
+    # the next call knows it
+    write_json(standing.runs / first.name / ASKED, first.config)
+    again = find_standing(standing.study, standing.workdir)
+    assert again.lacking == {first.name: "no demonstration"} and not again.errors
+
+
+def _train(standing, run):
+    path = standing.runs / run.name
+    return Job(run.name, run.group, train_run, run.config, path, path / LOG)
 
 
 def test_a_config_file_is_run_in_the_form_that_was_asked_for(tmp_path):

@@ -180,6 +180,20 @@ def test_failed_and_missing_runs_are_marked(runs, tmp_path):
     assert line(text, "grpo, no KL", "### By seed")[1:] == ["–", "–"]
 
 
+def test_what_had_nothing_to_learn_from_is_told_with_its_reason(runs, tmp_path):
+    cells = record(runs).arms
+    one = dataclasses.replace(cells[0], runs={0: cells[0].runs[0]}, failed={1: "boom"})
+    lacking = {0: "no demonstration", 1: "no demonstration"}
+    none = dataclasses.replace(cells[2], runs={}, lacking=lacking)
+    why = {"main/sft/seed0": "task 'sum': no demonstration"}
+    numbers = write_study_report(record(runs, arms=[one, none], lacking=why), tmp_path)
+    assert read_study(tmp_path) == numbers and numbers.lacking == why and not numbers.failed
+    text = (tmp_path / "study.md").read_text()
+    assert "- `main/sft/seed0`: task 'sum': no demonstration" in text and "## Failed" not in text
+    assert line(text, "sft", "## Results")[2:4] == ["0 (2 without data)", "–"]
+    assert line(text, "sft", "### By seed")[1:] == ["no data", "no data"]
+
+
 def test_a_run_without_metrics_of_its_matrix(runs, tmp_path):
     """A metric that one run's results lack: its seed is left out, not the arm."""
     workdir = tmp_path / "run"
