@@ -20,7 +20,16 @@ import jax.numpy as jnp
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.grpo import GRPO, policy_gradient, replacing
 from rdbcl_jax.methods.method import Method, fewest
-from rdbcl_jax.sections import Count, InnerShare, Natural, NonNegative, Section, Share, section
+from rdbcl_jax.sections import (
+    Count,
+    InnerShare,
+    Natural,
+    NonNegative,
+    Refused,
+    Section,
+    Share,
+    section,
+)
 
 
 @section("replay")
@@ -34,13 +43,25 @@ class ReplayOptions(Section):
       kept: of a record, "records": all of it; "questions": its text alone. Old questions are then
         asked about the new task's pictures, and the policy from before the task gives the answers
         that are rewarded (pseudo-rehearsal). Reward functions see none of the old columns.
+      prompts: of the records kept, "all" are rehearsed, or those alone that are "mastered": the
+        policy from before the task answers them right (after 2606.03087; the rule is ours).
       anchor: what a KL term applies to: all samples, or those of old prompts.
     """
 
     fraction: InnerShare = 0.25
     per_task: Natural = 256
     kept: Literal["records", "questions"] = "records"
+    prompts: Literal["all", "mastered"] = "all"
     anchor: Literal["all", "old"] = "all"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.prompts == "mastered" and self.kept == "questions":
+            raise Refused(
+                "prompts",
+                "is 'mastered', which gold answers tell, and with replay.kept=questions none are "
+                "kept; expected 'all'",
+            )
 
     def rehearsed(self, size: int) -> int:
         """How many of a batch's prompts come from earlier tasks, once there are some."""

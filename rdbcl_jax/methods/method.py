@@ -93,9 +93,22 @@ class Survey(NamedTuple):
     value: Callable[[Sequence[str], Bool[np.ndarray, "G"]], float]
 
 
+class Filter(NamedTuple):
+    """Which prompts of a task are learned from, decided once, before its first step.
+
+    Attributes:
+      survey: what is asked of all prompts.
+      keeps: the survey's values [N] → which prompts pass.
+    """
+
+    survey: Survey
+    keeps: Callable[[Float[np.ndarray, "N"]], Bool[np.ndarray, "N"]]
+
+
 class PromptSampler(NamedTuple):
     """Chooses the prompts of each batch by what is known of them, as pure functions on a pytree of
-    NumPy arrays, which is kept with a task's state. Without one every prompt comes once a pass.
+    NumPy arrays of a row a prompt, kept with a task's state. Without one every prompt comes once a
+    pass. With a filter `choose` is shown, and chooses from, the prompts that pass.
 
     Attributes:
       start: number of a task's own prompts, N → state.
@@ -169,6 +182,7 @@ class Method:
         which a tracker starts.
       tracker: a memory of each prompt within a task.
       prompts: chooses each batch's prompts; None: every prompt once a pass, in random order.
+      filter: which of a task's own prompts batches are made of; None: all.
       scheduled: what is made of a step depends on how many steps the task has.
       data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks
         before it ("replay").
@@ -195,6 +209,7 @@ class Method:
     pretask: Literal["", "confidence", "success"] = ""
     tracker: Tracker | None = None
     prompts: PromptSampler | None = None
+    filter: Filter | None = None
     scheduled: bool = False
     data: Literal["task", "joint", "replay"] = "task"
     partly_anchored: bool = False

@@ -1,4 +1,4 @@
-"""Options that change any method: β by portability, its schedule, entropy, the order of prompts."""
+"""Options that change any method: β by portability, its schedule, entropy, which prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rdbcl_jax.core.kl import kl_schedule
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.methods.grpo import GRPO, VARIANTS
 from rdbcl_jax.methods.method import Method, fewest
-from rdbcl_jax.methods.prompts import PromptOptions, prompt_sampler
+from rdbcl_jax.methods.prompts import PromptOptions, prompt_filter, prompt_sampler
 from rdbcl_jax.methods.rdbcl import portable
 
 # methods that read an option which others have no use for, by its field
@@ -66,7 +66,13 @@ def with_options(config: RunConfig, method: Method) -> Method:
         method = scheduled(method, chosen)
     if chosen.order != "uniform":
         method = ordered(config, method, chosen)
-    return method
+    prompts = config.section(PromptOptions)
+    if prompts.filter != "none" and method.responses == "none":
+        raise ValueError(
+            f"config.prompts.filter is {prompts.filter!r}, and {config.method} learns nothing; "
+            "expected 'none'"
+        )
+    return dataclasses.replace(method, filter=prompt_filter(prompts.filter, prompts.samples))
 
 
 def scheduled(method: Method, chosen: GRPO) -> Method:

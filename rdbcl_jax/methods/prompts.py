@@ -1,4 +1,5 @@
-"""Which prompts a batch holds: `prompts.order`, for any method.
+"""Which prompts a task is learned from, `prompts.filter`, and which a batch holds, `prompts.order`:
+for any method.
 
 - `uniform`: every prompt once a pass, in random order;
 - `variance`: MMR1's variance-aware sampling (2509.21268). All prompts are scored from fresh
@@ -8,6 +9,12 @@
   each part of the task draws from one part of the ranking, the easiest first (reconstruction);
 - `volatility`: one prompt a batch, the one of the most volatile rewards, with a bonus for prompts
   that were seldom visited (after DoPR, 2602.00815, whose formula is not public: reconstruction).
+
+A filter leaves prompts out for a whole task, by the policy's responses to them before it (after
+RIF-RFT of 2507.05386, which keeps what can be learned; the rules are a reconstruction):
+
+- `solvable`: one response at least is right, so that there is something to reinforce;
+- `mixed`: one is right and one is wrong, so that there is something to compare, too.
 """
 
 from __future__ import annotations
@@ -20,21 +27,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rdbcl_jax.batches import pytree
-from rdbcl_jax.methods.method import PromptSampler, Survey
+from rdbcl_jax.methods.method import Filter, PromptSampler, Survey
 from rdbcl_jax.rewards import shaping
 from rdbcl_jax.sections import Count, NonNegative, Section, Share, section
 
 Order = Literal["uniform", "variance", "stages", "volatility"]
+Rule = Literal["none", "solvable", "mixed"]
 
 
 @section("prompts")
 @dataclasses.dataclass(frozen=True)
 class PromptOptions(Section):
-    """Which prompts a batch holds, see rdbcl_jax.methods.prompts.
+    """Which prompts a task and its batches hold, see rdbcl_jax.methods.prompts.
 
     Attributes:
       order: how they are chosen; None: as the method has it.
-      samples: fresh responses to each prompt in a survey, of "variance" and "stages".
+      filter: which are left out before a task; where none passes, all are learned from.
+      samples: fresh responses to each prompt in a survey, of "variance", "stages" and a filter.
       every: steps between surveys, of "variance".
       share: of the batch, drawn by score; of "variance".
       diversity: weight of the responses' diversity in a score, beside the variance; of "variance".
@@ -43,6 +52,7 @@ class PromptOptions(Section):
     """
 
     order: Order | None = None
+    filter: Rule = "none"
     samples: Count = 32
     every: Count = 35
     share: Share = 0.5
@@ -64,6 +74,22 @@ def prompt_sampler(order: Order, options: PromptOptions) -> PromptSampler | None
     if order == "volatility":
         return by_volatility(options)
     return None
+
+
+def success(texts: Sequence[str], right: Bool[np.ndarray, "G"]) -> float:
+    """The share of a prompt's responses that are right, in [0, 1]."""
+    return float(np.mean(right))
+
+
+def prompt_filter(rule: Rule, samples: int) -> Filter | None:
+    """The filter of that rule, by so many responses to each prompt; None: every prompt passes."""
+    if rule == "none":
+        return None
+
+    def keeps(share: Float[np.ndarray, "N"]) -> Bool[np.ndarray, "N"]:
+        return (share > 0) & ((share < 1) | (rule == "solvable"))
+
+    return Filter(Survey(0, samples, success), keeps)
 
 
 # ------------------------------------------------------------------ by variance
@@ -116,7 +142,7 @@ def by_stages(options: PromptOptions) -> PromptSampler:
     return PromptSampler(
         start=lambda count: np.full(count, 0.5),
         choose=choose,
-        survey=Survey(0, options.samples, lambda texts, right: float(np.mean(right))),
+        survey=Survey(0, options.samples, success),
         refresh=lambda success, values: values,
     )
 

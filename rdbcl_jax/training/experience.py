@@ -19,14 +19,14 @@ from rdbcl_jax.distributed import most_anywhere
 from rdbcl_jax.methods.classic import ReplayOptions
 from rdbcl_jax.methods.method import PromptSampler
 from rdbcl_jax.policy import Policy
-from rdbcl_jax.rewards.scoring import judge
-from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, generate_scored, score_rollouts
-from rdbcl_jax.sharding import all_hosts_rows, all_hosts_sum, put_batch
+from rdbcl_jax.rollout.scored import Responses, ScoredRollouts, score_rollouts
+from rdbcl_jax.sharding import all_hosts_rows, put_batch
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState
+from rdbcl_jax.training.surveys import surveyed
 
 # (state, step of the task) -> the encoded batch after the `state.batches` that were taken
 Feed = Callable[[TaskState, int], Any]
@@ -98,24 +98,11 @@ class Experience:
             return state
         if index % survey.every if survey.every else index:
             return state
-        values = np.zeros(len(self.stage.records), np.float32)  # as processes exchange them
-        for scored, valid in generate_scored(
-            learner.policy,
-            state.train.params,
-            self.stage.records,
-            judge,
-            learner.sampling,
-            rng.of_survey(learner.config.seed, self.first_step + index),
-            batch_size=learner.config.evaluation.batch_size,
-            samples=survey.samples,
-        ):
-            right, texts = scored.right, np.array(scored.texts, object).reshape(scored.shape)
-            for row in np.flatnonzero(valid):
-                record = scored.responses.host_prompts.record_ids[row]
-                values[record] = survey.value(texts[row].tolist(), right[row])
+        key = rng.of_survey(learner.config.seed, self.first_step + index)
+        values = surveyed(learner, state.train.params, self.stage.records, survey, key)
         assert sampler.refresh  # it asked for the survey
-        values = all_hosts_sum(values, learner.policy.rows)[: self.stage.own]
-        return dataclasses.replace(state, prompts=sampler.refresh(state.prompts, values))
+        known = sampler.refresh(state.prompts, values[: self.stage.own])
+        return dataclasses.replace(state, prompts=known)
 
     def observed(self, state: TaskState, scored: ScoredRollouts) -> TaskState:
         """The state whose prompt sampler has seen the rewards of the task's own prompts."""
@@ -175,48 +162,64 @@ def halved(wanted: Bool[np.ndarray, "D P"], most: int) -> Int[np.ndarray, "n"]:
 # ------------------------------------------------------------------ which prompts
 
 
-def make_feed(learner: Learner, stage: Stage, first_step: int, start: int) -> Feed:
-    """Encoded batches from number `start` on, without end."""
+def make_feed(learner: Learner, stage: Stage, first_step: int, state: TaskState) -> Feed:
+    """Encoded batches without end, after those that a task's state has taken."""
     config, method = learner.config, learner.method
-    own, old = stage.own, stage.replayed
+    places, old = _places(stage, state), stage.replayed
+    own = len(places) - old
     size, seed = config.rollout.prompts, config.seed + first_step
     rehearsal = 0
     if old:
         rehearsal = config.section(ReplayOptions).rehearsed(size)
     if method.prompts:
-        return _chosen(learner, stage, method.prompts, first_step, rehearsal)
+        return _chosen(learner, stage, places, method.prompts, first_step, rehearsal)
     order = rehearsed(own, old, size, rehearsal, seed) if old else indices(own, size, seed)
     feed = batches(
         stage.records,
         _encoding(learner),
-        order=order,
-        start=start,
+        order=order.map(lambda batch: places[np.asarray(batch)]),
+        start=int(state.batches),
         shard=learner.policy.rows,
         threads=config.data.threads,
     )
     return lambda state, index: next(feed)
 
 
+def _places(stage: Stage, state: TaskState) -> Int[np.ndarray, "n"]:
+    """Of the records that batches hold: a task's own that pass, then those of earlier tasks."""
+    records = np.arange(len(stage.records))
+    if state.learned is None:
+        return records
+    return np.concatenate([np.flatnonzero(state.learned), records[stage.own :]])
+
+
 def _chosen(
-    learner: Learner, stage: Stage, sampler: PromptSampler, first_step: int, rehearsal: int
+    learner: Learner,
+    stage: Stage,
+    places: Int[np.ndarray, "n"],
+    sampler: PromptSampler,
+    first_step: int,
+    rehearsal: int,
 ) -> Feed:
     """Batches of prompts that the sampler chooses, but for the last rows, of earlier tasks. None is
-    encoded ahead: what is chosen may depend on the step before."""
+    encoded ahead: what is chosen may depend on the step before. Of prompts that do not pass the
+    sampler is shown nothing."""
     config, shard, encode = learner.config, learner.policy.rows, _encoding(learner)
-    size = config.rollout.prompts
+    size, own = config.rollout.prompts, places[: len(places) - stage.replayed]
     old = indices(stage.replayed, rehearsal, config.seed + first_step + 1) if rehearsal else None
 
     def feed(state: TaskState, index: int) -> Any:
         number = int(state.batches)
-        ids = sampler.choose(
-            state.prompts,
+        chosen = sampler.choose(
+            jax.tree.map(lambda of_prompts: of_prompts[own], state.prompts),
             rng.of_batch(config.seed, first_step, number),
             size - rehearsal,
             index / config.training.steps,
         )
+        ids = own[np.asarray(chosen)]
         if old is not None:
             ids = np.concatenate([ids, stage.own + np.asarray(old[number])])
-        mine = np.asarray(ids)[shard.rows(size)]
+        mine = ids[shard.rows(size)]
         return encode([stage.records[i] for i in mine.tolist()], mine)
 
     return feed

@@ -72,6 +72,7 @@ class Learner:
             tracker=memory,
             last_kl=np.full((), np.nan, np.float32),
             prompts=prompts and prompts.start(stage.own),
+            learned=np.ones(stage.own, bool) if self.method.filter else None,
         )
 
     def score_at(self, run_step: int) -> ScoreFunction:

@@ -15,6 +15,8 @@ from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import TaskData
 from rdbcl_jax.methods.classic import ReplayOptions
+from rdbcl_jax.methods.method import Survey
+from rdbcl_jax.methods.prompts import success
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.response_format import parse
@@ -25,6 +27,7 @@ from rdbcl_jax.sharding import all_hosts_rows
 from rdbcl_jax.training import rng
 from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.memory import phase
+from rdbcl_jax.training.surveys import surveyed
 
 _TRIED = 64  # records of the new task that are looked through for pictures
 
@@ -38,17 +41,20 @@ def old_prompts(
     say: Callable[[str], None],
 ) -> list[Sequence[Record]]:
     """What batches of task k (from 0) rehearse of each task before it; empty for methods that
-    rehearse nothing, and where of all old questions none has an answer that could be a gold one.
+    rehearse nothing, where no old record is mastered, and where of all old questions none has an
+    answer that could be a gold one.
 
     Args:
       previous: the policy from before the task, which answers old questions where they alone are
-        kept.
-      say: is told how many of the old questions are left out.
+        kept, and has mastered some records.
+      say: is told how many are left out.
     """
     options = learner.config.section(ReplayOptions)
     if learner.method.data != "replay" or not k:
         return []
     kept = [task.train[: options.per_task] for task in tasks[:k]]
+    if options.prompts == "mastered":
+        return _mastered(learner, kept, previous, lambda text: say(f"note: {tasks[k].name} {text}"))
     if options.kept == "records":
         return kept
     order = rng.of_rehearsal(learner.config.seed, k).permutation(len(tasks[k].train)).tolist()
@@ -61,6 +67,25 @@ def old_prompts(
             "no pictures here, or do not fit the batches' sizes"
         )
     return [answered] if answered else []
+
+
+def _mastered(
+    learner: Learner,
+    kept: Sequence[Sequence[Record]],
+    previous: Trained,
+    say: Callable[[str], None],
+) -> list[Sequence[Record]]:
+    """Of the records kept of each task those that the previous policy's greedy answer solves."""
+    sampling = sampling_of(learner.policy, learner.config.rollout, greedy=True)
+    unused = jax.random.key(0)  # greedy: never drawn from
+    shares = surveyed(learner, previous, Joined(kept), Survey(0, 1, success), unused, sampling)
+    parts = np.split(shares > 0, np.cumsum([len(part) for part in kept])[:-1])
+    places = [np.flatnonzero(right).tolist() for right in parts]
+    found = [only(part, mastered) for part, mastered in zip(kept, places, strict=True)]
+    count = sum(map(len, found))
+    if count < len(shares):
+        say(f"rehearses {count} of {len(shares)} old records: the others are not mastered")
+    return [part for part in found if len(part)]
 
 
 class Asked(Made):

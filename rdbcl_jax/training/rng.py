@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 # a run's own steps stay far below these
-_PRETASK, _OTHERS, _SURVEY, _REHEARSAL = (2**31 - n for n in (1, 2, 3, 4))
+_PRETASK, _OTHERS, _SURVEY, _REHEARSAL, _FILTER = (2**31 - n for n in (1, 2, 3, 4, 5))
 _FISHER, _COLLECTED = 2**30, 2**30 + 2**20
 
 
@@ -39,6 +39,11 @@ def of_rehearsal(seed: int, task: int) -> np.random.Generator:
 def of_survey(seed: int, run_step: int) -> Array:
     """For the responses to all prompts before a step."""
     return jax.random.fold_in(of_step(seed, run_step), _SURVEY)
+
+
+def of_filter(seed: int, first_step: int) -> Array:
+    """For the responses that choose the prompts of the task that begins with this step."""
+    return jax.random.fold_in(of_step(seed, first_step), _FILTER)
 
 
 def of_pretask_stats(seed: int, first_step: int) -> Array:

@@ -52,6 +52,7 @@ from rdbcl_jax.training.setup import Setup, prepare
 from rdbcl_jax.training.stage import Anchors, dtype_of_frozen, make_stage, merged
 from rdbcl_jax.training.state import TaskState, restore_state
 from rdbcl_jax.training.stop import Stop
+from rdbcl_jax.training.surveys import filtered
 from rdbcl_jax.training.task import learn_task
 
 _AT_ONCE = 1024  # demonstrations that are tokenized
@@ -124,6 +125,9 @@ def _train(
             state = _read_state(setup, checkpoints, done, learner.blank(stage, memory))
         else:
             state = learner.start(stage, learning, memory)
+            with journal.timed("learning"):
+                say = journal.progress.message
+                state = filtered(learner, stage, state, k * steps, say)
         if k == first:
             forget_beyond(checkpoints, begin, steps)
         journal.progress.start_task(k, step=own)

@@ -53,6 +53,7 @@ class TaskState:
     tracker: Any  # the method's memory of the prompts; None: it has none
     last_kl: Float[np.ndarray, ""]  # to the reference, of the step before; NaN: not measured
     prompts: Any = None  # what the method's prompt sampler knows; None: it has none
+    learned: Any = None  # [N] bool, prompts that pass the method's filter; None: it has none
 
 
 @pytree

@@ -131,7 +131,7 @@ def learn_task(
 
     # ---------------------------------------------------------------- before the first step
     values, state = _prompt_values(learner, stage, state, first_step, start)
-    feed = make_feed(learner, stage, first_step, int(state.batches))
+    feed = make_feed(learner, stage, first_step, state)
     experience = Experience(learner, stage, first_step, feed)
 
     # ---------------------------------------------------------------- step by step

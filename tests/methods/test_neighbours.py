@@ -9,7 +9,12 @@ import pytest
 from rdbcl_jax.methods.demonstrations import DemonstrationOptions
 from rdbcl_jax.methods.mixture import taught_share
 from rdbcl_jax.methods.pcurl import distinct_ngrams
-from rdbcl_jax.methods.prompts import PromptOptions, distinct_share, prompt_sampler
+from rdbcl_jax.methods.prompts import (
+    PromptOptions,
+    distinct_share,
+    prompt_filter,
+    prompt_sampler,
+)
 from rdbcl_jax.methods.reinforce_ada import above_mean, balanced, done
 from rdbcl_jax.methods.shuffle_r1 import contrasting, draw_pairs
 from rdbcl_jax.training.experience import halved
@@ -201,6 +206,36 @@ def frequencies(sampler, state, size, draws=2000, progress=0.0):
     ids = [sampler.choose(state, np.random.default_rng(i), size, progress) for i in range(draws)]
     assert all(len(batch) == size for batch in ids)
     return np.bincount(np.concatenate(ids), minlength=len(np.atleast_1d(state))) / draws
+
+
+def test_a_filter_keeps_what_can_be_learned():
+    solvable, mixed = (prompt_filter(rule, 4) for rule in ("solvable", "mixed"))
+    assert solvable.survey.samples == 4 and solvable.survey.every == 0
+    assert solvable.survey.value(["a", "b"], np.array([True, False])) == 0.5
+    share = np.array([0, 0.25, 0.75, 1], np.float32)
+    assert solvable.keeps(share).tolist() == [False, True, True, True]
+    assert mixed.keeps(share).tolist() == [False, True, True, False]
+    assert prompt_filter("none", 4) is None
+
+
+def test_any_method_that_learns_takes_a_filter():
+    for name in ("grpo", "joint", "sft", "vas"):
+        assert method(name).filter is None
+        assert (
+            method(name, **{"prompts.filter": "mixed", "prompts.samples": 5}).filter.survey[1] == 5
+        )
+    with pytest.raises(
+        ValueError, match=r"prompts\.filter is 'mixed', and zero_shot learns nothing"
+    ):
+        method("zero_shot", **{"prompts.filter": "mixed"})
+    with pytest.raises(ValueError, match=r"prompts\.filter is 'solved', expected one of"):
+        method("grpo", **{"prompts.filter": "solved"})
+
+
+def test_mastered_prompts_are_told_by_gold_answers():
+    assert method("replay", **{"replay.prompts": "mastered"}).data == "replay"
+    with pytest.raises(ValueError, match=r"replay\.prompts is 'mastered', .* expected 'all'"):
+        method("replay", **{"replay.prompts": "mastered", "replay.kept": "questions"})
 
 
 def test_half_of_a_batch_is_drawn_by_variance_the_rest_alike():
