@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import functools
 import pathlib
 import shutil
 import sys
@@ -23,6 +24,7 @@ from rdbcl_jax.commands import (
     read_config,
     start,
 )
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.messages import did_you_mean
 
 HEAD = """\
@@ -95,6 +97,7 @@ def _train(parser: argparse.ArgumentParser) -> Run:
 
     def run(args: argparse.Namespace) -> None:
         config = read_config(args)
+        print(_reading(RunConfig.of(config)), flush=True)
         if args.distributed:
             from rdbcl_jax.distributed import join_processes
 
@@ -117,6 +120,10 @@ def _check(parser: argparse.ArgumentParser) -> Run:
         if not (args.config or args.records):
             raise Usage("give --config=FILE, --records=SOURCE or both")
         config = read_config(args)
+        text = (
+            f"reading {', '.join(args.records)}" if args.records else _reading(RunConfig.of(config))
+        )
+        print(text, file=sys.stderr, flush=True)
         from rdbcl_jax.training.check import check_all
 
         found = check_all(config, args.records, args.format)
@@ -131,6 +138,14 @@ def _check(parser: argparse.ArgumentParser) -> Run:
         sys.exit(bool(found.problems))
 
     return run
+
+
+def _reading(config: RunConfig) -> str:
+    """What is said first: libraries that take seconds, and perhaps many records, come before any
+    other line."""
+    names = [*config.sequence, *config.evaluation.tasks]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"reading the records of {', '.join(names[:8])}{more}"
 
 
 def _format(text: str) -> Any:
@@ -201,16 +216,16 @@ def _plan(parser: argparse.ArgumentParser) -> Run:
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # programs are compiled and not run
-        from rdbcl_jax.config import RunConfig
         from rdbcl_jax.planning.chips import topology_of
+
+        run, topology = RunConfig.of(config), topology_of(args.topology)
+        say = functools.partial(print, file=sys.stderr, flush=True)
+        how = "computing" if topology.devices is None else "compiling the programs of"
+        say(f"{how} a run of {args.config} for {topology.name}: large models take minutes")
         from rdbcl_jax.planning.make import make_plan
         from rdbcl_jax.planning.table import lines
 
-        topology = topology_of(args.topology)
-        if topology.devices is not None:
-            text = f"compiling the run's programs for {topology.name}: large models take minutes"
-            print(text, file=sys.stderr, flush=True)
-        plan = make_plan(RunConfig.of(config), topology)
+        plan = make_plan(run, topology, say)
         print(json.dumps(plan.to_dict(), indent=1) if args.json else "\n".join(lines(plan)))
         sys.stdout.flush()
         sys.exit(not plan.fits)

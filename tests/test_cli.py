@@ -316,6 +316,23 @@ def test_rewards_are_tried_before_anything_is_written(tmp_path, name, message):
     assert prepare(RunConfig.of(config)).method.responses == "none"
 
 
+@pytest.mark.parametrize(
+    "command, module, line",
+    [
+        ("train --workdir=/nowhere/run", "training.run", "reading the records of sum, walk"),
+        ("check", "training.check", "reading the records of sum, walk"),
+        ("check --records=a.json", "training.check", "reading a.json"),
+        ("plan --topology=gpu:h100x8", "planning.make", "computing a run of quickstart for gpu:h1"),
+    ],
+)
+def test_the_first_line_comes_before_libraries_are_there(command, module, line, typed, monkeypatch):
+    name, *words = command.split()
+    monkeypatch.setitem(sys.modules, f"rdbcl_jax.{module}", None)  # its import fails
+    _, out, errors = typed(name, "--config=quickstart", *words)
+    assert (out if name == "train" else errors).startswith(line)
+    assert "import of rdbcl_jax" in errors
+
+
 def test_an_error_is_one_line_without_a_traceback(tmp_path):
     out = rdbcl(
         "train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.method=grop"
@@ -328,7 +345,7 @@ def test_check_lists_all_and_fails_where_anything_is_wrong(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text('{"prompt": "?", "answer": "7"}\n{"prompt": "?"}\n{"prompt": \n')
     out = rdbcl("check", f"--records={file}")
-    assert out.returncode == 1 and not out.stderr
+    assert out.returncode == 1 and out.stderr == f"reading {file}\n"
     first, second, last = out.stdout.splitlines()
     assert first.startswith(f"{file}, line 2 (id") and second.startswith(
         f"{file}, line 3: not JSON"

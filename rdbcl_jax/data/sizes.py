@@ -11,7 +11,7 @@ from rdbcl_jax.data.check import SIZES, Check
 from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.data.waiting import in_threads
+from rdbcl_jax.data.waiting import in_threads, shown
 
 # blocks of attention kernels are as wide
 _LEAST = {"prompt_lengths": 128, "patch_slots": 128, "images_per_prompt": 1}
@@ -82,5 +82,6 @@ def _needs(
             encode.encode([record])
         return found
 
-    measures = [*in_threads(sizes, records)]
+    what = f"measuring {records[0].task!r}" if len(records) else ""
+    measures = [*shown(in_threads(sizes, records), len(records), what)]
     return {name: [found.get(name, 0) for found in measures] for name in names}

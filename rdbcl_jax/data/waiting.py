@@ -15,7 +15,8 @@ from rich.progress import track
 
 S = TypeVar("S")
 T = TypeVar("T")
-SAYS_EVERY = 30.0  # seconds, where there is no terminal
+SAYS_FIRST, SAYS_EVERY = 2.0, 30.0  # seconds, where there is no terminal
+MANY = 1000  # records
 _AHEAD = 8  # items a thread, so that results of many never wait for one that takes long
 
 
@@ -34,14 +35,19 @@ def in_threads(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
 
 
 def shown(results: Iterable[T], count: int, what: str) -> Iterator[T]:
-    """The results, while a bar on the terminal, or a line now and then, says how many there are."""
+    """The results, while a bar on the terminal says how many there are; elsewhere a line at once
+    where they are many, and one now and then."""
     console = Console(stderr=True)
     if console.is_terminal:
         yield from track(results, what, total=count, console=console, transient=True)
         return
     said = time.monotonic()
+    if count >= MANY:
+        print(f"{what}: {count:,} records", file=sys.stderr, flush=True)
+    else:
+        said -= SAYS_EVERY - SAYS_FIRST
     for done, result in enumerate(results):
         if time.monotonic() - said > SAYS_EVERY:
             said = time.monotonic()
-            print(f"{what}: {done} of {count} records", file=sys.stderr, flush=True)
+            print(f"{what}: {done:,} of {count:,} records", file=sys.stderr, flush=True)
         yield result

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -22,9 +23,15 @@ _BUFFERS = 5  # of a program that are shown
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 
 
-def compiled_plan(config: RunConfig, topology: Topology, assumed: tuple[str, ...]) -> Plan:
+def compiled_plan(
+    config: RunConfig,
+    topology: Topology,
+    assumed: tuple[str, ...],
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Args:
     config: of one size of batches, with a model directory whose weights are not read.
+    say: is told of each program that is compiled.
     """
     assert topology.devices is not None
     mesh = make_mesh(**config.mesh.to_dict(), devices=topology.devices)
@@ -37,6 +44,7 @@ def compiled_plan(config: RunConfig, topology: Topology, assumed: tuple[str, ...
     phases = [Phase("boundary", everything, 0)]  # moments are made where old ones have gone
     products = products_of(config)
     for program in programs.all():
+        say(f"compiling {program.name}")
         evaluates = program.name == "evaluation" and not config.evaluation.every
         phase = _phase(program, alone if evaluates else everything)
         phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.size))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.planning.arithmetic import UnknownDevice, computed_plan
 from rdbcl_jax.planning.chips import Topology
@@ -13,9 +15,13 @@ from rdbcl_jax.training.layout import has_kernel, with_layout
 from rdbcl_jax.training.setup import check_rows
 
 
-def make_plan(config: RunConfig, topology: Topology) -> Plan:
+def make_plan(
+    config: RunConfig, topology: Topology, say: Callable[[str], None] = lambda line: None
+) -> Plan:
     """Of a run, whatever of its model and data is there.
 
+    Args:
+      say: is told of each program that is compiled.
     Raises:
       ValueError, FileNotFoundError: what of the config cannot be; batches that do not divide.
     """
@@ -29,4 +35,4 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
         check_rows(config, make_mesh(**config.mesh.to_dict(), devices=devices))
         if topology.devices is None:
             return computed_plan(config, topology, assumed)
-        return compiled_plan(config, topology, assumed)
+        return compiled_plan(config, topology, assumed, say)

@@ -250,8 +250,14 @@ def test_pictures_in_files_are_told_by_what_they_hold(folder, model):
 
 
 def test_a_long_check_says_how_far_it_is(monkeypatch, capsys, folder):
+    path = write(folder, {}, {})
+    load_records(path, task="mine")
+    assert not capsys.readouterr().err  # not worth a line
+    monkeypatch.setattr("rdbcl_jax.data.waiting.MANY", 2)
+    load_records(path, task="mine")
+    assert capsys.readouterr().err == "checking 'mine': 2 records\n"  # at once
     monkeypatch.setattr("rdbcl_jax.data.waiting.SAYS_EVERY", -1.0)
-    load_records(write(folder, {}, {}), task="mine")
+    load_records(path, task="mine")
     assert "checking 'mine': 1 of 2 records\n" in capsys.readouterr().err
 
 
