@@ -32,6 +32,15 @@ class SupervisedBatch(NamedTuple):
     mask: Bool[np.ndarray, "P G T"]
 
 
+class ReadRecord(NamedTuple):
+    """A record whose prompt is tokenized and whose pictures are decoded and resized, of no batch
+    yet."""
+
+    name: str
+    tokens: Sequence[int]
+    pictures: Any  # as the processor has them
+
+
 class PromptEncoder:
     """Turns records into a `PromptBatch` of numpy arrays.
 
@@ -108,14 +117,23 @@ class PromptEncoder:
           ValueError: a record whose images do not match its placeholders, whose prompt or image
             exceeds the largest size allowed, or that has images where the model reads none.
         """
+        return self.batch(self.read(records, prefixes), ids)
+
+    def read(
+        self, records: Sequence[Record], prefixes: Sequence[str] | None = None
+    ) -> list[ReadRecord]:
+        """The part of `encode` that takes long, of each record for itself; `batch` is the rest."""
         names = [record.id for record in records]
         self.check(records)
         pictures = self.processor.pictures([load_images(record) for record in records])
-        rows = [
-            self.processor.expand(*parts)
-            for parts in zip(self._tokenize(records, prefixes), pictures, names, strict=True)
-        ]
+        parts = [*zip(self._tokenize(records, prefixes), pictures, names, strict=True)]
+        rows = [self.processor.expand(*part) for part in parts]
         self._check_ids(rows, names)
+        return [ReadRecord(*found) for found in zip(names, rows, pictures, strict=True)]
+
+    def batch(self, read: Sequence[ReadRecord], ids: Sequence[int] | None = None) -> PromptBatch:
+        """One row per record, of a size that holds all of them."""
+        names, rows, pictures = ([*parts] for parts in zip(*read, strict=True))
         length = fitting_size("prompt_lengths", [len(row) for row in rows], self.lengths, names)
         tokens, mask = pad(rows, length, self._pad_id, left=True)
         model_inputs, following = self.processor.model_inputs(tokens, mask, pictures, names)
@@ -123,7 +141,7 @@ class PromptEncoder:
             tokens=tokens,
             mask=mask,
             next_position=following,
-            record_ids=np.asarray(range(len(records)) if ids is None else ids, np.int32),
+            record_ids=np.asarray(range(len(read)) if ids is None else ids, np.int32),
             model_inputs=model_inputs,
         )
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch, Rollouts
-from rdbcl_jax.data.pipeline import eval_batches
+from rdbcl_jax.data.pipeline import EvalBatch, eval_batches
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.interface import Params
@@ -62,10 +62,7 @@ def generate(
     samples: int = 1,
     prefixes: Sequence[str] | None = None,
 ) -> Iterator[Generated]:
-    """`samples` responses to every record once, in order.
-
-    A batch is handed out once the next one has been sent to the device, which is then busy while
-    the caller reads.
+    """`samples` responses to every record once, in order; see `responses_to`.
 
     Args:
       params: all parameters (`Policy.whole`).
@@ -79,10 +76,29 @@ def generate(
     def encode(items, ids):
         return encoder.encode(items, ids, prefixes and [prefixes[i] for i in ids])
 
+    batches = eval_batches(records, encode, batch_size, policy.rows)
+    return responses_to(batches, policy, params, sampling, rng, samples=samples)
+
+
+def responses_to(
+    batches: Iterable[EvalBatch],
+    policy: Policy,
+    params: Params,
+    sampling: Sampling,
+    rng: Array,
+    *,
+    samples: int = 1,
+) -> Iterator[Generated]:
+    """`samples` responses to every prompt of batches that hold this process's rows.
+
+    A batch is handed out once the next one has been sent to the device, which is then busy while
+    the caller reads.
+
+    Args:
+      params, rng: as of `generate`.
+    """
     before = None
-    for number, (host_prompts, valid) in enumerate(
-        eval_batches(records, encode, batch_size, policy.rows)
-    ):
+    for number, (host_prompts, valid) in enumerate(batches):
         prompts = put_batch(host_prompts, policy.mesh)
         own = jax.random.fold_in(rng, number)
         rollouts = sample(policy.model, params, prompts, own, samples=samples, sampling=sampling)

@@ -4,14 +4,16 @@ about the new task's pictures (pseudo-rehearsal, after Robins 1995)."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 
-from rdbcl_jax.data.indexed import Joined, Made, only
+from rdbcl_jax.data.indexed import Joined, Made
 from rdbcl_jax.data.pictures import Picture
-from rdbcl_jax.data.prompts import PromptEncoder
+from rdbcl_jax.data.pipeline import EvalBatch
+from rdbcl_jax.data.prompts import PromptEncoder, ReadRecord
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import TaskData
 from rdbcl_jax.methods.classic import ReplayOptions
@@ -21,7 +23,7 @@ from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rewards.response_format import parse
 from rdbcl_jax.rewards.verifiers import get_verifier
-from rdbcl_jax.rollout.generate import generate
+from rdbcl_jax.rollout.generate import responses_to
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import all_hosts_rows
 from rdbcl_jax.training import rng
@@ -131,21 +133,52 @@ class Asked(Made):
 
 def _answered(learner: Learner, asked: Asked, previous: Trained) -> Iterator[Record]:
     """The questions with the previous policy's greedy answer, where that can be a gold one."""
-    policy = learner.policy
-    fitting = only(asked, [i for i in range(len(asked)) if _fits(policy.encoder, asked, i)])
-    answers = _greedy_answers(learner, fitting, previous)
-    for record, answer in zip(fitting, answers, strict=True):
-        if answer is not None and _could_be_gold(record, answer):
-            yield dataclasses.replace(record, answer=answer)
+    policy: Policy = learner.policy
+    fitting: list[Record] = []
+    texts: list[str] = []  # on every process
+    for batch in responses_to(
+        _batches(policy, asked, learner.config.evaluation.batch_size, fitting),
+        policy,
+        policy.to_read(previous),
+        sampling_of(policy, learner.config.rollout, greedy=True),
+        jax.random.key(0),  # greedy: never drawn from
+    ):
+        rollouts = batch.host_rollouts()
+        tokens, mask = (
+            all_hosts_rows(np.asarray(a[:, 0]), policy.rows)
+            for a in (rollouts.tokens, rollouts.mask)
+        )
+        texts += policy.texts(tokens, mask.astype(bool))
+    for record, text in zip(fitting, texts, strict=False):  # the last batch is filled up
+        found = parse(text)
+        if found.ok and _could_be_gold(record, found.answer):
+            yield dataclasses.replace(record, answer=found.answer)
 
 
-def _fits(encoder: PromptEncoder, asked: Asked, index: int) -> bool:
-    """Whether there are pictures for an old question, and the batches' sizes hold both."""
-    try:
-        encoder.encode([asked[index]])
-    except ValueError:
-        return False
-    return True
+def _batches(
+    policy: Policy, asked: Asked, batch_size: int, fitting: list[Record]
+) -> Iterator[EvalBatch]:
+    """The questions that have pictures and that the batches' sizes hold, in order, each read once;
+    these are appended to `fitting`."""
+    readable = _readable(policy.encoder, asked)
+    while group := [*itertools.islice(readable, batch_size)]:
+        first, last = len(fitting), len(group) - 1
+        fitting += [record for record, _ in group]
+        wanted = policy.rows.rows(batch_size)
+        mine = np.minimum(wanted, last)
+        prompts = policy.encoder.batch([group[i][1] for i in mine], first + mine)
+        yield EvalBatch(prompts, wanted <= last)
+
+
+def _readable(encoder: PromptEncoder, asked: Asked) -> Iterator[tuple[Record, ReadRecord]]:
+    for index in range(len(asked)):
+        try:
+            record = asked[index]
+            (read,) = encoder.read([record])
+            encoder.batch([read])  # it is too large for all sizes, or not
+        except ValueError:
+            continue
+        yield record, read
 
 
 def _could_be_gold(record: Record, answer: str) -> bool:
@@ -157,27 +190,3 @@ def _could_be_gold(record: Record, answer: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _greedy_answers(
-    learner: Learner, records: Sequence[Record], params: Trained
-) -> list[str | None]:
-    """Of each record, on every process; None: not in the required format."""
-    policy: Policy = learner.policy
-    texts: list[str] = []
-    for batch in generate(
-        policy,
-        policy.to_read(params),
-        records,
-        sampling_of(policy, learner.config.rollout, greedy=True),
-        jax.random.key(0),  # greedy: never drawn from
-        batch_size=learner.config.evaluation.batch_size,
-    ):
-        rollouts = batch.host_rollouts()
-        tokens, mask = (
-            all_hosts_rows(np.asarray(a[:, 0]), policy.rows)
-            for a in (rollouts.tokens, rollouts.mask)
-        )
-        texts += policy.texts(tokens, mask.astype(bool))
-    parsed = [parse(text) for text in texts[: len(records)]]
-    return [found.answer if found.ok else None for found in parsed]

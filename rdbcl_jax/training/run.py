@@ -92,7 +92,8 @@ def _train(
     learner = make_learner(setup.config, policy, like, method, setup.rewards)
     if whole := held_whole(policy.whole(like), policy.model.param_axes, setup.mesh):
         journal.progress.message(f"note: {whole}: held whole on each of its devices")
-    if room := check_room(store, [*parts_of(setup.config, method, learner, like)]):
+    parts = parts_of(setup.config, method, learner, like, done, len(checkpoints.steps()))
+    if room := check_room(store, [*parts]):
         journal.progress.message(f"note: {room}")
     if done:
         journal.progress.message(f"resuming after step {done} of {steps * len(tasks)}")

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from PIL import Image
@@ -489,7 +490,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(config, 
     try:
         with faults.small_disk(disk, 1):
             (disk / "somebody's").write_bytes(bytes(600_000))
-            with pytest.raises(ValueError, match=r"checkpoints take up to .* are free; make room"):
+            with pytest.raises(
+                ValueError, match=r"checkpoints to come take up to .* are free; make room"
+            ):
                 train(config, disk / "run")
             assert not Checkpoints(disk / "run").steps()
             faults.enlarge(disk, 64)
@@ -505,6 +508,19 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_once_there_is_room(config, 
             goes_on(config, disk / "run", whole)
     except PermissionError as error:
         pytest.skip(str(error))
+
+
+def test_a_run_that_has_nothing_left_to_save_needs_no_room(
+    config, cut, whole, tmp_path, monkeypatch
+):
+    """What is saved already is counted by its number: compressed it may be smaller."""
+    full = types.SimpleNamespace(free=0)
+    monkeypatch.setattr("rdbcl_jax.training.disk.shutil.disk_usage", lambda path: full)
+    done = faults.copied(whole[0], tmp_path / "done")
+    goes_on(config, done, whole)
+    left = r"1 states of \S+ MB, 1 policies of \S+ MB\), and 0.0 MB of its disk are free"
+    with pytest.raises(ValueError, match=left):
+        train(config, cut)
 
 
 def test_a_workdir_that_cannot_be_one_is_refused_before_anything_is_made(config, tmp_path):

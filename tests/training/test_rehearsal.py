@@ -12,6 +12,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.evaluation import evaluate
 from rdbcl_jax.lab.study import load_config
 from rdbcl_jax.reporting.samples import read_samples
+from rdbcl_jax.sharding import RowShard
 from rdbcl_jax.training import rehearsal, run
 from rdbcl_jax.training.rehearsal import Asked
 
@@ -45,11 +46,37 @@ def test_pictures_are_needed_for_questions_about_pictures():
         asked_about(2, [with_images("x"), with_images()])
 
 
-def test_a_question_without_pictures_is_left_out_alone():
-    encoder = types.SimpleNamespace(encode=lambda records: records)
-    old = [dataclasses.replace(with_images(*"ab"[:n]), id=str(n)) for n in range(3)]
-    asked = Asked(old, [with_images("x")], [0])
-    assert [rehearsal._fits(encoder, asked, i) for i in range(3)] == [True, True, False]
+class Reader:
+    """Of an encoder what old questions are read with; batches hold 12 characters of a prompt."""
+
+    def __init__(self):
+        self.seen = []
+
+    def read(self, records):
+        self.seen += [record.id for record in records]
+        return records
+
+    def batch(self, records, ids=()):
+        if any(len(record.prompt) > 12 for record in records):
+            raise ValueError
+        return [record.prompt for record in records], [*ids]
+
+
+def test_a_question_is_read_once_and_left_out_alone():
+    """Where there are no pictures for it, or where it is too long for a batch."""
+    new = dataclasses.replace(with_images(), id="new")
+    old = [dataclasses.replace(new, prompt=f"old {n}", id=str(n)) for n in range(6)]
+    old[1] = dataclasses.replace(old[1], images=("a", "b"))
+    old[3] = dataclasses.replace(old[3], prompt="a question of many words")
+    policy = types.SimpleNamespace(encoder=Reader(), rows=RowShard())
+    fitting = []
+    found = rehearsal._batches(policy, Asked(old, [with_images("x")], [0]), 3, fitting)
+    assert [(batch, valid.tolist()) for batch, valid in found] == [
+        ((["old 0", "old 2", "old 4"], [0, 1, 2]), [True] * 3),
+        ((["old 5", "old 5", "old 5"], [3, 3, 3]), [True, False, False]),
+    ]
+    assert [record.prompt for record in fitting] == ["old 0", "old 2", "old 4", "old 5"]
+    assert policy.encoder.seen == [f"{n}, asked again" for n in (0, 2, 3, 4, 5)]
 
 
 def test_what_cannot_be_a_gold_answer_is_not_rewarded():
