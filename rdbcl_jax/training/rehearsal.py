@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from rdbcl_jax.data.indexed import Joined, Made
+from rdbcl_jax.data.indexed import Joined, Made, only
 from rdbcl_jax.data.pictures import Picture
 from rdbcl_jax.data.pipeline import EvalBatch
 from rdbcl_jax.data.prompts import PromptEncoder, ReadRecord
