@@ -26,7 +26,6 @@ from rdbcl_jax import programs
 from rdbcl_jax.json_files import flatten
 from rdbcl_jax.messages import did_you_mean, line_of
 from rdbcl_jax.recipes import find_config, load_config, recipes
-from rdbcl_jax.remote import cache_folder
 
 HELP = ("help", "-h", "-help", "--help", "--helpshort", "--helpfull")
 OVERRIDE = re.compile(r"--(no)?config\.([^=]*)(=.*)?", re.DOTALL)
@@ -85,8 +84,9 @@ def start(command: Command, argv: Sequence[str]) -> NoReturn:
     with errors_in_one_line(command.name):
         args = parsed(parser, argv)
         _quiet()
-        if "compilation_cache" in args:
-            programs.keep(args.compilation_cache or cache_folder() / "programs")
+        if "compilation_cache" in args and (note := programs.keep(args.compilation_cache or "")):
+            text = f"note: {note} (--compilation-cache=DIR names another place)"
+            print(f"rdbcl {command.name}: {text}", file=sys.stderr, flush=True)
         run(args)
         sys.stdout.flush()
     sys.exit(0)

@@ -75,6 +75,55 @@ def test_programs_are_kept_for_later_runs(tmp_path):
     assert lines(str(tmp_path / "kept"), JAX_COMPILATION_CACHE_DIR=own)[0] == own
 
 
+DAMAGED = """
+import pathlib, sys
+import jax, jax.numpy as jnp
+from rdbcl_jax import programs
+from rdbcl_jax.reporting.watching import warnings_to
+programs._LEAST_SECONDS = 0
+place = pathlib.Path(sys.argv[1])
+assert programs.keep(place) == ""
+program = jax.jit(lambda x: jnp.linalg.svd(jnp.sort(x) @ x)[1].sum())
+def call():
+    jax.clear_caches()
+    with warnings_to(place / "warnings.log", print):
+        program(jnp.ones((9, 9)))
+call()
+file, = pathlib.Path(jax.config.jax_compilation_cache_dir).glob("jit__lambda*-cache")
+whole = file.stat().st_size
+for damage in (b"", file.read_bytes()[:-99], b"other" * 99):
+    file.write_bytes(damage)
+    call()
+    assert file.stat().st_size > whole / 2, "it is not replaced"
+    call()
+"""
+
+
+def test_a_kept_program_that_is_damaged_is_replaced(tmp_path):
+    """JAX alone would read it in each run, fail, compile it, and leave it as it is."""
+    free = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
+    done = subprocess.run(
+        [sys.executable, "-c", DAMAGED, str(tmp_path)],
+        env={**free, "PYTHONPATH": str(ROOT)},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    line = "note: jit__lambda, a compiled program that was kept, is damaged: it is replaced"
+    assert done.stdout.splitlines() == [line] * 3
+
+
+def test_a_folder_where_no_programs_can_be_kept_is_said_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    for flag, own in ((f"{tmp_path}/file/kept", ""), ("off", f"{tmp_path}/file")):
+        out = rdbcl("config", "kl", f"--compilation-cache={flag}", JAX_COMPILATION_CACHE_DIR=own)
+        assert out.returncode == 0 and out.stdout.startswith("kl: ")
+        (line,) = out.stderr.splitlines()
+        assert line.startswith("rdbcl config: note: compiled programs are not kept: ")
+        assert str(tmp_path / "file") in line and "--compilation-cache=DIR" in line
+
+
 @pytest.fixture
 def typed(monkeypatch, capsys):
     """Runs a command in this process: (exit status, what it printed, its errors)."""

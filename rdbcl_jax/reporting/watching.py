@@ -7,8 +7,11 @@ import contextlib
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from rdbcl_jax import programs
 
 # jitted functions that take long, as the display calls them
 PROGRAMS = {
@@ -20,6 +23,10 @@ _LOGS = ("jax._src.interpreters.pxla", "jax._src.dispatch")  # of what is compil
 _EVENT = re.compile(
     r"(Compiling|Finished XLA compilation of) (?:jit\()?(\w+)(?:.* in ([\d.]+) sec)?"
 )
+_KEPT_STARTS = "Error (reading|writing) persistent compilation cache entry"
+_KEPT = re.compile(rf"{_KEPT_STARTS} for '([^']*)': (\w+): ([^\n]*)")
+_KINDS: list[type[Exception]] = [OSError, *OSError.__subclasses__()]
+_OF_FILES = {"Timeout", *(kind.__name__ for kind in _KINDS)}  # of a lock, too
 
 
 class Compilations(logging.Filter):
@@ -71,9 +78,33 @@ class Compilations(logging.Filter):
         return record.levelno > logging.DEBUG
 
 
+class KeptPrograms(logging.Filter):
+    """Hears where JAX could not read or write a compiled program that is kept: one that is damaged
+    is removed, so that it can be replaced; anything else is told once."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        super().__init__()
+        self._tell, self._told = tell, False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = _KEPT.search(record.getMessage())
+        if not found:
+            return True
+        verb, name, kind, why = found.groups()
+        if verb == "reading" and kind not in _OF_FILES and programs.forget(name):
+            self._tell(
+                f"note: {name}, a compiled program that was kept, is damaged: it is replaced"
+            )
+        elif not self._told:
+            self._told = True
+            self._tell(f"note: compiled programs cannot be kept or read: {name}: {kind}: {why}")
+        return True
+
+
 @contextlib.contextmanager
-def warnings_to(path: Path) -> Iterator[None]:
-    """Within the block what libraries warn of goes to the end of a file, not to the terminal."""
+def warnings_to(path: Path, tell: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Within the block what libraries warn of goes to the end of a file, not to the terminal; but
+    `tell` is told of what `KeptPrograms` hears."""
     handler = logging.FileHandler(path, delay=True, encoding="utf-8")
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -90,11 +121,16 @@ def warnings_to(path: Path) -> Iterator[None]:
         logger.removeHandler(other)
     for logger in alone:
         logger.addHandler(handler)
+    heard, source = KeptPrograms(tell), logging.getLogger("py.warnings")
+    source.addFilter(heard)
     logging.captureWarnings(True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", _KEPT_STARTS)  # each program, not one for all
+            yield
     finally:
         logging.captureWarnings(False)
+        source.removeFilter(heard)
         for logger in alone:
             logger.removeHandler(handler)
         for logger, other in replaced:

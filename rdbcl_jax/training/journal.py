@@ -72,7 +72,7 @@ class Journal:
         self.open.enter_context(self.progress)
         self.open.enter_context(contextlib.closing(self.log))
         self.open.callback(self._end_trace)
-        self.open.enter_context(warnings_to(self.folder / "warnings.log"))
+        self.open.enter_context(warnings_to(self.folder / "warnings.log", self.progress.message))
         # samplers of evaluation and of training, log-probs, update; and of the base that is made
         expected = 4 + (0 if self.setup.config.model.path else 1)
         programs = self.open.enter_context(Compilations(self.progress.compiling, expected))

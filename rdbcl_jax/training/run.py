@@ -59,7 +59,11 @@ _AT_ONCE = 1024  # demonstrations that are tokenized
 
 
 def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) -> RunResults:
-    """Runs the whole sequence, or what is left of it, and returns the content of results.json."""
+    """Runs the whole sequence, or what is left of it, and returns the content of results.json.
+
+    JAX's settings stay those of the caller. The command line keeps compiled programs for later
+    runs; `rdbcl_jax.programs.keep()`, called before, does the same here.
+    """
     with Store(workdir) as store, failures_logged(store.local):
         # ------------------------------------------------------------ all checked, nothing made
         setup = prepare(RunConfig.of(config))

@@ -176,4 +176,11 @@ def test_warnings_of_libraries_go_to_a_file(tmp_path, capsys):
     loud.removeHandler(handler)
     with warnings_to(tmp_path / "none.txt"):
         pass
+    told = []
+    with warnings_to(tmp_path / "cache.txt", told.append):
+        for name in "fg":
+            text = "Error writing persistent compilation cache entry for"
+            warnings.warn(f"{text} '{name}': OSError: no room", stacklevel=1)
+    assert told == ["note: compiled programs cannot be kept or read: f: OSError: no room"]
+    assert (tmp_path / "cache.txt").read_text().count("UserWarning: Error writing") == 2
     assert not (tmp_path / "none.txt").exists()
