@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and cheap compilation; set before anything imports jax."""
 
+import importlib.util
 import os
 import tempfile
 
@@ -29,6 +30,11 @@ def compiled_programs():
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that no worker is left alone with them at the end."""
+    """Files with slow tests first, so that no worker is left alone with them at the end; what is
+    compiled for TPUs only where their compiler is."""
+    if importlib.util.find_spec("libtpu") is None:
+        for item in items:
+            if item.get_closest_marker("tpu"):
+                item.add_marker(pytest.mark.skip(reason="libtpu (684 MB) is not installed"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -1,7 +1,6 @@
 """`rdbcl plan`: what is counted, against what is known; what is compiled, where libtpu is."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 
@@ -25,8 +24,8 @@ A, B, W = jnp.ones((3, 4)), jnp.ones((4, 5)), jnp.ones((7, 4, 4))
 ONE = 2 * 3 * 4 * 5  # A · B
 
 
-def counted(function, *args, branch=max):
-    return flops(jax.make_jaxpr(function)(*args), branch)
+def counted(function, *args, mean=False):
+    return flops(jax.make_jaxpr(function)(*args), mean)
 
 
 def test_products_count_as_often_as_they_run():
@@ -57,6 +56,10 @@ def test_products_count_as_often_as_they_run():
     assert counted(remat, A) == 2 * 7 * layer  # a product need not be made again for its own input
     cond = jax.make_jaxpr(lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ B, lambda: x @ B * 0))
     assert flops(cond(A)) == ONE
+    either = jax.make_jaxpr(
+        lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ B, lambda: x[:, :1] @ B[:1])
+    )
+    assert flops(either(A)) == ONE and flops(either(A), mean=True) == (ONE + ONE // 4) // 2
     image, kernel = jnp.ones((1, 3, 8, 8)), jnp.ones((5, 3, 2, 2))
     conv = lambda x, k: jax.lax.conv(x, k, (2, 2), "VALID")  # noqa: E731
     assert counted(conv, image, kernel) == 2 * 5 * 4 * 4 * 3 * 2 * 2
@@ -116,6 +119,48 @@ def test_bytes_are_those_of_every_turn_of_a_loop():
     assert [b.shape for b in Compiled.of(HLO).buffers(3)] == ["f32[8,16]", "bf16[8,16]"]
 
 
+BRANCHES = """\
+HloModule jit_g, is_scheduled=true
+
+%shaped (whole: bf16[64,16]) -> bf16[64,16] {
+  %whole = bf16[64,16] parameter(0)
+  ROOT %same = bf16[64,16] bitcast(%whole)
+}
+
+%product (head: bf16[64,16], x: bf16[4,16]) -> f32[4,64] {
+  %x = bf16[4,16] parameter(1)
+  %head = bf16[64,16] parameter(0)
+  %inner = bf16[64,16] fusion(%head), kind=kLoop, calls=%shaped
+  ROOT %logits = f32[4,64] convolution(%x, %inner), dim_labels=bf_oi->bf
+}
+
+%read (block: bf16[64,16]) -> bf16[64,16] {
+  %block = bf16[64,16] parameter(0)
+  ROOT %copied = bf16[64,16] copy(%block)
+}
+
+%nothing (block.1: bf16[64,16]) -> bf16[64,16] {
+  ROOT %block.1 = bf16[64,16] parameter(0)
+}
+
+ENTRY %main (h: bf16[64,16], v: bf16[4,16], where: s32[]) -> (f32[4,64], bf16[64,16]) {
+  %h = bf16[64,16] parameter(0)
+  %v = bf16[4,16] parameter(1)
+  %where = s32[] parameter(2)
+  %first = f32[4,64] fusion(%h, %v), kind=kOutput, calls=%product
+  %cond = bf16[64,16] conditional(%where, %h, %h), branch_computations={%read, %nothing}
+  ROOT %both = (f32[4,64], bf16[64,16]) tuple(%first, %cond)
+}
+"""
+
+
+def test_what_fusions_within_fusions_read_is_counted_and_of_branches_the_mean():
+    found, matrix = Compiled.of(BRANCHES), 64 * 16 * 2
+    product = matrix + 4 * 16 * 2 + 4 * 64 * 4
+    assert found.traffic().memory == product + 2 * matrix
+    assert found.traffic(mean=True).memory == product + matrix
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -154,7 +199,7 @@ def test_without_the_compiler(monkeypatch):
             topology_of(name)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.tpu
 @pytest.mark.parametrize("name, size", [("v4:2x2x1", 4), ("v5p:2x2", 4), ("v6e:2x4", 8)])
 def test_a_chip_is_one_device(name, size):
     assert topology_of(name).size == size
@@ -263,7 +308,7 @@ def test_recipes_fit_by_arithmetic(number):
     assert found.most(True) <= 0.9 * memory
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed")
+@pytest.mark.tpu
 def test_programs_are_compiled_for_tpus(path):
     """Sampler, head and the kernels of attention, at the smallest sizes that the kernels take."""
     config = config_of(

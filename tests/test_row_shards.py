@@ -1,16 +1,15 @@
 """Meshes, and which rows of a batch each process holds, on layouts that no test machine has."""
 
 import dataclasses
-import importlib.util
 import itertools
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental import topologies
 
 from rdbcl_jax import sharding
 from rdbcl_jax.models.decoder import AXES
+from rdbcl_jax.planning.chips import topology_of
 from rdbcl_jax.sharding import (
     ParamAxes,
     RowShard,
@@ -59,18 +58,10 @@ def chips(topology):
     return found
 
 
+@pytest.mark.tpu
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_chips_are_those_that_libtpu_describes(topology, monkeypatch):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu (684 MB) is not installed")
-    for name, value in (
-        ("TPU_SKIP_MDS_QUERY", "1"),
-        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
-        ("TPU_WORKER_HOSTNAMES", "localhost"),
-        ("TPU_WORKER_ID", "0"),
-    ):
-        monkeypatch.setenv(name, value)
-    found = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+def test_chips_are_those_that_libtpu_describes(topology):
+    found = topology_of(topology).devices
 
     def described(devices):
         return {(*d.coords, d.device_kind, d.platform, d.core_on_chip) for d in devices}

@@ -138,4 +138,4 @@ def products_of(config: RunConfig) -> dict[str, int]:
     """FLOPs of each program on all chips together, whatever kernels and meshes are there."""
     config = config.changed({"model.attention": "xla", "mesh": MeshConfig().to_dict()})
     programs = Programs.of(config, make_mesh(devices=jax.devices()[:1]))
-    return {each.name: flops(each.traced(), each.branch) for each in programs.all()}
+    return {each.name: flops(each.traced(), each.mean) for each in programs.all()}

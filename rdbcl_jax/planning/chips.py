@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
 GIB = 2**30
 
@@ -130,7 +131,7 @@ def _tpus(kind: str, shape: str) -> Sequence[Any]:
         options["chips_per_host_bounds"] = (1, 1, 1)
     if kind == "v4":  # both cores of a chip are one device, as JAX has them; libtpu lists two
         options["chip_config_name"] = "megacore"
-    with _no_metadata_server():
+    with _environment():
         try:
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{kind}:{shape}", **options
@@ -138,23 +139,37 @@ def _tpus(kind: str, shape: str) -> Sequence[Any]:
         except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(f"--topology {kind}:{shape} is no slice: {said}") from None
+        _compile_nothing(found.devices[0])
     return found.devices
 
 
+def _compile_nothing(device: Any) -> None:
+    """libtpu reads the environment's flags when it first compiles."""
+    like = jax.ShapeDtypeStruct((), "int32", sharding=SingleDeviceSharding(device))
+    jax.jit(lambda x: x).lower(like).compile()
+
+
 @contextlib.contextmanager
-def _no_metadata_server():
-    """libtpu asks Google Cloud on which TPU it runs, and waits for an answer: here on none."""
+def _environment():
+    """libtpu asks Google Cloud on which TPU it runs, and waits for an answer: here on none. And it
+    ends the process over flags of other platforms."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
     told = {
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is held, so several plans may be made at once
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_WORKER_ID": "0",
+        **os.environ,
+        "XLA_FLAGS": " ".join(f for f in flags if not f.startswith(("--xla_cpu_", "--xla_gpu_"))),
     }
-    missing = {name: value for name, value in told.items() if name not in os.environ}
-    os.environ.update(missing)
+    before = dict(os.environ)
+    os.environ.update(told)
     try:
         yield
     finally:
-        for name in missing:
-            del os.environ[name]
+        for name in told:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]

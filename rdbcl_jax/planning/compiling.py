@@ -95,7 +95,7 @@ def _phase(program: Program, live: int) -> Phase:
         return Phase(program.name, max(beside, 0), asked, compile_seconds=seconds)
     seconds, stats = time.perf_counter() - start, compiled.memory_analysis()
     text = Compiled.of(compiled.as_text())
-    moved = text.traffic(program.branch)
+    moved = text.traffic(program.mean)
     output = stats.output_size_in_bytes - stats.alias_size_in_bytes
     return Phase(
         name=program.name,

@@ -8,7 +8,7 @@ condition. Only products of matrices and convolutions are counted; all else is s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -41,14 +41,14 @@ class Counter:
 
 def flops(
     jaxpr: Jaxpr | ClosedJaxpr,
-    branch: Callable[[Iterable[int]], int] = max,
+    mean: bool = False,
     counter: Counter | None = None,
 ) -> int:
     """Of all devices together.
 
     Args:
-      branch: of the branches of a condition, the one that is taken: `max`, or `min` for a program
-        whose conditions ask for more work where little is left, as the sampler's.
+      mean: of the branches of a condition the mean counts, not the largest: right for the sampler,
+        whose blocks of caches are read or not, and the k-th of n is from k/n of its tokens on.
       counter: of the loops around it.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
@@ -60,20 +60,21 @@ def flops(
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         elif name == "scan":
-            total += params["length"] * flops(params["jaxpr"], branch, counter)
+            total += params["length"] * flops(params["jaxpr"], mean, counter)
         elif name == "while":
             limit = _limit(params["cond_jaxpr"].jaxpr)
             nested = limit in _limits(params["body_jaxpr"].jaxpr)
             turns = counter.turns(_start(equation), limit, nested)
-            total += turns * flops(params["body_jaxpr"], branch, counter)
+            total += turns * flops(params["body_jaxpr"], mean, counter)
         elif name == "cond":
-            total += branch(flops(each, branch, counter) for each in params["branches"])
+            branches = [flops(each, mean, counter) for each in params["branches"]]
+            total += sum(branches) // len(branches) if mean else max(branches)
         elif name == "shard_map":
             mesh, manual = params["mesh"], params["manual_axes"]
             devices = math.prod(mesh.shape[axis] for axis in manual)
-            total += devices * flops(params["jaxpr"], branch, counter)
+            total += devices * flops(params["jaxpr"], mean, counter)
         else:
-            total += sum(flops(inner, branch, counter) for inner in _inside(params))
+            total += sum(flops(inner, mean, counter) for inner in _inside(params))
     return total
 
 

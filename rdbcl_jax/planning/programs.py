@@ -38,7 +38,7 @@ class Program(NamedTuple):
       jitted: the function.
       args, kwargs: shapes with shardings; static arguments as they are.
       made: bytes per chip of what is made for it: its batch, copies of parameters.
-      branch: which branch of a condition counts, see `flops.flops`.
+      mean: what of a condition counts, see `flops.flops`.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Program(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     made: int
-    branch: Any = max
+    mean: bool = False
 
     def lowered(self) -> Any:
         return self.jitted.lower(*self.args, **self.kwargs)
@@ -137,7 +137,7 @@ class Programs:
             self._copies + bytes_per_device(prompts),
         )
         options = {"samples": samples, "sampling": sampling}
-        return Program(name, sample, args, options, made, branch=min)
+        return Program(name, sample, args, options, made, mean=True)
 
     def _reference(self, prompts: PromptBatch) -> Program:
         training, tokens = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from rdbcl_jax.planning.flops import Counter
@@ -101,9 +101,9 @@ class Compiled:
                 current[read.name] = read
         return cls(found, entry)
 
-    def traffic(self, branch: Callable[[Iterable[Traffic]], Traffic] = max) -> Traffic:
-        """Of one run; `branch` as in `flops.flops`."""
-        return self._traffic(self.entry, branch, Counter())
+    def traffic(self, mean: bool = False) -> Traffic:
+        """Of one run; `mean` as in `flops.flops`."""
+        return self._traffic(self.entry, mean, Counter())
 
     def buffers(self, count: int) -> list[Buffer]:
         """The largest arrays that it makes, one of each shape and source."""
@@ -129,9 +129,7 @@ class Compiled:
                 for inner in _branches(operation):
                     yield from self._run(inner)
 
-    def _traffic(
-        self, name: str, branch: Callable[[Iterable[Traffic]], Traffic], counter: Counter
-    ) -> Traffic:
+    def _traffic(self, name: str, mean: bool, counter: Counter) -> Traffic:
         total = Traffic()
         computation = self.computations[name]
         for operation in computation.values():
@@ -142,15 +140,12 @@ class Compiled:
                 )
                 nested = limit in self._limits(body)
                 turns = counter.turns(_start(computation, operation), limit, nested)
-                total = total.plus(self._traffic(body, branch, counter).times(turns))
+                total = total.plus(self._traffic(body, mean, counter).times(turns))
             elif operation.code == "conditional":
-                total = total.plus(
-                    branch(
-                        [self._traffic(inner, branch, counter) for inner in _branches(operation)]
-                    )
-                )
+                found = [self._traffic(inner, mean, counter) for inner in _branches(operation)]
+                total = total.plus(_mean(found) if mean else max(found))
             elif operation.code == "call":
-                total = total.plus(self._traffic(_called(operation, "to_apply"), branch, counter))
+                total = total.plus(self._traffic(_called(operation, "to_apply"), mean, counter))
             else:
                 total = total.plus(self._moved(computation, operation))
         return total
@@ -219,10 +214,19 @@ class Compiled:
             elif user.code in _CUT and used == [0]:
                 total += _bytes(user.type, fast=True)
             elif user.code == "fusion":
-                total += sum(self._read(_called(user, "calls"), i, operand) for i in used)
+                inner = _called(user, "calls")
+                total += sum(self._read(inner, i, operand) for i in used)
+                if any(self._is_passed_on(inner, i) for i in used):
+                    names.add(user.name)
             elif not (user.code == "dynamic-update-slice" and used == [0]):
                 return operand.bytes
         return min(total, operand.bytes)
+
+    def _is_passed_on(self, name: str, index: int) -> bool:
+        """Whether a fused computation is its operand `index`, in another shape."""
+        computation = self.computations[name]
+        source = _unshaped(computation, [*computation.values()][-1])
+        return source.code == "parameter" and source.literal == str(index)
 
     def _written(self, name: str, operation: _Operation) -> int:
         """By a fusion: of what is updated in place, the update alone."""
@@ -231,8 +235,7 @@ class Compiled:
         parts = [computation[o] for o in root.operands] if root.code == "tuple" else [root]
         total = operation.bytes
         for part in parts:
-            while part.code in ("bitcast", "reshape") and part.operands:
-                part = computation[part.operands[0]]
+            part = _unshaped(computation, part)
             if part.code == "dynamic-update-slice" and operation.bytes:
                 whole, update = part.bytes, computation[part.operands[1]]
                 total -= max(whole - _bytes(update.type, fast=True), 0)
@@ -258,6 +261,18 @@ class Compiled:
                         if number is not None:
                             return number
         return 1
+
+
+def _mean(found: list[Traffic]) -> Traffic:
+    memory, links = (sum(column) // len(found) for column in zip(*found, strict=True))
+    return Traffic(memory, links)
+
+
+def _unshaped(computation: _Computation, operation: _Operation) -> _Operation:
+    """What it gives another shape."""
+    while operation.code in ("bitcast", "reshape") and operation.operands:
+        operation = computation[operation.operands[0]]
+    return operation
 
 
 def _number(computation: _Computation, name: str) -> int | None:

@@ -1,21 +1,19 @@
 """Kernels against plain attention: splash, interpreted; cuDNN's, where it is installed."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rdbcl_jax.models import attention_cudnn, attention_splash
 from rdbcl_jax.models.attention import Block, attend, resolve
 from rdbcl_jax.models.layers import inverse_frequencies
 from rdbcl_jax.models.qwen_vl.model import QwenVL
+from rdbcl_jax.planning.chips import topology_of
 from rdbcl_jax.sharding import make_mesh
 from tests.models.contract import pair, processed
 from tests.models.oracle import worst
@@ -129,56 +127,31 @@ def test_models_run_on_splash(family):
     assert worst(hidden(model), hidden(models.model), mask) <= 1e-5
 
 
-COMPILE = """
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
-from rdbcl_jax.models.attention import Block, attend
-from rdbcl_jax.sharding import make_mesh
-
-topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4")
-mesh = make_mesh(1, 4, 2, devices=topology.devices)
-rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
-
-def array(*shape, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
-
-def compiled(query, *blocks):
-    def loss(query, arrays, masks):
-        placed = [Block(k, v, m, c) for (k, v), m, (*_, c) in zip(arrays, masks, blocks)]
-        return attend(query, tuple(placed), backend="auto", mesh=mesh).astype(jnp.float32).sum()
-    arrays = [(array(*shape, 2, width), array(*shape, 2, width)) for shape, width, _ in blocks]
-    masks = [array(*shape, dtype=bool) for shape, *_ in blocks]
-    lowered = jax.jit(jax.grad(loss, (0, 1))).lower(array(*query), arrays, masks)
-    return lowered.compile().as_text().count("tpu_custom_call")
-
-print(
-    compiled((4, 700, 8, 128), ((4, 700), 128, True)),
-    compiled((4, 2, 300, 2, 80), ((4, 2, 300), 80, False)),
-    compiled((4, 8, 511, 8, 128), ((4, 700), 128, False), ((4, 8, 511), 128, True)),
-)
-"""
-
-
-@pytest.mark.slow
+@pytest.mark.tpu
 def test_splash_compiles_for_a_tpu_mesh():
-    """Compile only: libtpu describes a pod slice to a machine that has none."""
-    pytest.importorskip("libtpu")
-    described = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-8"}
-    described |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    described |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    described |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    out = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **described},
-        check=False,
-    )
-    assert out.returncode == 0, out.stderr
-    kernels = [int(count) for count in out.stdout.split()]
-    assert len(kernels) == 3
-    assert all(count >= 3 for count in kernels)  # forward, and two in the backward pass
+    mesh = make_mesh(1, 4, 2, devices=topology_of("v5e:2x4").devices)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+
+    def kernels(query, *blocks):
+        """Of the gradient, for blocks of (shape, width, causal)."""
+
+        def loss(query, arrays, masks):
+            each = zip(arrays, masks, blocks, strict=True)
+            placed = tuple(Block(k, v, mask, causal) for (k, v), mask, (*_, causal) in each)
+            return attend(query, placed, backend="auto", mesh=mesh).astype(jnp.float32).sum()
+
+        arrays = [(array(*shape, 2, width),) * 2 for shape, width, _ in blocks]
+        masks = [array(*shape, dtype=bool) for shape, *_ in blocks]
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(array(*query), arrays, masks)
+        return lowered.compile().as_text().count("tpu_custom_call")
+
+    prompts, responses = (4, 700), (4, 8, 511)
+    assert kernels((*prompts, 8, 128), (prompts, 128, True)) >= 3  # forward, and two backward
+    assert kernels((4, 2, 300, 2, 80), ((4, 2, 300), 80, False)) >= 3
+    assert kernels((*responses, 8, 128), (prompts, 128, False), (responses, 128, True)) >= 3
 
 
 # ------------------------------------------------------------------------------ cuDNN
