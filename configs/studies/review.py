@@ -26,7 +26,7 @@ ARMS = (
     Arm("mixed", {**GRPO, "prompts.filter": "mixed"}),
     Arm("replay", REPLAY),
     Arm("review", MASTERED),
-    Arm("review, a tenth", {**MASTERED, "replay.fraction": 0.125}),  # of 8 prompts one: the paper's
+    Arm("review, an eighth", {**MASTERED, "replay.fraction": 0.125}),
     Arm("review, solvable", {**MASTERED, "prompts.filter": "solvable"}),
 )
 
