@@ -101,9 +101,8 @@ def _limit_flops(results, w, steps, peaks):
 
 
 def _limit_decode(results, w, steps, peaks, bandwidths):
-    tokens = w.prompts * w.samples * (w.response_length - 1)
-    pairs = zip(_column(steps, "generate"), _column(steps, "prefill"), strict=True)
-    seconds = [(generate - prefill) / tokens for generate, prefill in pairs]
+    rollouts = w.prompts * w.samples
+    seconds = [step / rollouts for step in _decode_step(steps, w)]
     needed_bytes, needed_flops = arithmetic.decode_bytes(w), arithmetic.decode_flops(w)
     by_memory = [needed_bytes / b for b in bandwidths]
     by_flops = [needed_flops / p for p in peaks]
@@ -111,7 +110,7 @@ def _limit_decode(results, w, steps, peaks, bandwidths):
     results.row(
         "A decoded token, prefill taken off",
         size=w.name,
-        rollouts=str(w.prompts * w.samples),
+        rollouts=str(rollouts),
         **{
             "µs": _scaled(seconds, 1e6),
             "kB": needed_bytes / 1e3,
@@ -190,6 +189,47 @@ def tail(settings: Settings, results: Results) -> None:
         "of T tokens each, times longest / T. Share of tokens: what the time would be if a rollout "
         "that has ended cost nothing and the others as much as before."
     )
+
+
+def drafts(settings: Settings, results: Results) -> None:
+    """What verifying k drafted tokens of every rollout could gain at most: a step of k times as
+    many rows against one of as many as there are."""
+    base = workload.SMALL if settings.small else workload.MEDIUM
+    for w in (base,) if settings.small else (workload.SMALL.replace(prompts=8), base):
+        widths = {k: w.replace(name=f"{w.name} {k}", prompts=k * w.prompts) for k in (1, 4, 8)}
+        programs = {str(k): settings.ours(wide) for k, wide in widths.items()}
+        with started(**programs) as (workers, about):
+            results.programs(about)
+            steps = alternate(
+                workers,
+                repeats=settings.repeats_of(w),
+                warmup=WARMUP,
+                requests={name: {"prefill": True} for name in programs},
+            )
+        results.samples({"workload": w.to_json()}, steps)
+        one, *several = (_decode_step(steps[k], w) for k in programs)
+        for k, wide in zip((4, 8), several, strict=True):
+            results.row(
+                "Drafts, were all of them accepted",
+                size=w.name,
+                rollouts=str(w.prompts * w.samples),
+                k=str(k),
+                **{
+                    "a token, ms": _scaled(one, 1e3),
+                    "k tokens, ms": _scaled(wide, 1e3),
+                    "generation faster by": ratios([k * seconds for seconds in one], wide),
+                },
+            )
+    results.note(
+        "k tokens of a rollout are read in one pass as so many rollouts: the same products. What "
+        "drafts cost beside that, and those that are not accepted, come on top."
+    )
+
+
+def _decode_step(steps: list[dict[str, float]], w: Workload) -> list[float]:
+    """Seconds of one."""
+    pairs = zip(_column(steps, "generate"), _column(steps, "prefill"), strict=True)
+    return [(generate - prefill) / (w.response_length - 1) for generate, prefill in pairs]
 
 
 def scaling(settings: Settings, results: Results) -> None:
@@ -348,4 +388,5 @@ SUITES = {
     "tail": tail,
     "limit": limit,
     "scaling": scaling,
+    "drafts": drafts,
 }

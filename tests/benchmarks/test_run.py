@@ -77,7 +77,7 @@ def test_copies_of_the_prompts_are_the_same_update():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["peers", "prefix", "scaling"])
+@pytest.mark.parametrize("suite", ["peers", "prefix", "scaling", "drafts"])
 def test_every_suite_runs(suite, tmp_path):
     flags = ["--small", "--repeats=1", "--programs=ours", f"--out={tmp_path}"]
     run.main([f"--suite={suite}", *flags])
@@ -90,6 +90,10 @@ def test_every_suite_runs(suite, tmp_path):
     if suite == "prefix":
         assert rows[0]["tokens"] == 0.75  # (8 + 4·16) / (4·(8 + 16))
         assert rows[0]["update"]["median"] > 0
+    if suite == "drafts":
+        for row, k in zip(rows, (4, 8), strict=True):
+            gain = k * row["a token, ms"]["median"] / row["k tokens, ms"]["median"]
+            assert row["generation faster by"]["median"] == pytest.approx(gain, rel=1e-3)
     if suite == "scaling":
         assert rows[2]["of"] == "update" and rows[2]["predicted"] == 2
 
