@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import pytest
 
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.methods import make_method
 from rdbcl_jax.planning import chips
 from rdbcl_jax.planning.chips import topology_of
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.make import make_plan
+from rdbcl_jax.planning.programs import live, surveys
 from rdbcl_jax.planning.table import lines
 from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.recipes import load_config
 from rdbcl_jax.training import layout
+from rdbcl_jax.training.footprint import FISHER, LEARN, MOMENTS, PREVIOUS, WRITTEN
 from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
 from tests import engine, plans
 
@@ -266,6 +269,7 @@ def test_a_plan_for_this_machine(path):
     names = [phase.name for phase in plan.phases]
     assert names == ["boundary", "sampling", "reference", "update", "evaluation"]
     assert plan.fits and all(phase.program for phase in plan.phases[1:])
+    assert plan.held[WRITTEN] == plan.held[LEARN]  # the policy after a task, while it is saved
     assert all(phase.flops and phase.memory for phase in plan.phases[1:])
     assert json.loads(json.dumps(plan.to_dict()))["peak"] == plan.peak
     small = dataclasses.replace(plan, limit=plan.peak - 1)
@@ -276,6 +280,35 @@ def test_a_plan_for_this_machine(path):
     for limit, over in ((held, names[1:-1]), (held - 1, ["boundary"])):
         advice = [*dataclasses.replace(plan, limit=limit).advice()]
         assert [line.partition(":")[0] for line in advice] == over
+
+
+def test_what_is_asked_between_steps_is_counted(path):
+    """Evaluation, Fisher information and surveys run batches of `evaluation.batch_size`, with what
+    is held then beside them."""
+    chip, tokens = topology_of("gpu:h100x1"), {"rollout.max_tokens": 4}
+    given = {"model.path": str(path), "method": "ewc", "rollout.prompts": 2, **tokens}
+    config = config_of(**given, **{"evaluation.batch_size": 64, "evaluation.every": 0})
+    plan = make_plan(config, chip)
+    phases, held = {phase.name: phase for phase in plan.phases}, plan.held
+    assert list(phases) == ["boundary", "sampling", "reference", "update", "evaluation", "fisher"]
+    everything = sum(held.values())
+    assert phases["evaluation"].program > phases["sampling"].program
+    assert phases["evaluation"].held == everything - held[MOMENTS] - held[PREVIOUS]
+    assert phases["fisher"].held == everything - held[MOMENTS] + held[FISHER]
+    assert phases["fisher"].program > held[FISHER] and phases["fisher"].flops > 0
+    assert {"evaluation", "fisher"} <= explained(lines(plan))
+
+    def held_in(name, **changes):
+        method = make_method(config.changed(changes))
+        return live(name, held, config.changed(changes), method)
+
+    assert held_in("evaluation", **{"evaluation.every": 2}) == everything
+    assert held_in("evaluation", **{"method": "rdbcl", "portability.kind": "static"}) == everything
+    collecting = config.changed({"training.collect": 8})
+    assert surveys(collecting, make_method(collecting)) == 8
+    few = collecting.changed({"evaluation.batch_size": 1, "rollout.samples": 8})
+    assert surveys(few, make_method(few)) == 0  # a step samples as many
+    assert held_in("survey", **{"training.collect": 8}) == everything - held[MOMENTS]
 
 
 def explained(text):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from rdbcl_jax.config import MeshConfig, RunConfig
+from rdbcl_jax.methods import make_method
 from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.plan import Phase, Plan
-from rdbcl_jax.planning.programs import Programs
+from rdbcl_jax.planning.programs import Programs, live, surveys
 from rdbcl_jax.sharding import make_mesh
-from rdbcl_jax.training.footprint import Footprint, Sizes
+from rdbcl_jax.training.footprint import FISHER, Footprint, Sizes
 from rdbcl_jax.training.layout import has_kernel
 from rdbcl_jax.training.microbatches import microbatches
 
@@ -86,10 +87,16 @@ def computed_plan(
 
     phases = [
         phase("boundary", 0),
-        phase("sampling", sampling, _decoded(config, found, mesh), shared * gathers + summed),
+        phase(
+            "sampling",
+            sampling,
+            _decoded(config, found, found.sampling, mesh),
+            shared * gathers + summed,
+        ),
         phase("reference", 0, 0, shared + summed),
         # gathered forward, again for what is made anew, and backward; gradients are summed
         phase("update", update, 0, parts * 5 * shared + 4 * summed),
+        *_between_steps(sizes, found, mesh, topology.chip.memory, products),
     ]
     return Plan(
         topology=topology.name,
@@ -105,6 +112,28 @@ def computed_plan(
         tokens=rollout.prompts * rollout.samples * tokens,
         chip=topology.chip,
     )
+
+
+def _between_steps(
+    sizes: Sizes, found: Footprint, mesh: Mapping[str, int], memory: int, products: dict[str, float]
+) -> Iterator[Phase]:
+    """Evaluation, and what else a run does with batches of that size."""
+    config, method = sizes.config, make_method(sizes.config)
+    evaluated = config.evaluation.batch_size
+
+    def sampler(name: str, prompts: int, samples: int, flops: float) -> Phase:
+        needs = sizes.sampling(mesh, prompts, samples, memory)
+        held = live(name, found.held, config, method)
+        return Phase(name, held, sum(needs.values()), flops, _decoded(config, found, needs, mesh))
+
+    yield sampler("evaluation", evaluated, 1, products.get("evaluation", 0.0))
+    if several := surveys(config, method):
+        yield sampler("survey", evaluated, several, products.get("survey", 0.0))
+    if method.consolidation:
+        held = live("fisher", found.held, config, method) + found.held[FISHER]  # the sum so far
+        # gradients are squared, one prompt's at a time
+        needs = sum(sizes.on(mesh, 1, memory).update.values()) + found.held[FISHER]
+        yield Phase("fisher", held, needs, products.get("fisher", 0.0))
 
 
 def _received(config: RunConfig, found: Footprint, mesh: Mapping[str, int]) -> int:
@@ -125,12 +154,14 @@ def _summed(sizes: Sizes, mesh: Mapping[str, int]) -> int:
     return 2 * sizes.depth * number * 2 * (parts - 1) // parts
 
 
-def _decoded(config: RunConfig, found: Footprint, mesh: Mapping[str, int]) -> int:
-    """Bytes that sampling reads: with each token all weights, the prompts' keys and values, and
+def _decoded(
+    config: RunConfig, found: Footprint, sampling: Mapping[str, int], mesh: Mapping[str, int]
+) -> int:
+    """Bytes that `sampling` reads: with each token all weights, the prompts' keys and values, and
     those of the responses so far."""
     tokens, weight = config.rollout.max_tokens, jnp.dtype(config.model.dtype).itemsize
     weights = found.parameters * weight // mesh["tensor"]
-    caches = found.sampling["cache of prompts"] + found.sampling["cache of responses"] // 2
+    caches = sampling["cache of prompts"] + sampling["cache of responses"] // 2
     return tokens * (weights + caches)
 
 

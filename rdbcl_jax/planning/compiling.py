@@ -17,8 +17,8 @@ from rdbcl_jax.planning.plan import Phase, Plan
 from rdbcl_jax.planning.programs import Program, Programs
 from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.sharding import bytes_per_device, make_mesh, numbers_in
+from rdbcl_jax.training.footprint import FISHER, FIXED, LEARN, MOMENTS, PREVIOUS, WRITTEN
 
-LEARN, FIXED = "parameters that learn", "parameters that do not"
 _BUFFERS = 5  # of a program that are shown
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 
@@ -40,13 +40,14 @@ def compiled_plan(
     limit = topology.chip.memory if topology.chip else _host_memory() // topology.size
     if topology.chip is None:
         held["Python and its libraries"] = _resident() // topology.size
-    everything, alone = sum(held.values()), held[LEARN] + held[FIXED]
+        if config.checkpoint.background:  # elsewhere the copy lies in the host's memory
+            held[WRITTEN] = _written(programs)
+    everything = sum(held.values())
     phases = [Phase("boundary", everything, 0)]  # moments are made where old ones have gone
     products = products_of(config)
     for program in programs.all():
         say(f"compiling {program.name}")
-        evaluates = program.name == "evaluation" and not config.evaluation.every
-        phase = _phase(program, alone if evaluates else everything)
+        phase = _phase(program, programs.live(program.name, held))
         phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.size))
     rollout = config.rollout
     return Plan(
@@ -65,19 +66,28 @@ def compiled_plan(
     )
 
 
+def _written(programs: Programs) -> int:
+    """The most that is copied at a time to be saved while a run goes on, in bytes per chip."""
+    training = programs.config.training
+    if programs.method.responses == "none":
+        return 0
+    if 0 < training.checkpoint_every < training.steps:
+        return bytes_per_device(programs.learner.like)
+    fisher = programs.fisher if programs.method.consolidation else ()
+    return bytes_per_device((programs.trained, fisher))
+
+
 def _held(programs: Programs) -> dict[str, int]:
     """What stays from step to step, in bytes per chip."""
-    method = programs.method
-    references = 1 + (method.reference not in (None, "previous"))
     state = programs.learner.like
     found = {
         LEARN: bytes_per_device(state.params),
         FIXED: bytes_per_device(programs.policy.frozen),
-        "the optimizer's moments": bytes_per_device(state.opt_state),
-        "policies from before the task": references * bytes_per_device(programs.frozen_policy),
+        MOMENTS: bytes_per_device(state.opt_state),
+        PREVIOUS: programs.references * bytes_per_device(programs.frozen_policy),
     }
-    if method.consolidation:
-        found["what mattered to earlier tasks"] = bytes_per_device(programs.fisher)
+    if programs.method.consolidation:
+        found[FISHER] = bytes_per_device(programs.fisher)
     return found
 
 

@@ -10,13 +10,15 @@ from rdbcl_jax.planning.chips import Chip
 from rdbcl_jax.planning.traffic import Buffer
 from rdbcl_jax.training.memory import PHASES
 
+_OF = {"survey": "evaluation", "fisher": "boundary"}  # phases that a run has no name of its own for
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """What a run does, on one chip.
 
     Attributes:
-      name: as in `training.memory.PHASES`.
+      name: as in `training.memory.PHASES`, "survey" or "fisher".
       held: bytes that lie there beside the program: what stays from step to step, and what is
         copied for it.
       program: bytes that it needs beside its arguments while it runs.
@@ -100,7 +102,7 @@ class Plan:
         what lies there then lies there in all others."""
         over = [phase.name for phase in self.phases if phase.peak > self.limit]
         for name in ["boundary"] if "boundary" in over else over:
-            yield f"{name}: {PHASES[name].help}"
+            yield f"{name}: {PHASES[_OF.get(name, name)].help}"
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""

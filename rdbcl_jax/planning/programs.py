@@ -4,7 +4,7 @@ config files, and nothing is allocated."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from rdbcl_jax.batches import PromptBatch, TrainBatch
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import Method, make_method
+from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import Params
 from rdbcl_jax.models.partition import Trained
@@ -22,6 +23,8 @@ from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import abstract, batch_shardings, bytes_per_device
+from rdbcl_jax.training.fisher import squared_gradients
+from rdbcl_jax.training.footprint import between_tasks, references
 from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.stage import dtype_of_frozen
@@ -95,6 +98,14 @@ class Programs:
             yield self._update(prompts)
         evaluated = self.prompts(self.config.evaluation.batch_size)
         yield self._sampler("evaluation", evaluated, 1, greedy=True)
+        if surveyed := surveys(self.config, self.method):
+            yield self._sampler("survey", evaluated, surveyed, greedy=False)
+        if self.method.consolidation:
+            yield self._fisher()
+
+    def live(self, name: str, held: Mapping[str, int]) -> int:
+        """Of what is held, by what it is, the bytes that lie there while a program runs."""
+        return live(name, held, self.config, self.method)
 
     def prompts(self, count: int) -> PromptBatch:
         batch = self.policy.encoder.encode([_RECORD] * count)
@@ -107,6 +118,11 @@ class Programs:
         dtype = dtype_of_frozen(self.config, self.method)
         made = jax.eval_shape(lambda t: partition.read_in(t, stacks, dtype), self.trained)
         return self._like(made, self.trained)
+
+    @property
+    def references(self) -> int:
+        """How many policies from before the task are held."""
+        return references(self.method)
 
     @property
     def fisher(self) -> Trained:
@@ -138,6 +154,20 @@ class Programs:
         )
         options = {"samples": samples, "sampling": sampling}
         return Program(name, sample, args, options, made, mean=True)
+
+    def _fisher(self) -> Program:
+        """Beside the parameters as its sampler reads them lies the sum of the batches before."""
+        config, options = self.config, self.config.section(EWCOptions)
+        prompts = self.prompts(min(config.evaluation.batch_size, options.sequences))
+        sampler = self._sampler("fisher", prompts, 1, greedy=False)
+        rollouts = self._placed(sampler.jitted.eval_shape(*sampler.args, **sampler.kwargs))
+        args = (self.policy.model, self.trained, self.policy.frozen, prompts, rollouts)
+        given = {
+            "temperature": config.rollout.temperature,
+            "chunk_size": config.training.chunk_size,
+        }
+        made = sampler.made + bytes_per_device((rollouts, self.fisher))
+        return Program("fisher", squared_gradients, args, given, made)
 
     def _reference(self, prompts: PromptBatch) -> Program:
         training, tokens = (
@@ -217,6 +247,34 @@ class Programs:
         return jax.tree.map(
             lambda a, b: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=b.sharding), tree, placed
         )
+
+
+def surveys(config: RunConfig, method: Method) -> int:
+    """Responses to each of `evaluation.batch_size` prompts at once where a run asks for several: to
+    choose among prompts, or to collect them. 0: it does not, or a step samples as many."""
+    rollout = config.rollout
+    most = max(_within(config, method), config.training.collect)
+    more = config.evaluation.batch_size * most > rollout.prompts * rollout.samples
+    return most if most > 1 and (more or method.responses != "sampled") else 0
+
+
+def live(name: str, held: Mapping[str, int], config: RunConfig, method: Method) -> int:
+    """Of what is held from step to step, by what it is, the bytes that lie there in a phase."""
+    within = {"evaluation": _within(config, method) > 0, "survey": _within(config, method) > 1}
+    if name == "fisher" or not within.get(name, True):
+        evaluated = name == "evaluation"
+        return between_tasks(held, references(method), evaluated=evaluated)
+    return sum(held.values())
+
+
+def _within(config: RunConfig, method: Method) -> int:
+    """The most responses to a prompt that batches of `evaluation.batch_size` get while a task is
+    learned: of its prompts before it, or of validation records; 0: there are no such batches."""
+    asked = [1] if config.evaluation.every or method.pretask else [0]
+    asked += [method.filter.survey.samples] if method.filter else []
+    if method.prompts and method.prompts.survey:
+        asked.append(method.prompts.survey.samples)
+    return max(asked)
 
 
 def prompts_like(prompts: PromptBatch, dtype: Any) -> Any:

@@ -14,6 +14,8 @@ PHASES = {
     "reference": "their log-probs under the policies from before",
     "update": "gradients of a step, and what the optimizer makes of them",
     "evaluation": "responses to evaluation.batch_size prompts",
+    "survey": "several responses to each of these, to choose prompts or to collect them",
+    "fisher": "what matters to the task just learned",
 }
 MEMORY = {
     "lies there": "what is held, and what is made for that program alone, such as its batch",

@@ -45,6 +45,10 @@ from rdbcl_jax.training.optimizer import make_optimizer
 from rdbcl_jax.training.stage import dtype_of_frozen
 
 GIB = 2**30
+# what is held, by what it is
+LEARN, FIXED = "parameters that learn", "parameters that do not"
+MOMENTS, PREVIOUS = "the optimizer's moments", "policies from before the task"
+FISHER, WRITTEN = "what mattered to earlier tasks", "a state that is being written"
 ONE_DEVICE = dict.fromkeys(AXES, 1)
 _RECORD = Record("any", "any", "?", (), "", "exact", {})
 
@@ -72,6 +76,17 @@ class Footprint:
         """At one time; `kernel`: attention has one, as on TPUs."""
         beside = max(sum(self.update.values()), sum(self.sampling.values()))
         return sum(self.held.values()) + beside + (0 if kernel else self.scores)
+
+
+def between_tasks(held: Mapping[str, int], references: int, *, evaluated: bool) -> int:
+    """Of what is held from step to step, by what it is, the bytes that still are when a task is
+    over: no moments, and once it is evaluated no policy from before it.
+
+    Args:
+      references: how many policies from before the task are held.
+    """
+    gone = held[MOMENTS] + (held[PREVIOUS] // references if evaluated else 0)
+    return sum(held.values()) - gone
 
 
 def footprint(config: RunConfig, mesh: Mapping[str, int] = ONE_DEVICE) -> Footprint:
@@ -154,7 +169,7 @@ class Sizes:
             decoder=_decoder(_read(model, policy.whole(trained), model.dtype)),
             earlier=_read(model, trained, dtype_of_frozen(config, method)),
             moments=bytes_of(jax.eval_shape(optimizer.init, trained)),
-            references=_references(method),
+            references=references(method),
             consolidates=bool(method.consolidation),
             depth=key.shape[0],
             width=hidden.shape[-1],
@@ -188,13 +203,13 @@ class Sizes:
         at_once = prompts_at_once(self.config, mesh) if at_once is None else at_once
         share = _split(self.trained, axes, mesh) / bytes_of(self.trained)  # of moments, gradients
         held = {
-            "parameters that learn": _split(self.trained, axes, mesh),
-            "parameters that do not": _split(whole, axes, mesh) - _split(self.trained, axes, mesh),
-            "the optimizer's moments": int(self.moments * share),
-            "policies from before the task": self.references * _split(self.earlier, axes, mesh),
+            LEARN: _split(self.trained, axes, mesh),
+            FIXED: _split(whole, axes, mesh) - _split(self.trained, axes, mesh),
+            MOMENTS: int(self.moments * share),
+            PREVIOUS: self.references * _split(self.earlier, axes, mesh),
         }
         if self.consolidates:
-            held["what mattered to earlier tasks"] = int(4 * numbers_in(self.trained) * share)
+            held[FISHER] = int(4 * numbers_in(self.trained) * share)
         chunk = training.chunk_size * self.vocabulary * 4 // mesh["tensor"]
         update = {
             # the sum, and a part's
@@ -206,22 +221,33 @@ class Sizes:
         if mesh["fsdp"] > 1:  # this one and the next
             layer = _split(whole, axes, {**mesh, "fsdp": 1}) // self.depth
             update["two layers, gathered"] = 2 * layer
-        sampling = {
-            "parameters as they are read": _made(self.trained, self.read, axes, mesh),
-            "cache of prompts": self.cache * rows,
-            "cache of responses": self.responses * rows,
-            "logits of a token": self.logits * rows // mesh["tensor"],
-        }
-        if mesh["fsdp"] > 1 and self.gathers(mesh, memory):
-            sampling["parameters gathered over fsdp"] = self._gathered(mesh)
         return Footprint(
             parameters=numbers_in(whole),
             trained=numbers_in(self.trained),
             held=held | {"a batch": self.batch * rows},
             update=update,
-            sampling=sampling,
+            sampling=self.sampling(
+                mesh, self.config.rollout.prompts, self.config.rollout.samples, memory
+            ),
             scores=self.scores * at_once,
         )
+
+    def sampling(
+        self, mesh: Mapping[str, int], prompts: int, samples: int, memory: int | None = None
+    ) -> dict[str, int]:
+        """What sampling needs on a device beside what is held, by what it is, for so many prompts
+        of all devices, with so many responses each."""
+        rows = -(-prompts // (mesh["data"] * mesh["fsdp"]))
+        each = self.config.rollout.samples  # of which the sizes are
+        found = {
+            "parameters as they are read": _made(self.trained, self.read, self.axes, mesh),
+            "cache of prompts": self.cache * rows,
+            "cache of responses": self.responses * rows * samples // each,
+            "logits of a token": self.logits * rows * samples // each // mesh["tensor"],
+        }
+        if mesh["fsdp"] > 1 and self.gathers(mesh, memory):
+            found["parameters gathered over fsdp"] = self._gathered(mesh)
+        return found
 
 
 def _decoder(params: Any) -> Any:
@@ -229,7 +255,7 @@ def _decoder(params: Any) -> Any:
     return {name: params[name] for name in ("language_model", "lm_head") if name in params}
 
 
-def _references(method: Method) -> int:
+def references(method: Method) -> int:
     """Policies of earlier tasks that are held."""
     return 1 + (method.reference not in (None, "previous"))
 
