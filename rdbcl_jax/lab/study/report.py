@@ -182,7 +182,8 @@ def sampled(run: Run) -> np.ndarray:
     """Responses that the policy sampled in each step, those that DAPO drew and dropped with them.
 
     0 where all responses were demonstrations: there the loss is their likelihood, logged as `nll`.
-    Surveys, MSSR's pre-task statistics and LwF's responses of the previous policy are not counted.
+    Surveys, MSSR's pre-task statistics, LwF's responses of the previous policy and what Shuffle-R1
+    and Reinforce-Ada draw and leave out are not counted.
     """
     steps = np.array([row["step"] for row in run.steps], int)
     if run.samples is None or not len(steps):
