@@ -214,7 +214,7 @@ def test_as_many_states_are_planned_for_as_lie_there_at_once(tmp_path, monkeypat
     config.update_from_flattened_dict({"training.steps": 20, "training.checkpoint_every": 10})
     config.sequence = ("sum", "walk", "jigsaw")
     config, learner = RunConfig.of(config), types.SimpleNamespace(like=make_state())
-    states, *_ = parts_of(config, make_method(config), learner, {})
+    states, *_ = parts_of(config, make_method(config), learner, {}, done=0, there=0)
     lie, write = [], Checkpoints._write_manifest
 
     def count_and_write(self, name):
