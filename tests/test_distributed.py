@@ -42,8 +42,9 @@ def finish(*processes):
         assert process.returncode == 0, out[-4000:]
 
 
-def start_joined(processes, devices, *command):
-    """Processes that run as one, with so many devices each."""
+def start_joined(processes, devices, *command, each=None):
+    """Processes that run as one, with so many devices each; `each`: what differs in their
+    environments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,7 +52,10 @@ def start_joined(processes, devices, *command):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
     }
-    return [start(devices, *command, JAX_PROCESS_ID=str(i), **joined) for i in range(processes)]
+    return [
+        start(devices, *command, JAX_PROCESS_ID=str(i), **joined, **own)
+        for i, own in enumerate(each or [{}] * processes)
+    ]
 
 
 def run_both(folder, *command, processes=2, rest=(), option=""):

@@ -21,6 +21,8 @@ from rdbcl_jax.lock import Held, RemoteLock, is_held
 from rdbcl_jax.remote import Store, at, copy_of, is_remote, local, opened
 from rdbcl_jax.training.collect import collect
 from tests.cloud import bucket, upload
+from tests.engine import write_random_model
+from tests.test_distributed import TRAIN, finish, same_steps, splits, start, start_joined
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +157,22 @@ def test_states_are_saved_compared_and_removed_there(gs):
         Checkpoints(f"{gs}/states").restore_step(2, state)
     file.unlink()
     assert "is not there" in Checkpoints(f"{gs}/states").problem("step_00000002")
+
+
+@pytest.mark.long
+def test_a_run_of_two_machines_and_its_end_on_a_third(gs, tmp_path):
+    """Model and workdir on gs://, and no file that both processes see: nothing is another."""
+    base = upload(write_random_model(tmp_path / "base"), f"{gs}/two/base")
+    model, workdir = f"--config.model.path={base}", f"{gs}/two/run"
+    own = [{"RDBCL_CACHE_DIR": str(tmp_path / name), "TMPDIR": str(tmp_path)} for name in "abc"]
+    first = (*TRAIN, model, f"--workdir={workdir}", "--config.sequence=('sum',)", "--distributed")
+    finish(
+        *start_joined(2, 2, *first, each=own[:2]),
+        start(4, *TRAIN, model, f"--workdir={tmp_path / 'one'}", **own[2]),
+    )
+    with opened(workdir) as there:
+        assert {path.name for path in (there / "processes").iterdir()} == {"1"}
+    finish(start(4, *TRAIN, model, f"--workdir={workdir}", **own[2]))
+    with opened(workdir) as there:
+        same_steps(there, tmp_path / "one")
+        assert splits(there) == splits(tmp_path / "one")

@@ -6,6 +6,7 @@ from half of them), beside the surveys of `vas` and `stages`; `reinforce_ada` dr
 
     rdbcl study --config=configs/studies/neighbours.py --workdir=DIR           full: five seeds
     rdbcl study --config=configs/studies/neighbours.py:mixtures --workdir=DIR  SFT and RL mixed
+    rdbcl study --config=configs/studies/neighbours.py:constant --workdir=DIR  an anchor alone
     rdbcl study --config=configs/studies/neighbours.py --workdir=DIR --ci      does it all run?
 """
 
@@ -30,6 +31,10 @@ NEIGHBOURS = {
     "one_shot": {"method": "one_shot", "kl.beta": 0.1},
     "stages": {"method": "grpo", "kl.beta": 0.1, "prompts.order": "stages", "prompts.samples": 8},
 }
+CONSTANT = {  # what Reinforce-Ada has without portability, at the strength that it has with it
+    name: NEIGHBOURS[name] | {"kl.beta": 0.1}
+    for name in ("grpo", "reinforce_ada", "reinforce_ada pos")
+}
 MIXTURES = {
     "grpo": NEIGHBOURS["grpo"],
     "sft": {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1},
@@ -51,6 +56,8 @@ def get_config(form: str = "full") -> ConfigDict:
     run.kl.beta = None  # every arm says its own
     if form == "mixtures":
         return study_config(run, arms(MIXTURES), baseline="grpo", report_seeds=range(5))
+    if form == "constant":
+        return study_config(run, arms(CONSTANT), baseline="grpo", report_seeds=range(5))
     both = [*arms(NEIGHBOURS), *arms(NEIGHBOURS, " + RP", PORTABLE)]
     if form == "ci":
         return _small(run, both)

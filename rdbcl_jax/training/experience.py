@@ -82,13 +82,14 @@ class Experience:
     @phase("sampling")
     def revised(
         self, responses: Responses, state: TaskState, index: int
-    ) -> tuple[ScoredRollouts, TaskState]:
-        """Rewards, and what the method makes of the responses then: host work."""
-        scored = self.scored(responses, index)
+    ) -> tuple[ScoredRollouts, TaskState, int]:
+        """Rewards, and what the method makes of the responses then: host work. With how many the
+        policy sampled for it, of all processes."""
+        scored, sampled = self.scored(responses, index), _sampled(responses)
         if (revise := self.learner.method.revise) is None:
-            return scored, state
+            return scored, state, sampled
         draws = _StepDraws(self, state, index)
-        return revise(scored, draws), draws.state
+        return revise(scored, draws), draws.state, sampled + draws.sampled
 
     @phase("sampling")
     def surveyed(self, state: TaskState, index: int) -> TaskState:
@@ -124,12 +125,13 @@ class _StepDraws:
         self.policy, self.state = learner.policy, state
         self.rng = rng.of_revision(learner.config.seed, experience.first_step + index)
         self.task_step, self.task_steps = index, learner.config.training.steps
+        self.sampled = 0  # responses, beyond those of the step's first batch
         self._experience, self._attempts = experience, 0
 
     def next_batch(self) -> ScoredRollouts:
         self._attempts += 1
         more, self.state = self._experience.draw(self.state, self.task_step, self._attempts)
-        return self._experience.scored(more, self.task_step)
+        return self._scored(more)
 
     def again(
         self, scored: ScoredRollouts, wanted: Bool[np.ndarray, "P"]
@@ -139,7 +141,17 @@ class _StepDraws:
         chosen = halved(parts, most_anywhere(int(parts.sum(1).max())))
         host = jax.tree.map(lambda a: np.asarray(a)[chosen], scored.responses.host_prompts)
         more = self._experience.sampled(host, self.state, self.task_step, self._attempts)
-        return self._experience.scored(more, self.task_step), chosen
+        return self._scored(more), chosen
+
+    def _scored(self, responses: Responses) -> ScoredRollouts:
+        self.sampled += _sampled(responses)
+        return self._experience.scored(responses, self.task_step)
+
+
+def _sampled(responses: Responses) -> int:
+    """How many the policy sampled, of all processes."""
+    prompts, each = responses.rollouts.tokens.shape[:2]
+    return 0 if responses.demonstrated else prompts * each
 
 
 def halved(wanted: Bool[np.ndarray, "D P"], most: int) -> Int[np.ndarray, "n"]:

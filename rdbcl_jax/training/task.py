@@ -39,6 +39,7 @@ class Step:
     scored: ScoredRollouts
     batch: TrainBatch
     batches: int  # drawn so far
+    sampled: int  # responses of the policy, of all processes, those that were left out with them
     tracker: Any  # the method's memory before it saw this step's rewards
     device: tuple[dict, dict]  # metrics and per-sample values of the update
     probed: dict[str, float] = dataclasses.field(default_factory=dict)  # of the policy after it
@@ -96,6 +97,7 @@ def learn_task(
         row = {
             **rollout_metrics(step.scored, learner.policy.rows, memorise=method.memorises),
             "batches": step.batches,
+            "sampled": step.sampled,
             "step_time": clock.lap(),
             **{name: float(value) for name, value in update.items()},
             **step.probed,
@@ -145,14 +147,14 @@ def learn_task(
         references = _references(learner, stage, responses, index) if early else None
         if unreported:  # the device is busy with the above
             state = reported(state, unreported)
-        scored, state = experience.revised(responses, state, index)
+        scored, state, sampled = experience.revised(responses, state, index)
         if references is None:
             references = _references(learner, stage, scored.responses, index)
         before = state.tracker
         batch, state = _train_batch(experience, state, scored, references, values, index)
         state = experience.observed(state, scored)
         state, batch, device = _update(learner, stage, state, batch)
-        step = Step(index, scored, batch, int(state.batches), before, device)
+        step = Step(index, scored, batch, int(state.batches), sampled, before, device)
         done = index + 1
         if due(learner.config.evaluation.every, done):
             jax.block_until_ready(state.train.params)  # that is the step's time

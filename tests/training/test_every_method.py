@@ -98,6 +98,8 @@ TASKS_OF_PROMPTS = {  # of a task's first step, where not all are its own
     "pcurl": [{"sum": 7}, {"jigsaw": 8}],  # half of them are drawn with replacement
     "reinforce_ada": [{"sum": 1}, {"jigsaw": 1}],
 }
+# of each step, where it is not all the responses that are learned from
+SAMPLED = {"sft": {0}, "dapo": {32, 64}, "shuffle_r1": {32}, "reinforce_ada": {128}}
 
 
 def prompts_by_task(workdir):
@@ -118,6 +120,9 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
     assert all(np.isfinite(row["loss"]) and row["skipped_updates"] == 0 for row in steps)
     assert any(row["grad_norm"] > 0 for row in steps)
     assert prompts_by_task(whole) == TASKS_OF_PROMPTS.get(method, [{"sum": 8}, {"jigsaw": 8}])
+    learned = Counter(read_samples(whole)["step"].to_pylist())
+    for row in steps:
+        assert row["sampled"] in SAMPLED.get(method, {learned[row["step"]]}), row
     if method not in ALSO_RESUMED:
         return
     parts.mkdir()

@@ -179,29 +179,12 @@ def cost(run: Run) -> dict[str, float]:
 
 
 def sampled(run: Run) -> np.ndarray:
-    """Responses that the policy sampled in each step, those that DAPO drew and dropped with them.
+    """Responses that the policy sampled in each step, those that a method drew and left out with
+    them; 0 where all were demonstrations.
 
-    0 where all responses were demonstrations: there the loss is their likelihood, logged as `nll`.
-    Surveys, MSSR's pre-task statistics, LwF's responses of the previous policy and what Shuffle-R1
-    and Reinforce-Ada draw and leave out are not counted.
+    Surveys, MSSR's pre-task statistics and LwF's responses of the previous policy are not counted.
     """
-    steps = np.array([row["step"] for row in run.steps], int)
-    if run.samples is None or not len(steps):
-        return np.zeros(len(steps))
-    kept = np.bincount(np.asarray(run.samples["step"]), minlength=steps.max() + 1)[steps]
-    return kept * np.array(_batches(run.steps), float)
-
-
-def _batches(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Batches sampled in each step; `batches` counts them from a task's start."""
-    found, task, before = [], None, 0
-    for row in rows:
-        if row.get("task") != task:
-            task, before = row.get("task"), 0
-        after = row.get("batches", before + 1)
-        found.append(0 if "nll" in row else after - before)
-        before = after
-    return found
+    return np.array([row.get("sampled", np.nan) for row in run.steps], float)
 
 
 def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
