@@ -15,7 +15,6 @@ METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
     "dyme": {"model.lora.rank": 4},
     "ewc": {"ewc.sequences": 16},
-    "portable_replay": {"portability.control": "shuffled"},
 }
 # (data, fsdp, tensor), over two processes. On (1, 1, 4), where both hold all rows, a run is killed,
 # and the methods run on (2, 1, 2). More of them, over four: `python -m tests.over_processes`
