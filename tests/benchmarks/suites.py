@@ -159,7 +159,7 @@ def tail(settings: Settings, results: Results) -> None:
     """Sampling long-tailed lengths, against as many steps in which no rollout has ended."""
     base = workload.SMALL if settings.small else workload.MEDIUM
     t = 32 if settings.small else 256
-    sizes = ((2, 4),) if settings.small else ((4, 4), (4, 8), (4, 16), (16, 16))
+    sizes = ((2, 4),) if settings.small else ((4, 4), (4, 8), (4, 16), (64, 1))
     for p, g in sizes:
         even = base.replace(prompts=p, samples=g, response_length=t)
         long_tailed = even.replace(mean_length=t // 6)
