@@ -31,10 +31,6 @@ NEIGHBOURS = {
     "one_shot": {"method": "one_shot", "kl.beta": 0.1},
     "stages": {"method": "grpo", "kl.beta": 0.1, "prompts.order": "stages", "prompts.samples": 8},
 }
-CONSTANT = {  # what Reinforce-Ada has without portability, at the strength that it has with it
-    name: NEIGHBOURS[name] | {"kl.beta": 0.1}
-    for name in ("grpo", "reinforce_ada", "reinforce_ada pos")
-}
 MIXTURES = {
     "grpo": NEIGHBOURS["grpo"],
     "sft": {"method": "sft", "rollout.prompts": 64, "rollout.samples": 1},
@@ -57,7 +53,9 @@ def get_config(form: str = "full") -> ConfigDict:
     if form == "mixtures":
         return study_config(run, arms(MIXTURES), baseline="grpo", report_seeds=range(5))
     if form == "constant":
-        return study_config(run, arms(CONSTANT), baseline="grpo", report_seeds=range(5))
+        ada = {name: NEIGHBOURS[name] for name in ("reinforce_ada", "reinforce_ada pos")}
+        compared = [*arms({"grpo": NEIGHBOURS["grpo"]}), *arms(ada, " + β", {"kl.beta": 0.1})]
+        return study_config(run, compared, baseline="grpo", report_seeds=range(5))
     both = [*arms(NEIGHBOURS), *arms(NEIGHBOURS, " + RP", PORTABLE)]
     if form == "ci":
         return _small(run, both)

@@ -9,6 +9,7 @@ NAME.json (every repeat) and NAME.md (a table); both grow row by row.
   tail     sampling of long-tailed lengths over as many steps in which no rollout has ended
   limit    FLOP/s and bytes/s over what the machine was measured to do in the same rounds
   drafts   a decode step of k times as many rows: what drafted tokens could gain at most
+  compile  how long the quickstart takes to its first step, and with its programs compiled before
   scaling  one axis doubled: time and memory over the base's, and over the arithmetic's
 
 The peers run in the interpreters that --trl-python and --tunix-python name, by default this one

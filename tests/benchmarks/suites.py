@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import re
 import subprocess
 import sys
+import time
 
 from tests.benchmarks import arithmetic, workload
 from tests.benchmarks.tables import Results, ratios, spread
@@ -269,6 +271,57 @@ def scaling(settings: Settings, results: Results) -> None:
     )
 
 
+def compile_(settings: Settings, results: Results) -> None:
+    """The quickstart's first step, where nothing was compiled before, and once more."""
+    steps: dict[str, list[dict[str, float]]] = {"first": [], "again": []}
+    for repeat in range(settings.repeats or (1 if settings.small else 3)):
+        for name, found in steps.items():
+            found.append(first_step(settings.out / f"compile-{repeat}", name))
+    results.samples({}, steps)
+    for name, found in steps.items():
+        times = {part: spread(_column(found, part)) for part in found[0]}
+        results.row("Until the first step is done, seconds", run=name, **times)
+    again, first = (_column(steps[name], "compiling") for name in ("again", "first"))
+    results.row("Seconds of compiling, again over first", share=ratios(again, first))
+    results.note(
+        "The quickstart with a base of 20 steps, one task of one step. Evaluated: from the base "
+        "being ready to the end of its evaluation; step: from there to the end of the first step, "
+        "sampled, scored and learned from. Compiling: of all programs, as the run says at its end."
+    )
+
+
+def first_step(folder: pathlib.Path, name: str) -> dict[str, float]:
+    """Seconds of a run's parts, until its first step has been learned from; compiled programs are
+    kept in the folder."""
+    short = ("base.steps=20", "training.steps=1", "training.checkpoint_every=0", "sequence=sum,")
+    words = ["train", "--config=configs/quickstart.py", f"--workdir={folder / name}"]
+    words += [
+        f"--compilation-cache={folder / 'programs'}",
+        *(f"--config.{field}" for field in short),
+    ]
+    begun, at, compiling = time.perf_counter(), [], 0.0
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "rdbcl_jax.cli", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as run:
+        assert run.stdout
+        for line in run.stdout:
+            if "] evaluating all" in line or "] task 1/1" in line:
+                at.append(time.perf_counter())
+            if "programs compiled" in line:
+                compiling = sum(map(float, re.findall(r" in ([\d.]+) s", line)))
+    if run.returncode or len(at) < 3:
+        raise RuntimeError(f"the run in {folder / name} ended with {run.returncode}")
+    base, evaluated, learned = at[:3]
+    return {
+        "base": base - begun,
+        "evaluated": evaluated - base,
+        "step": learned - evaluated,
+        "compiling": compiling,
+    }
+
+
 def _growth(base: Workload, w: Workload) -> dict[str, float]:
     needs = {
         "generate": arithmetic.generate_flops,
@@ -389,4 +442,5 @@ SUITES = {
     "limit": limit,
     "scaling": scaling,
     "drafts": drafts,
+    "compile": compile_,
 }
