@@ -83,7 +83,8 @@ def grpo_config(w: Workload):
     """The engine's config of this step, as `rdbcl train` would read it."""
     config = default_config()
     config.method, config.kl.beta = "grpo", w.kl_beta
-    config.rollout.samples, config.rollout.max_tokens = w.samples, w.response_length
+    # (at least two, as GRPO wants them; what it learns from is given)
+    config.rollout.samples, config.rollout.max_tokens = max(w.samples, 2), w.response_length
     config.optimizer.learning_rate, config.optimizer.warmup_steps = w.learning_rate, 0
     config.training.chunk_size = w.chunk_size
     return config
