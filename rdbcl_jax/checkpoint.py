@@ -35,6 +35,7 @@ from rdbcl_jax.json_files import read_json, write_json
 from rdbcl_jax.remote import at, is_remote
 
 MANIFESTS = "manifests"
+_AT_ONCE = 2**29  # bytes
 UNFINISHED = {"unfinished": True}  # a manifest, while its state is written
 _NAME = re.compile(r"(?:task|fisher|memory)_\d\d+|step_\d{8}")
 # what a save of ours may leave; a copy that somebody has made beside it is theirs
@@ -243,7 +244,8 @@ class Checkpoints:
                 self._manifest(name).parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._manifest(name), UNFINISHED)
             self.trusted.discard(name)
-            written = ocp.save_async(path, tree, overwrite=True)
+            with _a_part_at_a_time(tree):
+                written = ocp.save_async(path, tree, overwrite=True)
         self._writing.append(self._writer.submit(self._finish, name, written, then_drop))
         if not self.background:
             self.wait()
@@ -297,6 +299,15 @@ class Checkpoints:
         except Exception as error:
             first = str(error).strip().split("\n")[0][:300]
             raise Damaged(f"{self.directory / name} cannot be read: {first}") from error
+
+
+def _a_part_at_a_time(tree: Any) -> ocp.Context:
+    """Within a `with` block orbax writes so much at a time: what it is about to write lies beside
+    the state itself, once more."""
+    context = ocp.Context()
+    largest = max((getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree)), default=0)
+    context.memory.write_concurrent_bytes = max(_AT_ONCE, 2 * largest)  # one array has to fit
+    return context
 
 
 def _remove(folder: Any) -> None:

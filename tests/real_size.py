@@ -328,7 +328,7 @@ def whole(name: str, folder: pathlib.Path) -> bool:
     print(f"{name}: log-probs of the exported policy differ by {distance:.2g} at most from torch's")
     results = json.loads((folder / "run/results.json").read_text())
     assert distance < (1e-3 if name.startswith("SmolVLM") else 0.1), distance
-    assert len(results["accuracy_matrix"]) == 3, results
+    assert len(results["splits"]["test"]["accuracy"]) == 3, results
     return compare(name, folder)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rdbcl_jax import checkpoint
 from rdbcl_jax.checkpoint import Checkpoints, Damaged
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import make_method
@@ -206,6 +207,31 @@ def test_a_state_counts_when_it_is_whole_and_only_then_are_older_ones_removed(
     assert checkpoints.steps() == [1, 2, 9][-keep:] and not checkpoints.strays()
     found = Checkpoints(tmp_path).restore_step(9, state)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # asyncio's
+def test_little_is_written_at_a_time_and_one_array_at_least(tmp_path, monkeypatch):
+    """What orbax has in hand lies in memory beside the state: all of it would be a copy more."""
+    state = {"large": jnp.arange(50_000.0), "small": jnp.ones(3)}
+    part, limits = checkpoint._a_part_at_a_time, []
+
+    def spy(tree):
+        context = part(tree)
+        limits.append(context.memory.write_concurrent_bytes)
+        return context
+
+    monkeypatch.setattr(checkpoint, "_a_part_at_a_time", spy)
+    for at_once in (checkpoint._AT_ONCE, 1):
+        monkeypatch.setattr(checkpoint, "_AT_ONCE", at_once)
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save_task(1, state)
+            found = checkpoints.restore_task(1, state)
+        np.testing.assert_array_equal(found["large"], state["large"])
+    assert limits == [2**29, 2 * 4 * 50_000]
+    # it is heard: what does not fit is refused
+    monkeypatch.setattr(checkpoint, "_a_part_at_a_time", lambda tree: part({"small": jnp.ones(3)}))
+    with pytest.raises(Exception, match="more bytes than we reserved"):
+        Checkpoints(tmp_path, background=False).save_task(2, state)
 
 
 def test_as_many_states_are_planned_for_as_lie_there_at_once(tmp_path, monkeypatch):
