@@ -176,6 +176,8 @@ def config_of(name: str, path: pathlib.Path) -> Any:
     config.training.chunk_size = 64
     config.evaluation.batch_size = PROMPTS
     config.log.to = ()
+    # else the state being written lies there too, for as long as this machine's disk takes
+    config.checkpoint.background = False
     config.update_from_flattened_dict(MODELS[name])
     return config
 

@@ -12,6 +12,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.planning import chips
 from rdbcl_jax.planning.chips import topology_of
+from rdbcl_jax.planning.compiling import PROCESS
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.make import make_plan
 from rdbcl_jax.planning.programs import live, surveys
@@ -270,6 +271,8 @@ def test_a_plan_for_this_machine(path):
     assert names == ["boundary", "sampling", "reference", "update", "evaluation"]
     assert plan.fits and all(phase.program for phase in plan.phases[1:])
     assert plan.held[WRITTEN] == plan.held[LEARN]  # the policy after a task, while it is saved
+    assert plan.phases[0].peak == sum(plan.held.values())
+    assert all(phase.held > plan.held[PROCESS] > 2**27 for phase in plan.phases)
     assert all(phase.flops and phase.memory for phase in plan.phases[1:])
     assert json.loads(json.dumps(plan.to_dict()))["peak"] == plan.peak
     small = dataclasses.replace(plan, limit=plan.peak - 1)

@@ -19,6 +19,7 @@ from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.sharding import bytes_per_device, make_mesh, numbers_in
 from rdbcl_jax.training.footprint import FISHER, FIXED, LEARN, MOMENTS, PREVIOUS, WRITTEN
 
+PROCESS = "Python, its libraries and what compiling leaves"
 _BUFFERS = 5  # of a program that are shown
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 
@@ -38,10 +39,8 @@ def compiled_plan(
     programs = Programs.of(config, mesh)
     held = _held(programs)
     limit = topology.chip.memory if topology.chip else _host_memory() // topology.size
-    if topology.chip is None:
-        held["Python and its libraries"] = _resident() // topology.size
-        if config.checkpoint.background:  # elsewhere the copy lies in the host's memory
-            held[WRITTEN] = _written(programs)
+    if topology.chip is None and config.checkpoint.background:
+        held[WRITTEN] = _written(programs)  # elsewhere the copy lies in the host's memory
     everything = sum(held.values())
     phases = [Phase("boundary", everything, 0)]  # moments are made where old ones have gone
     products = products_of(config)
@@ -49,6 +48,9 @@ def compiled_plan(
         say(f"compiling {program.name}")
         phase = _phase(program, programs.live(program.name, held))
         phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.size))
+    if topology.chip is None:  # no array was made here: all that there is, a run has too
+        held[PROCESS] = own = _resident() // topology.size
+        phases = [dataclasses.replace(phase, held=phase.held + own) for phase in phases]
     rollout = config.rollout
     return Plan(
         topology=topology.name,
