@@ -35,7 +35,7 @@ from rdbcl_jax.json_files import read_json, write_json
 from rdbcl_jax.remote import at, is_remote
 
 MANIFESTS = "manifests"
-_AT_ONCE = 2**29  # bytes
+_AT_ONCE = 2**29  # bytes of a state that are in hand to be written
 UNFINISHED = {"unfinished": True}  # a manifest, while its state is written
 _NAME = re.compile(r"(?:task|fisher|memory)_\d\d+|step_\d{8}")
 # what a save of ours may leave; a copy that somebody has made beside it is theirs

@@ -11,6 +11,7 @@ from rdbcl_jax.lab.study.report import (
     Cell,
     Record,
     cost,
+    sampled,
     strength,
     write_study_report,
 )
@@ -74,7 +75,8 @@ def line(text, arm, heading):
 
 def test_what_was_sampled(runs):
     counts = {arm: cost(read_run(found[0]))["sampled"] for arm, found in runs.items()}
-    batches = [row["batches"] for row in read_run(runs["dapo"][0]).steps if row["task_step"] == 2]
+    dapo = read_run(runs["dapo"][0])
+    batches = [row["batches"] for row in dapo.steps if row["task_step"] == 2]  # of each task
     assert counts == {
         "rdbcl": 192,
         "grpo, no KL": 192,
@@ -83,6 +85,7 @@ def test_what_was_sampled(runs):
         "mssr": 48,
         "zero-shot": 0,
     }
+    assert sampled(dapo).sum() == 32 * sum(batches) and len(sampled(dapo)) == 6
 
 
 def test_what_a_run_has_not_is_no_number(runs):
