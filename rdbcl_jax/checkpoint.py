@@ -244,7 +244,7 @@ class Checkpoints:
                 self._manifest(name).parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._manifest(name), UNFINISHED)
             self.trusted.discard(name)
-            with _a_part_at_a_time(tree):
+            with _how_written(tree):
                 written = ocp.save_async(path, tree, overwrite=True)
         self._writing.append(self._writer.submit(self._finish, name, written, then_drop))
         if not self.background:
@@ -301,10 +301,12 @@ class Checkpoints:
             raise Damaged(f"{self.directory / name} cannot be read: {first}") from error
 
 
-def _a_part_at_a_time(tree: Any) -> ocp.Context:
+def _how_written(tree: Any) -> ocp.Context:
     """Within a `with` block orbax writes so much at a time: what it is about to write lies beside
-    the state itself, once more."""
+    the state itself, once more. What several devices hold is divided among them only where that
+    divides it among processes: to cut it takes a program for each shape."""
     context = ocp.Context()
+    context.array.saving.use_replica_parallel = jax.process_count() > 1
     largest = max((getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree)), default=0)
     context.memory.write_concurrent_bytes = max(_AT_ONCE, 2 * largest)  # one array has to fit
     return context

@@ -16,7 +16,7 @@ os.environ["XLA_FLAGS"] = flags.strip()
 # several tests build the same program; it is compiled once per session
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="rdbcl-tests-"))
 os.environ["RDBCL_CACHE_DIR"] = tempfile.mkdtemp(prefix="rdbcl-tests-")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402

@@ -213,14 +213,14 @@ def test_a_state_counts_when_it_is_whole_and_only_then_are_older_ones_removed(
 def test_little_is_written_at_a_time_and_one_array_at_least(tmp_path, monkeypatch):
     """What orbax has in hand lies in memory beside the state: all of it would be a copy more."""
     state = {"large": jnp.arange(50_000.0), "small": jnp.ones(3)}
-    part, limits = checkpoint._a_part_at_a_time, []
+    part, limits = checkpoint._how_written, []
 
     def spy(tree):
         context = part(tree)
         limits.append(context.memory.write_concurrent_bytes)
         return context
 
-    monkeypatch.setattr(checkpoint, "_a_part_at_a_time", spy)
+    monkeypatch.setattr(checkpoint, "_how_written", spy)
     for at_once in (checkpoint._AT_ONCE, 1):
         monkeypatch.setattr(checkpoint, "_AT_ONCE", at_once)
         with Checkpoints(tmp_path) as checkpoints:
@@ -229,7 +229,7 @@ def test_little_is_written_at_a_time_and_one_array_at_least(tmp_path, monkeypatc
         np.testing.assert_array_equal(found["large"], state["large"])
     assert limits == [2**29, 2 * 4 * 50_000]
     # it is heard: what does not fit is refused
-    monkeypatch.setattr(checkpoint, "_a_part_at_a_time", lambda tree: part({"small": jnp.ones(3)}))
+    monkeypatch.setattr(checkpoint, "_how_written", lambda tree: part({"small": jnp.ones(3)}))
     with pytest.raises(Exception, match="more bytes than we reserved"):
         Checkpoints(tmp_path, background=False).save_task(2, state)
 

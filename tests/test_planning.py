@@ -15,13 +15,13 @@ from rdbcl_jax.planning.chips import topology_of
 from rdbcl_jax.planning.compiling import PROCESS
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.make import make_plan
-from rdbcl_jax.planning.programs import live, surveys
 from rdbcl_jax.planning.table import lines
 from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.recipes import load_config
 from rdbcl_jax.training import layout
 from rdbcl_jax.training.footprint import FISHER, LEARN, MOMENTS, PREVIOUS, WRITTEN
 from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
+from rdbcl_jax.training.programs import live, surveys
 from tests import engine, plans
 
 A, B, W = jnp.ones((3, 4)), jnp.ones((4, 5)), jnp.ones((7, 4, 4))

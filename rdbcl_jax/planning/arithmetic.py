@@ -13,11 +13,11 @@ from rdbcl_jax.methods import make_method
 from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.plan import Phase, Plan
-from rdbcl_jax.planning.programs import Programs, live, surveys
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training.footprint import FISHER, Footprint, Sizes
 from rdbcl_jax.training.layout import has_kernel
 from rdbcl_jax.training.microbatches import microbatches
+from rdbcl_jax.training.programs import Programs, live, surveys
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,10 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.planning.arithmetic import products_of
 from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.plan import Phase, Plan
-from rdbcl_jax.planning.programs import Program, Programs
 from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.sharding import bytes_per_device, make_mesh, numbers_in
 from rdbcl_jax.training.footprint import FISHER, FIXED, LEARN, MOMENTS, PREVIOUS, WRITTEN
+from rdbcl_jax.training.programs import Program, Programs
 
 PROCESS = "Python, its libraries and what compiling leaves"
 _BUFFERS = 5  # of a program that are shown

@@ -96,7 +96,8 @@ class Progress:
     def compiling(self, what: str | None) -> None:
         """Says that something is compiled, until it is called with None."""
         self._compiling = what and f"{what} …"
-        if self._live is None and self._compiling:
+        if self._live is None and self._compiling and (-1, self._compiling) not in self._said:
+            self._said.add((-1, self._compiling))  # it is said again when one beside it is there
             self._say(self._compiling)
 
     @never_fails

@@ -31,7 +31,7 @@ _OF_FILES = {"Timeout", *(kind.__name__ for kind in _KINDS)}  # of a lock, too
 
 class Compilations(logging.Filter):
     """Within a `with` block, tells of each of `PROGRAMS` that is compiled: its name and how many
-    there were, then None once it is there. What jax logs of it is seen, and goes no further.
+    there were, then None once none is. What jax logs of it is seen, and goes no further.
 
     Attributes:
       seconds: of every program that was compiled, or found where they are kept, by its name; all
@@ -41,6 +41,7 @@ class Compilations(logging.Filter):
     def __init__(self, tell: Callable[[str | None], None], expected: int):
         super().__init__()
         self._tell, self._expected, self._count = tell, expected, 0
+        self._now: list[tuple[str, str]] = []  # what is compiled, and what was told of it
         self._levels: list[int] = []
         self.seconds: dict[str, list[float]] = {}
 
@@ -70,12 +71,19 @@ class Compilations(logging.Filter):
         if program and found and found[1] == "Compiling":
             self._count += 1
             total = max(self._count, self._expected)
-            self._tell(f"compiling {program} ({self._count} of {total})")
+            self._now.append((program, f"compiling {program} ({self._count} of {total})"))
+            self._tell(self._now[-1][1])
         elif found and found[1] != "Compiling":
             self.seconds.setdefault(program or "others", []).append(float(found[3]))
             if program:
-                self._tell(None)
+                self._end(program)
         return record.levelno > logging.DEBUG
+
+    def _end(self, program: str) -> None:
+        """One of that name is there; others may still be compiled beside it."""
+        if begun := next((pair for pair in self._now if pair[0] == program), None):
+            self._now.remove(begun)
+        self._tell(self._now[-1][1] if self._now else None)
 
 
 class KeptPrograms(logging.Filter):

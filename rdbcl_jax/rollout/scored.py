@@ -42,6 +42,12 @@ class Responses:
             return self.rollouts
         return jax.tree.map(_beside, self.rollouts, self.others)
 
+    @property
+    def sampled(self) -> int:
+        """How many the policy itself sampled, of all processes."""
+        prompts, each = self.rollouts.tokens.shape[:2]
+        return 0 if self.demonstrated else prompts * each
+
 
 def _beside(rollouts: jax.Array, others: jax.Array) -> jax.Array:
     joined = jnp.concatenate([rollouts, others], axis=1)

@@ -85,7 +85,7 @@ class Experience:
     ) -> tuple[ScoredRollouts, TaskState, int]:
         """Rewards, and what the method makes of the responses then: host work. With how many the
         policy sampled for it, of all processes."""
-        scored, sampled = self.scored(responses, index), _sampled(responses)
+        scored, sampled = self.scored(responses, index), responses.sampled
         if (revise := self.learner.method.revise) is None:
             return scored, state, sampled
         draws = _StepDraws(self, state, index)
@@ -144,14 +144,8 @@ class _StepDraws:
         return self._scored(more), chosen
 
     def _scored(self, responses: Responses) -> ScoredRollouts:
-        self.sampled += _sampled(responses)
+        self.sampled += responses.sampled
         return self._experience.scored(responses, self.task_step)
-
-
-def _sampled(responses: Responses) -> int:
-    """How many the policy sampled, of all processes."""
-    prompts, each = responses.rollouts.tokens.shape[:2]
-    return 0 if responses.demonstrated else prompts * each
 
 
 def halved(wanted: Bool[np.ndarray, "D P"], most: int) -> Int[np.ndarray, "n"]:

@@ -23,6 +23,7 @@ from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoreFunction
 from rdbcl_jax.sharding import abstract
+from rdbcl_jax.training.ahead import Ahead
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.microbatches import microbatches
@@ -43,6 +44,7 @@ class Learner:
       like: the shapes of such a state, and where it lies.
       update: one update, see `update.make_update`.
       microbatches: parts that it takes a batch in.
+      ahead: what is compiled of the above before it is called.
     """
 
     config: RunConfig
@@ -54,6 +56,7 @@ class Learner:
     like: TrainState
     update: Update
     microbatches: int
+    ahead: Ahead
 
     @phase("boundary")
     def start(self, stage: Stage, params: Trained, memory: Any = None) -> TaskState:
@@ -82,6 +85,7 @@ class Learner:
 
     def sample(self, params: Trained, prompts: PromptBatch, rng: Array, samples: int) -> Rollouts:
         """Rollouts of a step, under any values of the parameters that learn."""
+        self.ahead.wait("sampling")
         return sample(
             self.policy.model,
             self.policy.to_read(params),
@@ -93,6 +97,7 @@ class Learner:
 
     def logprobs(self, params, prompts: PromptBatch, responses, *, return_entropy: bool = False):
         """Log-probs (and entropies) [P, G, T] of `responses.tokens`, likewise."""
+        self.ahead.wait("reference")
         return compiled_logprobs(
             self.policy.model,
             self.policy.to_read(params),
@@ -106,7 +111,12 @@ class Learner:
 
 
 def make_learner(
-    config: RunConfig, policy: Policy, params: Trained, method: Method, rewards: RewardConfig
+    config: RunConfig,
+    policy: Policy,
+    params: Trained,
+    method: Method,
+    rewards: RewardConfig,
+    ahead: Ahead | None = None,
 ) -> Learner:
     """`params`: those that learn, of which only shapes and shardings are read."""
     training, rollout = config.training, config.rollout
@@ -138,4 +148,5 @@ def make_learner(
         like=abstract(jax.eval_shape(init, params), shardings),
         update=update,
         microbatches=parts,
+        ahead=ahead or Ahead(),
     )

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.indexed import Records
+from rdbcl_jax.data.pipeline import indices
+from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
@@ -38,6 +40,7 @@ from rdbcl_jax.sharding import abstract, held_whole
 from rdbcl_jax.toy.base import make_base
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training import rng
+from rdbcl_jax.training.ahead import Ahead
 from rdbcl_jax.training.collect import write_right_responses
 from rdbcl_jax.training.disk import check_room, parts_of
 from rdbcl_jax.training.examples import make_examples
@@ -46,6 +49,7 @@ from rdbcl_jax.training.identity import keep_base
 from rdbcl_jax.training.journal import Journal
 from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.memory import phase
+from rdbcl_jax.training.programs import Programs
 from rdbcl_jax.training.rehearsal import old_prompts
 from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
@@ -72,8 +76,12 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
             kept = setup.config.checkpoint.to_dict()
             checkpoints = Checkpoints(store.name, **kept, first=store.push)
             start = find_start(store.local, setup, checkpoints)
-            with Journal(store.local, setup, start, store.name) as journal, checkpoints:
-                return _train(setup, store, checkpoints, start, journal, stop)
+            with (
+                Journal(store.local, setup, start, store.name) as journal,
+                checkpoints,
+                contextlib.closing(Ahead()) as ahead,
+            ):
+                return _train(setup, store, checkpoints, start, journal, stop, ahead)
 
 
 def _train(
@@ -83,6 +91,7 @@ def _train(
     begin: Start,
     journal: Journal,
     stop: Stop,
+    ahead: Ahead,
 ) -> RunResults:
     method, tasks, steps = setup.method, setup.tasks, setup.config.training.steps
     done, workdir = begin.done, store.local
@@ -93,7 +102,8 @@ def _train(
     with stop.at_once("while the base was made, which begins anew"):
         policy, base = _load_base(setup, workdir, journal, stop)
     like = abstract(base)
-    learner = make_learner(setup.config, policy, like, method, setup.rewards)
+    learner = make_learner(setup.config, policy, like, method, setup.rewards, ahead)
+    _compile_ahead(setup, learner, done)
     if whole := held_whole(policy.whole(like), policy.model.param_axes, setup.mesh):
         journal.progress.message(f"note: {whole}: held whole on each of its devices")
     parts = parts_of(setup.config, method, learner, like, done, len(checkpoints.steps()))
@@ -262,6 +272,30 @@ def _load_base(
             part = slice(start, start + _AT_ONCE)
             policy.encoder.encode_responses(texts[part], records[part])
     return policy, base
+
+
+def _compile_ahead(setup: Setup, learner: Learner, done: int) -> None:
+    """Begins to compile what the next step runs."""
+    config, steps = setup.config, setup.config.training.steps
+    task, own = divmod(done, steps)
+    if task == len(setup.tasks):
+        return
+    records: list[Record] = []
+    if jax.process_count() == 1:  # several take one size, whatever the records
+        train, size = setup.tasks[task].train, config.rollout.prompts
+        chosen = indices(len(train), size, config.seed + task * steps)[own]
+        records = [train[int(i)] for i in chosen]
+    programs = Programs(
+        config,
+        setup.mesh,
+        setup.method,
+        learner.policy,
+        learner.like.params,
+        learner,
+        records,
+    )
+    for program in programs.of_a_step():
+        learner.ahead.begin(program.name, program.lowered)
 
 
 def _rows_to_read(there: int, first: int, method: Method) -> range | tuple[int, ...]:

@@ -294,6 +294,7 @@ def _update(
         old = learner.logprobs(train.params, batch.prompts, batch, return_entropy=method.entropies)
         old, entropies = old if method.entropies else (old, None)
         batch = dataclasses.replace(batch, old_logps=old, old_entropies=entropies)
+    learner.ahead.wait("update")
     for update in range(training.updates_per_batch):
         if update == 1:
             batch = after_first_update(batch)

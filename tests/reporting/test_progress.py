@@ -145,6 +145,27 @@ def test_what_is_compiled_is_said():
     assert "others" in programs.seconds
 
 
+def test_of_programs_that_are_compiled_at_once_each_is_said_once():
+    told = []
+    stream = io.StringIO()
+    progress = Progress(["sum"], 10, stream=stream)
+
+    def tell(what):
+        told.append(what)
+        progress.compiling(what)
+
+    with Compilations(tell, expected=2):
+        log = logging.getLogger("jax._src.dispatch")
+        log.debug("Compiling jit(sample) with global shapes")
+        log.debug("Compiling jit(update) with global shapes")
+        log.debug("Finished XLA compilation of jit(update) in 2.5 sec")
+        log.debug("Finished XLA compilation of jit(sample) in 3.5 sec")
+    first, second = "compiling sampler (1 of 2)", "compiling update (2 of 2)"
+    assert told == [first, second, first, None]
+    lines = [line.split("] ")[1] for line in stream.getvalue().splitlines()]
+    assert lines == [f"{first} …", f"{second} …"]
+
+
 def test_the_live_display_says_what_is_compiled(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     stream = Terminal()

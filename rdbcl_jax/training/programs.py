@@ -4,7 +4,8 @@ config files, and nothing is allocated."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,8 +65,9 @@ class Programs:
     """A run's programs on a mesh.
 
     Attributes:
-      config: with the sizes of the largest batches.
+      config: with the sizes of the largest batches, unless there are records.
       trained: shapes of the parameters that learn.
+      records: of the batches, all of this process; none: any.
     """
 
     config: RunConfig
@@ -74,6 +76,7 @@ class Programs:
     policy: Policy
     trained: Trained
     learner: Learner
+    records: Sequence[Record] = ()
 
     @classmethod
     def of(cls, config: RunConfig, mesh: jax.sharding.Mesh) -> Programs:
@@ -87,7 +90,17 @@ class Programs:
         return cls(config, mesh, method, policy, trained, learner)
 
     def all(self) -> Iterator[Program]:
-        """In the order of a step, those that the method runs."""
+        """Those of a step, and what runs between steps."""
+        yield from self.of_a_step()
+        evaluated = self.prompts(self.config.evaluation.batch_size)
+        yield self._sampler("evaluation", evaluated, 1, greedy=True)
+        if surveyed := surveys(self.config, self.method):
+            yield self._sampler("survey", evaluated, surveyed, greedy=False)
+        if self.method.consolidation:
+            yield self._fisher()
+
+    def of_a_step(self) -> Iterator[Program]:
+        """In its order, those that the method runs."""
         rollout, sampled = self.config.rollout, self.method.responses == "sampled"
         prompts = self.prompts(rollout.prompts)
         if sampled:
@@ -96,19 +109,14 @@ class Programs:
             if sampled and (self.method.reference or self.method.previous):
                 yield self._reference(prompts)
             yield self._update(prompts)
-        evaluated = self.prompts(self.config.evaluation.batch_size)
-        yield self._sampler("evaluation", evaluated, 1, greedy=True)
-        if surveyed := surveys(self.config, self.method):
-            yield self._sampler("survey", evaluated, surveyed, greedy=False)
-        if self.method.consolidation:
-            yield self._fisher()
 
     def live(self, name: str, held: Mapping[str, int]) -> int:
         """Of what is held, by what it is, the bytes that lie there while a program runs."""
         return live(name, held, self.config, self.method)
 
     def prompts(self, count: int) -> PromptBatch:
-        batch = self.policy.encoder.encode([_RECORD] * count)
+        records = [*itertools.islice(itertools.cycle(self.records or (_RECORD,)), count)]
+        batch = self.policy.encoder.encode(records)
         return self._placed(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, batch)))
 
     @property
@@ -228,7 +236,8 @@ class Programs:
             task_steps=scalar(jnp.int32),
             given={name: self._rows(jnp.float32) for name in method.given},
         )
-        return self._placed(batch)
+        placed = self._placed(batch)  # but for scalars, which no device has before the update
+        return jax.tree.map(lambda a, b: b if a.ndim else a, batch, placed)
 
     def _rows(self, dtype: Any, *shape: int) -> Any:
         """An abstract array [P, G, …]."""
