@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.models import lora, save_limits, save_pretrained, stored_dtype
+from rdbcl_jax.policy import unrounded
 from rdbcl_jax.remote import of_this_machine
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.snapshots import load_snapshots
@@ -41,13 +44,15 @@ def export(
         raise ValueError(f"{out} holds files; expected a directory that is new or empty")
     config = RunConfig.of(config) if config else run_config(name)
     start, _, _ = place(config, name)
-    # what is merged is not rounded before
-    config = config.changed({"model.frozen_dtype": config.model.param_dtype})
-    (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
-    model, params = lora.merge(snapshot.policy.model, snapshot.params)
+    config = config.changed({"model.frozen_dtype": unrounded(config.model.param_dtype, start)})
     base = directory_of(start)
-    dtype = dtype or stored_dtype(base)
-    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    written = jnp.dtype(dtype or stored_dtype(base))
+    (snapshot,) = load_snapshots(config, [name], make_mesh(data=1, fsdp=-1))
+    model, params = snapshot.policy.model, snapshot.params
+    del snapshot  # which holds all parameters, too
+    shapes = dataclasses.replace(model, lora=None).abstract_params()
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, written), shapes)
+    model, params = lora.merge(model, params, like, owned=True)
     save_pretrained(out, model, params, like=base)
     limits = config.model
     save_limits(out, min_pixels=limits.min_pixels or None, max_pixels=limits.max_pixels or None)

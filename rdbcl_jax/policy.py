@@ -21,6 +21,7 @@ from rdbcl_jax.data.check import SIZES, Check
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.finite import check_finite
 from rdbcl_jax.models import (
+    exact_dtype,
     from_config,
     from_pretrained,
     lora,
@@ -249,19 +250,23 @@ def _learned(options: ModelConfig, mesh: jax.sharding.Mesh) -> tuple[VLM, Params
     start, workdir, task = place(config, options.path)
     how = ("dtype", "param_dtype", "remat", "attention")  # it runs, not what it is
     config = config.changed({f"model.{name}": getattr(options, name) for name in how})
-    # what is merged is not rounded before
-    config = config.changed({"model.path": start, "model.frozen_dtype": options.param_dtype})
+    frozen = unrounded(options.param_dtype, start)
+    config = config.changed({"model.path": start, "model.frozen_dtype": frozen})
     policy, trained = load_policy(config, mesh)
     if workdir and task:
         like = abstract(trained)
         del trained  # before its successor is read
         trained = Checkpoints(workdir).restore_task(task, like)
         check_finite(trained, f"{options.path} is not read")
-    model, params = lora.merge(policy.model, policy.whole(trained))
-    shardings = param_shardings(params, model.param_axes, mesh)
-    held = _held(options, model, jax.eval_shape(lambda: params))
-    leaves, structure = jax.tree.flatten(params)
-    del policy, trained, params  # each leaf goes when its successor is there
-    for i, like in enumerate(jax.tree.leaves(abstract(held, shardings))):
-        leaves[i] = jax.device_put(leaves[i].astype(like.dtype), like.sharding)
-    return model, jax.tree.unflatten(structure, leaves)
+    model, params = policy.model, policy.whole(trained)
+    del policy, trained  # each parameter goes when its successor is there
+    whole = dataclasses.replace(model, lora=None)
+    held = _held(options, whole, whole.abstract_params())
+    model, params = lora.merge(model, params, held, owned=True)
+    return model, jax.device_put(params, param_shardings(params, model.param_axes, mesh))
+
+
+def unrounded(param_dtype: str, start: str) -> str:
+    """For `model.frozen_dtype`: in which a run's matrices that do not learn are what they are in
+    its start, be that a directory or what another run has learned in `param_dtype`."""
+    return exact_dtype(directory_of(start)) if is_directory(start) else param_dtype

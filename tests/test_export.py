@@ -16,11 +16,11 @@ import transformers
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.export import export
 from rdbcl_jax.lab.study.jobs import gate_name
-from rdbcl_jax.models import from_pretrained, save_pretrained, stored_dtype
+from rdbcl_jax.models import exact_dtype, from_pretrained, save_pretrained, stored_dtype
 from rdbcl_jax.models.lora import merge
 from rdbcl_jax.models.qwen_vl.config import read_config
 from rdbcl_jax.models.qwen_vl.model import QwenVL
-from rdbcl_jax.policy import load_policy
+from rdbcl_jax.policy import load_policy, unrounded
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
 from rdbcl_jax.training.run import train
@@ -46,6 +46,18 @@ def full(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("full")
     train(short_config(), workdir)
     return workdir
+
+
+@pytest.mark.parametrize("dtype,found", [("bfloat16", "bfloat16"), ("float32", "float32")])
+def test_what_is_merged_is_read_as_it_is_stored(tmp_path, full, dtype, found):
+    policy, params = trained(full, 0)
+    save_pretrained(tmp_path, policy.model, jax.tree.map(lambda a: a.astype(dtype), params))
+    assert exact_dtype(tmp_path) == unrounded("float32", str(tmp_path)) == found
+    wider = {**params, "language_model": jax.tree.map(np.asarray, params["language_model"])}
+    assert unrounded("float32", f"{full}@1") == "float32"  # learned in it, from whatever
+    half = jax.tree.map(lambda a: a.astype("float16"), params["visual"])
+    save_pretrained(tmp_path, policy.model, wider | {"visual": half})
+    assert exact_dtype(tmp_path) == "float32"
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,20 @@ def stored_dtype(path: str | pathlib.Path) -> str:
 
     Raises ValueError where they are of a dtype that policies are not written in.
     """
+    found = _stored(path).most_common(1)[0][0]
+    if found not in _DTYPES:
+        raise ValueError(f"{path}: most weights are {found}, expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[found]
+
+
+def exact_dtype(path: str | pathlib.Path) -> str:
+    """In which the numbers of a checkpoint directory are what they are in its files."""
+    found, *others = _stored(path)
+    return "float32" if others else _DTYPES.get(found, "float32")
+
+
+def _stored(path: str | pathlib.Path) -> collections.Counter[str]:
+    """How many numbers of each dtype are in a checkpoint directory, of its files' heads."""
     path = pathlib.Path(path)
     counts: collections.Counter[str] = collections.Counter()
     files = {_SINGLE} if (path / _SINGLE).exists() else {*_read_index(path).values()}
@@ -156,10 +170,7 @@ def stored_dtype(path: str | pathlib.Path) -> str:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 part = tensors.get_slice(name)
                 counts[part.get_dtype()] += math.prod(part.get_shape())
-    found = counts.most_common(1)[0][0]
-    if found not in _DTYPES:
-        raise ValueError(f"{path}: most weights are {found}, expected one of {', '.join(_DTYPES)}")
-    return _DTYPES[found]
+    return counts
 
 
 def _sources(model: VLM, params: Params) -> Any:

@@ -14,6 +14,7 @@ There is no dropout: sampler, reference and learner must run the same policy.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -23,6 +24,8 @@ from jaxtyping import Array
 
 from rdbcl_jax.models.layers import Linear
 from rdbcl_jax.models.partition import ADAPTERS, split
+
+_NAMES = ("lora_a", "lora_b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +68,48 @@ def adapt_model(model, lora: LoRA):
     return adapted
 
 
-def merge(model, params):
-    """(model, params) without adapters: each is added into its matrix, in float32."""
-    if model.lora is None:
-        return model, params
-    scale = model.lora.alpha / model.lora.rank
+def merge(model, params, like=None, *, owned: bool = False):
+    """(model, params) without adapters: each is added into its matrix, in float32, a layer at a
+    time.
 
-    def fold(node):
+    Args:
+      like: shapes of the parameters that come, in the dtypes in which they are wanted; None: each
+        keeps its own.
+      owned: the dictionaries of `params` are emptied, so that each parameter goes when its
+        successor is there, if nothing else holds it.
+    """
+    scale = model.lora.alpha / model.lora.rank if model.lora else 0.0
+
+    def fold(node, like):
         if not isinstance(node, dict):
-            return node
-        node = {name: fold(child) for name, child in node.items()}
-        if "lora_a" in node:
-            a, b = (node.pop(name).astype(jnp.float32) for name in ("lora_a", "lora_b"))
-            kernel = node["kernel"]
-            node["kernel"] = (kernel.astype(jnp.float32) + scale * (a @ b)).astype(kernel.dtype)
-        return node
+            return node if like is None else node.astype(like.dtype)
+        whole = {}
+        for name in [*node]:
+            if name in _NAMES or (name == "kernel" and _NAMES[0] in node):
+                continue
+            child = node.pop(name) if owned else node[name]
+            whole[name] = fold(child, like and like[name])
+            del child
+        if _NAMES[0] in node:
+            parts = [node.pop(n) if owned else node[n] for n in ("kernel", *_NAMES)]
+            dtype = like["kernel"].dtype if like else parts[0].dtype
+            whole["kernel"] = _added(*parts, scale, dtype)
+        return whole
 
-    return dataclasses.replace(model, lora=None), fold(params)
+    return dataclasses.replace(model, lora=None), fold(params, like)
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "dtype"))
+def _added(kernel, lora_a, lora_b, scale: float, dtype):
+    """W + A·B·scale, of a matrix or a stack of them."""
+
+    def one(parts):
+        kernel, a, b = (part.astype(jnp.float32) for part in parts)
+        product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        return (kernel + scale * product).astype(dtype)
+
+    parts = kernel, lora_a, lora_b
+    return one(parts) if kernel.ndim == 2 else jax.lax.map(one, parts)
 
 
 def adapt(module: nnx.Module, place: str, lora: LoRA, rngs: nnx.Rngs) -> None:

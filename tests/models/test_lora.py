@@ -1,5 +1,7 @@
 """Adapters and the split of parameters into trained and frozen ones."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,13 @@ from tests.models.contract import pair, processed
 from tests.models.oracle import worst
 
 ROWS = processed("qwen2_5_vl", ([3, (6, 10), 4], "left"), ([5], "left"))
+
+
+def live():
+    gc.collect()
+    return sum(a.nbytes for a in jax.live_arrays())
+
+
 EVERYWHERE = LoRA(rank=3, alpha=5.0, targets=r"_proj$|/qkv$|/proj$|fc[12]$")
 
 
@@ -58,6 +67,30 @@ def test_gradients_of_adapters_are_those_of_the_merged_matrices():
     expected = jax.jit(jax.grad(merged_loss))(adapters, base)
     assert len(jax.tree.leaves(found)) == 2
     assert max(jax.tree.leaves(jax.tree.map(worst, found, expected))) <= 1e-4
+
+
+def test_parameters_go_when_their_successors_are_there(monkeypatch):
+    models = pair("qwen2_5_vl")
+    model = lora.adapt_model(models.model, EVERYWHERE)
+    sizes, most, inner = [p.nbytes for p in jax.tree.leaves(models.params)], [], lora._added
+    expected = lora.merge(*lora.add(models.model, models.params, EVERYWHERE, jax.random.key(0)))[1]
+    before = live()
+
+    def watched(*args):
+        added = inner(*args)
+        most.append(live() - before)
+        return added
+
+    monkeypatch.setattr(lora, "_added", watched)
+    _, params = lora.add(models.model, models.params, EVERYWHERE, jax.random.key(0))
+    params = jax.tree.map(lambda a: jnp.copy(a).astype(jnp.bfloat16), params)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float16), models.params)
+    _, merged = lora.merge(model, params, like, owned=True)
+    assert {a.dtype for a in jax.tree.leaves(merged)} == {jnp.dtype(jnp.float16)}
+    assert max(jax.tree.leaves(jax.tree.map(worst, merged, expected))) <= 1e-2
+    assert not jax.tree.leaves(params)
+    # all of them in 16 bits, adapters, and one matrix of both
+    assert len(most) > 5 and max(most) < 0.5 * sum(sizes) * 1.1 + max(sizes)
 
 
 def test_targets_choose_the_matrices():
