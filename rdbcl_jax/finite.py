@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rdbcl_jax.stacks import scan
+
 
 class NotFinite(ValueError):
     """A number that had to be finite is NaN or infinite: one line says which."""
@@ -46,22 +48,24 @@ def first_not_finite(tree: Any) -> tuple[Any, int] | None:
 @jax.jit
 def _differ(one, other):
     pairs = zip(one, other, strict=True)
-    return jnp.stack(
-        [_in_parts(lambda a, b: (a.astype(b.dtype) != b).any(), pair).any() for pair in pairs]
-    ).any()
+    return jnp.stack([_any(lambda a, b: a.astype(b.dtype) != b, *pair) for pair in pairs]).any()
 
 
 @jax.jit
 def _finite_leaves(leaves):
-    return jnp.stack([_in_parts(lambda a: jnp.isfinite(a).all(), (leaf,)).all() for leaf in leaves])
+    return ~jnp.stack([_any(lambda a: ~jnp.isfinite(a), leaf) for leaf in leaves])
 
 
-def _in_parts(function, arrays):
-    """Of arrays of one shape: a stack of layers, which no mesh splits, one layer at a time, so that
-    little lies beside it."""
+def _any(is_so, *arrays):
+    """Whether it is so of any number of arrays of one shape: a stack of layers, which no mesh
+    splits, one layer at a time, so that little lies beside it."""
     if arrays[0].ndim < 3:
-        return function(*arrays)
-    return jax.lax.map(lambda layer: function(*layer), arrays)
+        return is_so(*arrays).any()
+
+    def layer(found, parts):
+        return found | is_so(*parts).any(), None
+
+    return scan(layer, jnp.zeros((), bool), arrays, narrow=True)[0]
 
 
 @jax.jit

@@ -269,8 +269,8 @@ def ours(name: str, folder: pathlib.Path) -> None:
 
     from rdbcl_jax.models import from_pretrained
 
-    dtype = "float32" if name.startswith("SmolVLM") else "bfloat16"
-    model, params = from_pretrained(folder / "exported", dtype=dtype)
+    # in 16 bits torch's own differ from its float32 by tenths
+    model, params = from_pretrained(folder / "exported", dtype="float32")
     logits = model.logits(params, input_ids=_ids(folder))
     np.save(folder / "ours.npy", jax.nn.log_softmax(logits))
 
@@ -280,7 +280,7 @@ def theirs(name: str, folder: pathlib.Path) -> None:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(folder / "exported", dtype="auto")
+    model = AutoModelForImageTextToText.from_pretrained(folder / "exported", dtype="float32")
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(_ids(folder))).logits
     np.save(folder / "theirs.npy", torch.log_softmax(logits.float(), -1).numpy())
@@ -329,7 +329,7 @@ def whole(name: str, folder: pathlib.Path) -> bool:
     distance = np.abs(found - expected).max()
     print(f"{name}: log-probs of the exported policy differ by {distance:.2g} at most from torch's")
     results = json.loads((folder / "run/results.json").read_text())
-    assert distance < (1e-3 if name.startswith("SmolVLM") else 0.1), distance
+    assert distance < 1e-3, distance
     assert len(results["splits"]["test"]["accuracy"]) == 3, results
     return compare(name, folder)
 

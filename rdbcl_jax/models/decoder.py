@@ -21,8 +21,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from rdbcl_jax import stacks
 from rdbcl_jax.batches import PromptBatch
-from rdbcl_jax.models import kv_cache, stacks
+from rdbcl_jax.models import kv_cache
 from rdbcl_jax.models.attention import Block, attend
 from rdbcl_jax.models.config_files import without_tie
 from rdbcl_jax.models.interface import Params
