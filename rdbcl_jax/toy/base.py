@@ -27,7 +27,8 @@ from rdbcl_jax.json_files import flatten, plain, read_object, write_json
 from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.models.interface import VLM
-from rdbcl_jax.policy import load_policy
+from rdbcl_jax.models.partition import Trained
+from rdbcl_jax.policy import Policy, load_policy
 from rdbcl_jax.rewards.response_format import TAGS
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.toy.tiny import tiny_of, write_tiny_model
@@ -64,13 +65,34 @@ def make_base(
         params = jax.device_get(model.init(jax.random.key(options.seed)))
         save_pretrained(draft, model, params, like=draft)
     multihost_utils.sync_global_devices("draft of the base model")
-    policy, trained = load_policy(_at(config, draft), mesh)
-    demonstrations = suite.Demonstrations(
+    if options.steps:
+        policy, trained = load_policy(_at(config, draft), mesh)
+        trained = _taught(config, suite, policy, trained, on_step)
+        save_pretrained(draft, policy.model, policy.whole(trained), like=draft)
+    if jax.process_index() == 0:
+        content = {"settings": _settings(config), "files": manifest(draft)}
+        (draft / MADE).parent.mkdir()
+        write_json(draft / MADE, content, indent=1)
+        draft.rename(directory)  # in one move: what is there is complete
+    multihost_utils.sync_global_devices("base model")
+    return directory
+
+
+def _taught(
+    config: RunConfig,
+    suite: TaughtSuite,
+    policy: Policy,
+    trained: Trained,
+    on_step: Callable[[int, float], None],
+) -> Trained:
+    """The parameters after the fine-tuning."""
+    options = config.section(BaseOptions)
+    demonstrations: Any = suite.Demonstrations(
         options.steps * options.batch_size, options.seed, follow=options.follow
     )
     if options.formatted < 1:
         demonstrations = Careless(demonstrations, options.formatted, options.seed)
-    trained = fine_tune(
+    return fine_tune(
         policy,
         trained,
         demonstrations,
@@ -83,14 +105,6 @@ def make_base(
         max_skipped=config.training.max_skipped,
         on_step=on_step,
     )
-    save_pretrained(draft, policy.model, policy.whole(trained), like=draft)
-    if jax.process_index() == 0:
-        content = {"settings": _settings(config), "files": manifest(draft)}
-        (draft / MADE).parent.mkdir()
-        write_json(draft / MADE, content, indent=1)
-        draft.rename(directory)  # in one move: what is there is complete
-    multihost_utils.sync_global_devices("base model")
-    return directory
 
 
 def _check_made(directory: pathlib.Path, config: RunConfig) -> None:

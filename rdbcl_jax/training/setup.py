@@ -288,7 +288,8 @@ def dry(config: RunConfig, method: Method) -> tuple[RunConfig, list[str]]:
             "training.prompts_per_device": min(config.training.prompts_per_device, 1),
             "training.steps": 2,
             "training.checkpoint_every": 1,
-            "base.steps": 2,
+            # a base that the run makes is taught; in place of another model random weights do
+            "base.steps": 0 if config.model.path else 2,
             "base.batch_size": rows,
             "evaluation.batch_size": rows,
             "data.train_count": prompts,

@@ -2,11 +2,13 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.lab.suites import forks
+from rdbcl_jax.models import from_pretrained
 from rdbcl_jax.rewards.response_format import TAGS, parse
 from rdbcl_jax.toy.base import MADE, Careless, make_base
 from rdbcl_jax.training.run import train
@@ -76,6 +78,15 @@ def made(tmp_path_factory):
     make_base(RunConfig.of(config), folder, one_device(), lambda step, loss: None)
     assert not list(folder.parent.glob("*.draft*/*")) and not list(folder.glob("*-of-*"))
     return RunConfig.of(config), folder
+
+
+def test_a_base_that_is_not_taught_has_random_weights(tmp_path):
+    config = RunConfig.of(small_config()).changed({"base.steps": 0, "base.seed": 3})
+    path = make_base(config, tmp_path / "base", one_device(), lambda step, loss: pytest.fail())
+    model, params = from_pretrained(path)
+    expected = jax.tree.leaves(model.init(jax.random.key(3)))
+    for found, weights in zip(jax.tree.leaves(params), expected, strict=True):
+        np.testing.assert_array_equal(found, weights)
 
 
 @pytest.mark.slow

@@ -60,6 +60,15 @@ def nbytes(params):
     return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def what_was_there_before():
+    """Is not looked through again and again: that took most of this file's time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory):
     path = write_tiny_model(tmp_path_factory.mktemp("wide"), WIDE)
