@@ -19,6 +19,7 @@ from tests.train_several import KILLED_AT, mesh
 
 PROCESSES, DEVICES = 4, 2
 METHODS = train_several.METHODS | {
+    "dyme": {"model.lora.rank": 4},
     "portable_replay": {"portability.control": "shuffled"},
     "variance": {
         "method": "rdbcl",

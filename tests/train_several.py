@@ -13,7 +13,6 @@ KILLED_AT = 3  # the second step of the second task
 # over four processes, two of which hold the same rows
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
-    "dyme": {"model.lora.rank": 4},
     "ewc": {"ewc.sequences": 16},
 }
 # (data, fsdp, tensor), over two processes. On (1, 1, 4), where both hold all rows, a run is killed,

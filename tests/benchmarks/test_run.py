@@ -76,11 +76,8 @@ def test_copies_of_the_prompts_are_the_same_update():
     assert norms[True] == pytest.approx(norms[False], rel=1e-4) and norms[True] > 0
 
 
-LONG = [pytest.param(suite, marks=pytest.mark.long) for suite in ("prefix", "scaling", "drafts")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("suite", ["peers", *LONG])
+@pytest.mark.long
+@pytest.mark.parametrize("suite", ["peers", "prefix", "scaling", "drafts"])
 def test_every_suite_runs(suite, tmp_path):
     flags = ["--small", "--repeats=1", "--programs=ours", f"--out={tmp_path}"]
     run.main([f"--suite={suite}", *flags])

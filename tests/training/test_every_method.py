@@ -87,6 +87,8 @@ CASES = {
         "loss.entropy_share": 0.5,
     },
 }
+# their losses, in which alone they differ from others, have tests of their own
+LONG = ("gspo", "cispo", "rloo")
 ALSO_RESUMED = ("dapo", "mssr", "replay", "ewc", "rdbcl", "rapo", "pcurl", "reinforce_ada")
 
 
@@ -109,7 +111,9 @@ def prompts_by_task(workdir):
     return [dict(Counter(name.split("-")[0] for name in ids)) for ids in found]
 
 
-@pytest.mark.parametrize("method", CASES)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.long if m in LONG else ()) for m in CASES]
+)
 def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypatch, method):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
