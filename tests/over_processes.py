@@ -20,6 +20,7 @@ from tests.train_several import KILLED_AT, mesh
 PROCESSES, DEVICES = 4, 2
 METHODS = train_several.METHODS | {
     "dyme": {"model.lora.rank": 4},
+    "ewc": {"ewc.sequences": 16},
     "portable_replay": {"portability.control": "shuffled"},
     "variance": {
         "method": "rdbcl",

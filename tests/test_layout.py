@@ -11,7 +11,7 @@ import rdbcl_jax
 
 ROOT = pathlib.Path(rdbcl_jax.__file__).parent
 FLOORS = (
-    ("core", "version", "batches", "messages", "sections", "finite"),
+    ("core", "version", "batches", "messages", "sections", "finite", "stacks"),
     (
         "models",
         "sharding",

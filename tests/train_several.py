@@ -10,10 +10,9 @@ import sys
 
 KILLED_AT = 3  # the second step of the second task
 
-# over four processes, two of which hold the same rows
+# over four processes, two of which hold the same rows; others: `python -m tests.over_processes`
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
-    "ewc": {"ewc.sequences": 16},
 }
 # (data, fsdp, tensor), over two processes. On (1, 1, 4), where both hold all rows, a run is killed,
 # and the methods run on (2, 1, 2). More of them, over four: `python -m tests.over_processes`

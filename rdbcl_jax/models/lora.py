@@ -70,7 +70,7 @@ def adapt_model(model, lora: LoRA):
 
 def merge(model, params, like=None, *, owned: bool = False):
     """(model, params) without adapters: each is added into its matrix, in float32, a layer at a
-    time.
+    time (XLA on CPU has the whole stack of a matrix in float32).
 
     Args:
       like: shapes of the parameters that come, in the dtypes in which they are wanted; None: each

@@ -88,7 +88,7 @@ CASES = {
     },
 }
 # their losses, in which alone they differ from others, have tests of their own
-LONG = ("gspo", "cispo", "rloo")
+LONG = ("dr_grpo", "gspo", "cispo", "rloo")
 ALSO_RESUMED = ("dapo", "mssr", "replay", "ewc", "rdbcl", "rapo", "pcurl", "reinforce_ada")
 
 
