@@ -84,7 +84,7 @@ def splits(workdir):
     return json.loads((workdir / "results.json").read_text())["splits"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # with a base that they make; those below are from one that is there
 def test_two_processes_equal_one(tmp_path):
     two, one = run_both(tmp_path, *TRAIN, option="--workdir=")
     results = [json.loads((w / "results.json").read_text()) for w in (one, two)]
