@@ -48,15 +48,14 @@ def full(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("dtype,found", [("bfloat16", "bfloat16"), ("float32", "float32")])
-def test_what_is_merged_is_read_as_it_is_stored(tmp_path, full, dtype, found):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_merged_is_read_as_it_is_stored(tmp_path, full, dtype):
     policy, params = trained(full, 0)
     save_pretrained(tmp_path, policy.model, jax.tree.map(lambda a: a.astype(dtype), params))
-    assert exact_dtype(tmp_path) == unrounded("float32", str(tmp_path)) == found
-    wider = {**params, "language_model": jax.tree.map(np.asarray, params["language_model"])}
+    assert exact_dtype(tmp_path) == unrounded("float32", str(tmp_path)) == dtype
     assert unrounded("float32", f"{full}@1") == "float32"  # learned in it, from whatever
     half = jax.tree.map(lambda a: a.astype("float16"), params["visual"])
-    save_pretrained(tmp_path, policy.model, wider | {"visual": half})
+    save_pretrained(tmp_path, policy.model, params | {"visual": half})
     assert exact_dtype(tmp_path) == "float32"
 
 

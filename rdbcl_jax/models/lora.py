@@ -79,6 +79,7 @@ def merge(model, params, like=None, *, owned: bool = False):
         successor is there, if nothing else holds it.
     """
     scale = model.lora.alpha / model.lora.rank if model.lora else 0.0
+    take = dict.pop if owned else dict.__getitem__
 
     def fold(node, like):
         if not isinstance(node, dict):
@@ -87,11 +88,9 @@ def merge(model, params, like=None, *, owned: bool = False):
         for name in [*node]:
             if name in _NAMES or (name == "kernel" and _NAMES[0] in node):
                 continue
-            child = node.pop(name) if owned else node[name]
-            whole[name] = fold(child, like and like[name])
-            del child
+            whole[name] = fold(take(node, name), like and like[name])
         if _NAMES[0] in node:
-            parts = [node.pop(n) if owned else node[n] for n in ("kernel", *_NAMES)]
+            parts = [take(node, name) for name in ("kernel", *_NAMES)]
             dtype = like["kernel"].dtype if like else parts[0].dtype
             whole["kernel"] = _added(*parts, scale, dtype)
         return whole

@@ -65,16 +65,10 @@ class Programs:
     """A run's programs on a mesh.
 
     Attributes:
-      config: with the sizes of the largest batches, unless there are records.
-      trained: shapes of the parameters that learn.
+      learner: its config has the sizes of the largest batches, unless there are records.
       records: of the batches, all of this process; none: any.
     """
 
-    config: RunConfig
-    mesh: jax.sharding.Mesh
-    method: Method
-    policy: Policy
-    trained: Trained
     learner: Learner
     records: Sequence[Record] = ()
 
@@ -86,8 +80,24 @@ class Programs:
         policy, trained = abstract_policy(config, mesh)
         method = make_method(config)
         rewards = RewardConfig(**config.rewards.to_dict())
-        learner = make_learner(config, policy, trained, method, rewards)
-        return cls(config, mesh, method, policy, trained, learner)
+        return cls(make_learner(config, policy, trained, method, rewards))
+
+    @property
+    def config(self) -> RunConfig:
+        return self.learner.config
+
+    @property
+    def method(self) -> Method:
+        return self.learner.method
+
+    @property
+    def policy(self) -> Policy:
+        return self.learner.policy
+
+    @property
+    def trained(self) -> Trained:
+        """Shapes of the parameters that learn."""
+        return self.learner.like.params
 
     def all(self) -> Iterator[Program]:
         """Those of a step, and what runs between steps."""
@@ -249,7 +259,7 @@ class Programs:
         return self._placed(array)
 
     def _placed(self, batch: Any) -> Any:
-        return abstract(batch, batch_shardings(batch, self.mesh))
+        return abstract(batch, batch_shardings(batch, self.policy.mesh))
 
     def _like(self, tree: Any, placed: Any) -> Any:
         """Shapes, where the arrays of another tree lie."""

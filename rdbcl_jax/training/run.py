@@ -285,16 +285,7 @@ def _compile_ahead(setup: Setup, learner: Learner, done: int) -> None:
         train, size = setup.tasks[task].train, config.rollout.prompts
         chosen = indices(len(train), size, config.seed + task * steps)[own]
         records = [train[int(i)] for i in chosen]
-    programs = Programs(
-        config,
-        setup.mesh,
-        setup.method,
-        learner.policy,
-        learner.like.params,
-        learner,
-        records,
-    )
-    for program in programs.of_a_step():
+    for program in Programs(learner, records).of_a_step():
         learner.ahead.begin(program.name, program.lowered)
 
 
