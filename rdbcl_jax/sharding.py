@@ -17,10 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -256,6 +258,23 @@ def in_rows(tree, mesh: Mesh | None):
     if mesh is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, split_rows(mesh))
+
+
+def row_devices(mesh: Mesh | None, rows: int) -> int:
+    """D, over how many devices the rows of a batch are split."""
+    count = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return count if rows % count == 0 else 1
+
+
+def on_devices(a: Array, rows: Int[Array, "D W"], axis: int = 0) -> Array:
+    """Along the axis, which counts the rows of one device after the other, of each device those
+    numbers."""
+    axis %= a.ndim
+    devices, width = rows.shape
+    before, after = a.shape[:axis], a.shape[axis + 1 :]
+    apart = a.reshape(*before, devices, -1, *after)
+    index = rows.reshape(*[1] * axis, devices, width, *[1] * len(after))
+    return jnp.take_along_axis(apart, index, axis + 1).reshape(*before, -1, *after)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

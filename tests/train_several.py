@@ -14,9 +14,10 @@ KILLED_AT = 3  # the second step of the second task
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
 }
-# (data, fsdp, tensor), over two processes. On (1, 1, 4), where both hold all rows, a run is killed,
-# and the methods run on (2, 1, 2). More of them, over four: `python -m tests.over_processes`
-MESHES = ((1, 4, 1), (1, 2, 2))
+# (data, fsdp, tensor), over two processes, which share the parameters. On (1, 1, 4), where both
+# hold all rows, a run is killed, and the methods run on (2, 1, 2). More of them, over four:
+# `python -m tests.over_processes`
+MESHES = ((1, 2, 2),)
 
 
 def mesh(data: int, fsdp: int, tensor: int) -> dict[str, int]:

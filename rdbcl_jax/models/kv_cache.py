@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rdbcl_jax.sharding import on_devices
+
 # Blocks of slots, each (keys, values): [layers, R, Hkv, Dh, S] and [layers, R, Hkv, S, Dh], a stack
 # or a tuple of layers, as the parameters are.
 Cache = tuple[tuple[Any, Any], ...]
@@ -107,17 +109,6 @@ def set_aside(cache: Cache, count: Int[Array, ""]) -> Cache:
 def take_rows(cache: Cache, rows: Int[Array, "D W"]) -> Cache:
     """Of the rows that each device holds those numbers."""
     return jax.tree.map(functools.partial(on_devices, rows=rows, axis=_ROWS), cache)
-
-
-def on_devices(a: Array, rows: Int[Array, "D W"], axis: int = 0) -> Array:
-    """Along the axis, which counts the rows of one device after the other, of each device those
-    numbers."""
-    axis %= a.ndim
-    devices, width = rows.shape
-    before, after = a.shape[:axis], a.shape[axis + 1 :]
-    apart = a.reshape(*before, devices, -1, *after)
-    index = rows.reshape(*[1] * axis, devices, width, *[1] * len(after))
-    return jnp.take_along_axis(apart, index, axis + 1).reshape(*before, -1, *after)
 
 
 def of_layer(cache: Cache, index: int) -> Cache:

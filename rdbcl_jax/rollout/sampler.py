@@ -29,7 +29,7 @@ from rdbcl_jax.models.kv_cache import (
     take_rows,
 )
 from rdbcl_jax.rollout.sampling import Sampling, draw
-from rdbcl_jax.sharding import in_rows
+from rdbcl_jax.sharding import in_rows, row_devices
 
 _FEW = 4  # rows; a step of them costs little more than one of two
 _SHORT = 64  # tokens
@@ -64,7 +64,7 @@ def sample(
     sampling: Sampling,
 ) -> Rollouts:
     """`samples` responses to each prompt. The same key gives the same responses."""
-    devices = _devices(model.mesh, len(prompts.tokens))
+    devices = row_devices(model.mesh, len(prompts.tokens))
     shape = devices, len(prompts.tokens) // devices * samples
     keys = jax.random.split(key, sampling.max_tokens)
     params = model.gathered(params)
@@ -124,12 +124,6 @@ def widths(rows: int, max_tokens: int) -> tuple[int, ...]:
     while found[-1] > _FEW:
         found.append(math.ceil(found[-1] / parts))
     return (*found, 1) if found[-1] > 1 else tuple(found)
-
-
-def _devices(mesh, prompts: int) -> int:
-    """D, over how many devices the rows of a batch are split."""
-    count = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    return count if prompts % count == 0 else 1
 
 
 def _start(shape, max_tokens, cache) -> _State:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from jaxtyping import Bool, Int
@@ -179,7 +180,10 @@ def make_feed(learner: Learner, stage: Stage, first_step: int, state: TaskState)
         rehearsal = config.section(ReplayOptions).rehearsed(size)
     if method.prompts:
         return _chosen(learner, stage, places, method.prompts, first_step, rehearsal)
-    order = rehearsed(own, old, size, rehearsal, seed) if old else indices(own, size, seed)
+    if old:
+        order = rehearsed(own, old, size, rehearsal, seed)
+    else:
+        order = own_batches(config, own, first_step)
     feed = batches(
         stage.records,
         _encoding(learner),
@@ -189,6 +193,11 @@ def make_feed(learner: Learner, stage: Stage, first_step: int, state: TaskState)
         threads=config.data.threads,
     )
     return lambda state, index: next(feed)
+
+
+def own_batches(config: RunConfig, count: int, first_step: int) -> grain.MapDataset:
+    """Which of a task's `count` records each batch holds, where nothing else has a say in it."""
+    return indices(count, config.rollout.prompts, config.seed + first_step)
 
 
 def _places(stage: Stage, state: TaskState) -> Int[np.ndarray, "n"]:

@@ -24,6 +24,7 @@ from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoreFunction
 from rdbcl_jax.sharding import abstract
 from rdbcl_jax.training.ahead import Ahead
+from rdbcl_jax.training.lengths import lengths
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.microbatches import microbatches
@@ -57,6 +58,13 @@ class Learner:
     update: Update
     microbatches: int
     ahead: Ahead
+
+    @property
+    def parts(self) -> int:
+        """That a pass without gradients takes a batch in: those of the update where responses may
+        be much shorter than the longest, unless each part would gather the parameters anew."""
+        alike = len(lengths(self.sampling.max_tokens)) == 1
+        return 1 if alike or self.policy.mesh.shape["fsdp"] > 1 else self.microbatches
 
     @phase("boundary")
     def start(self, stage: Stage, params: Trained, memory: Any = None) -> TaskState:
@@ -107,6 +115,7 @@ class Learner:
             temperature=self.config.rollout.temperature,
             chunk_size=self.config.training.chunk_size,
             return_entropy=return_entropy,
+            parts=self.parts,
         )
 
 

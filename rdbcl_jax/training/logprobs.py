@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch
 from rdbcl_jax.core.logprobs import token_logprobs
 from rdbcl_jax.models.interface import VLM, Params
 from rdbcl_jax.sharding import in_rows
+from rdbcl_jax.training.lengths import Parts, cut_to_longest
 
 
 def response_logprobs(
@@ -37,8 +40,39 @@ def response_logprobs(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "temperature", "chunk_size", "return_entropy")
+    jax.jit, static_argnames=("model", "temperature", "chunk_size", "return_entropy", "parts")
 )
-def compiled_logprobs(model: VLM, *args, **options):
-    """`response_logprobs` as a program of its own, of the rows of a batch."""
-    return in_rows(response_logprobs(model, *args, **options), model.mesh)
+def compiled_logprobs(
+    model: VLM,
+    params: Params,
+    prompts: PromptBatch,
+    tokens: Int[Array, "P G T"],
+    mask: Bool[Array, "P G T"],
+    *,
+    parts: int = 1,
+    **options: Any,
+):
+    """`response_logprobs` as a program of its own, of the rows of a batch; 0 behind the longest
+    response, or soon after it.
+
+    Args:
+      parts: that are run one after the other, short responses first.
+    """
+
+    def passed(*rows):
+        def short(prompts, tokens, mask):
+            found = response_logprobs(model, params, prompts, tokens, mask, **options)
+            return jax.tree.map(lambda a: _padded(a, to=most), found)
+
+        return cut_to_longest(short, rows[-1], *rows)
+
+    most, rows = mask.shape[-1], (prompts, tokens, mask)
+    if parts == 1:
+        return in_rows(passed(*rows), model.mesh)
+    apart = Parts.of(mask, parts, model.mesh)
+    found = jax.lax.map(lambda part: passed(*part), apart.split(rows))
+    return in_rows(apart.joined(found), model.mesh)
+
+
+def _padded(a: Array, to: int) -> Array:
+    return jnp.pad(a, [*[(0, 0)] * (a.ndim - 1), (0, to - a.shape[-1])])

@@ -199,6 +199,7 @@ class Programs:
             "temperature": self.config.rollout.temperature,
             "chunk_size": training.chunk_size,
             "return_entropy": False,
+            "parts": self.learner.parts,
         }
         args = (self.policy.model, params, prompts, tokens, mask)
         copies = _other_dtypes(self.policy.whole(self.frozen_policy), params)

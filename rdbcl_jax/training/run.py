@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import RunConfig
+from rdbcl_jax.data.check import SIZES
 from rdbcl_jax.data.indexed import Records
-from rdbcl_jax.data.pipeline import indices
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import on_main
@@ -30,7 +30,7 @@ from rdbcl_jax.methods import Method
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models import partition
 from rdbcl_jax.models.partition import Trained
-from rdbcl_jax.policy import Policy, load_policy
+from rdbcl_jax.policy import Policy, allowed_sizes, load_policy
 from rdbcl_jax.remote import Store
 from rdbcl_jax.results import RunResults
 from rdbcl_jax.rewards.functions import FunctionFailed
@@ -44,6 +44,7 @@ from rdbcl_jax.training.ahead import Ahead
 from rdbcl_jax.training.collect import write_right_responses
 from rdbcl_jax.training.disk import check_room, parts_of
 from rdbcl_jax.training.examples import make_examples
+from rdbcl_jax.training.experience import own_batches
 from rdbcl_jax.training.fisher import estimate_fisher
 from rdbcl_jax.training.identity import keep_base
 from rdbcl_jax.training.journal import Journal
@@ -281,10 +282,9 @@ def _compile_ahead(setup: Setup, learner: Learner, done: int) -> None:
     if task == len(setup.tasks):
         return
     records: list[Record] = []
-    if jax.process_count() == 1:  # several take one size, whatever the records
-        train, size = setup.tasks[task].train, config.rollout.prompts
-        chosen = indices(len(train), size, config.seed + task * steps)[own]
-        records = [train[int(i)] for i in chosen]
+    if any(len(allowed_sizes(config, name)) != 1 for name in SIZES):  # they say which is taken
+        train = setup.tasks[task].train
+        records = [train[int(i)] for i in own_batches(config, len(train), task * steps)[own]]
     for program in Programs(learner, records).of_a_step():
         learner.ahead.begin(program.name, program.lowered)
 

@@ -31,6 +31,7 @@ from rdbcl_jax.models import partition
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.sharding import replicated, split_rows
+from rdbcl_jax.training.lengths import Parts, cut_to_longest
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.references import with_policy
 from rdbcl_jax.training.rounding import round_tree
@@ -167,11 +168,14 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
         terms, samples = _loss_terms(model, method, config, whole, batch, targets)
         return terms.loss_sum, (terms, samples)
 
-    grad = jax.grad(loss, has_aux=True)
+    def grad(params, batch, targets):
+        whole = functools.partial(jax.grad(loss, has_aux=True), params)
+        return cut_to_longest(whole, batch.mask, batch, targets)
+
     if config.microbatches == 1:
         grads, (terms, samples) = grad(params, batch, None)
     else:
-        grads, terms, samples = _accumulate(grad, method, config, params, batch)
+        grads, terms, samples = _accumulate(grad, model, method, config, params, batch)
     # the normaliser counts sequences or tokens: it does not depend on the parameters
     grads = jax.tree.map(lambda g: divide(g, terms.normaliser), grads)
     _, metrics = mean_terms(terms)
@@ -185,8 +189,9 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
     return grads, metrics, samples
 
 
-def _accumulate(grad, method: Method, config, params, batch: TrainBatch):
-    """Sums gradients over micro-batches; what looks at the whole batch is settled before."""
+def _accumulate(grad, model, method: Method, config, params, batch: TrainBatch):
+    """Sums gradients over micro-batches, short responses first; what looks at the whole batch is
+    settled before."""
     resolved = batch
     if method.policy:
         if batch.old_logps is None:
@@ -197,21 +202,16 @@ def _accumulate(grad, method: Method, config, params, batch: TrainBatch):
         resolved = with_policy(batch, batch.old_logps)
     targets = method.targets(resolved, batch.old_logps, batch.old_entropies)
 
-    def split(a):  # strided, so that every device keeps its own rows
-        if jnp.ndim(a) == 0:
-            return jnp.broadcast_to(a, (config.microbatches,))
-        parts = a.reshape(-1, config.microbatches, *a.shape[1:])
-        return jnp.moveaxis(parts, 1, 0)
+    parts = Parts.of(batch.mask, config.microbatches, model.mesh)
 
     def body(grads, micro):
         new, (terms, samples) = grad(params, *micro)
         return jax.tree.map(jnp.add, grads, new), (terms, samples)
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    grads, (terms, samples) = jax.lax.scan(body, zeros, jax.tree.map(split, (batch, targets)))
+    grads, (terms, samples) = jax.lax.scan(body, zeros, parts.split((batch, targets)))
     terms = jax.tree.map(lambda a: a.sum(0), terms)
-    samples = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1).reshape(-1, *a.shape[2:]), samples)
-    return grads, terms, samples
+    return grads, terms, parts.joined(samples)
 
 
 def _loss_terms(model, method: Method, config: UpdateConfig, params, batch: TrainBatch, targets):

@@ -142,7 +142,10 @@ class Program:
         optimizer = make_optimizer(config.optimizer, updates=1000)
         init, shardings = make_init(params, optimizer, mesh)
         self.state = init(params)
-        options = UpdateConfig(config.rollout.temperature, config.training.chunk_size)
+        self.parts = 1 if naive else w.parts
+        options = UpdateConfig(
+            config.rollout.temperature, config.training.chunk_size, microbatches=self.parts
+        )
         self.update = make_update(self.model, optimizer, method, options, shardings)
         self.sampling = Sampling(
             w.response_length,
@@ -205,6 +208,7 @@ class Program:
             rollouts.mask,
             temperature=1.0,
             chunk_size=self.workload.chunk_size,
+            parts=self.parts,
         )
         return jax.block_until_ready(logps)
 

@@ -7,6 +7,7 @@ Gradient checkpointing is off, as rematerialisation is in ours.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
@@ -95,6 +96,16 @@ def dataset(w: Workload) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"prompt": messages, "image": random_images(w, len(texts))})
 
 
+def lengths(w: Workload) -> dict:
+    """All as long as can be, or an end that is as likely at each token as `mean_length` asks: other
+    logits are next to 0, since the model is random."""
+    end, others = w.special["<|im_end|>"], set(w.special.values())
+    if w.mean_length is None:
+        return {"min_new_tokens": w.response_length, "suppress_tokens": [*others]}
+    bias = math.log(w.vocab_size / (w.mean_length - 1))
+    return {"suppress_tokens": [*others - {end}], "sequence_bias": [[[end], bias]]}
+
+
 def trainer_config(w: Workload, out: str) -> GRPOConfig:
     return GRPOConfig(
         output_dir=out,
@@ -102,10 +113,7 @@ def trainer_config(w: Workload, out: str) -> GRPOConfig:
         gradient_accumulation_steps=1,
         num_generations=w.samples,
         max_completion_length=w.response_length,
-        generation_kwargs={
-            "min_new_tokens": w.response_length,
-            "suppress_tokens": list(w.special.values()),
-        },
+        generation_kwargs=lengths(w),
         temperature=1.0,
         beta=w.kl_beta,
         loss_type="grpo",
@@ -128,7 +136,8 @@ class Stopwatch:
 
     def __init__(self, trainer: GRPOTrainer):
         self.seconds: dict[str, float] = {}
-        self.response_length = trainer.args.max_completion_length
+        self.even = "min_new_tokens" in trainer.args.generation_kwargs
+        self.most = trainer.args.max_completion_length
         for name in (
             "_tokenize_prompts",
             "_generate",
@@ -144,8 +153,9 @@ class Stopwatch:
             # the loss takes the log-probs too: the first call of a step is the reference's
             self.seconds.setdefault(name, now() - start)
             if name == "_generate":
-                lengths = {len(tokens) for tokens in result[1]}
-                assert lengths == {self.response_length}, lengths
+                lengths = [len(tokens) for tokens in result[1]]
+                assert not self.even or {*lengths} == {self.most}, lengths
+                self.tokens = sum(lengths)
             return result
 
         return call
@@ -182,7 +192,8 @@ class Turns(transformers.TrainerCallback):
             "update": total - seconds["_generate_and_score_completions"],
         }
         host = total - sum(phases.values())
-        self.channel.send({"host": host, **phases, "total": total, "memory": added})
+        step = {"host": host, **phases, "total": total, "memory": added}
+        self.channel.send(step | {"tokens": self.watch.tokens})
 
 
 def now() -> float:

@@ -17,7 +17,13 @@ from tests.benchmarks.workers import Worker, WorkerError, alternate, started
 from tests.benchmarks.workload import Workload
 
 PHASES = ("generate", "reference", "update", "total")
-REPEATS = {"small": 9, "small images": 9, "medium": 7, "images": 5}  # of larger ones 3
+REPEATS = {
+    "small": 9,
+    "small images": 9,
+    "medium": 7,
+    "long-tailed": 5,
+    "images": 5,
+}  # of larger ones 3
 LEAST_MEMORY = 2**25  # bytes
 WARMUP = 2  # the first step compiles; the second finds every buffer where it will stay
 
@@ -34,16 +40,17 @@ class Settings:
     def repeats_of(self, w: Workload) -> int:
         return self.repeats or (2 if self.small else REPEATS.get(w.name, 3))
 
-    def workloads(self, images: bool = False) -> list[Workload]:
-        """On an accelerator the small models only measure how fast programs are dispatched."""
+    def workloads(self, more: bool = False) -> list[Workload]:
+        """`more`: pictures and long-tailed lengths too. On an accelerator the small models only
+        measure how fast programs are dispatched."""
         if self.sizes:
             return [workload.SIZES[name] for name in self.sizes]
         if self.small:
-            return [workload.SMALL, *([workload.SMALL_IMAGES] if images else [])]
+            return [workload.SMALL, *([workload.SMALL_IMAGES] if more else [])]
         text = [workload.SMALL, workload.MEDIUM, workload.LARGE]
         if _platform() != "cpu":
             text = [workload.LARGE, workload.HALF_BILLION]
-        return [*text, *([workload.IMAGES] if images else [])]
+        return [*text, *([workload.LONG_TAILED, workload.IMAGES] if more else [])]
 
     def worker(self, module: str, label: str) -> Worker:
         python = self.pythons.get(module.removeprefix("peer_"), sys.executable)
@@ -337,9 +344,9 @@ def peers(settings: Settings, results: Results) -> None:
     names = [name for name in settings.programs if name == "ours" or name in settings.pythons]
     for name in set(settings.programs) - set(names):
         results.note(f"{name} is not installed: left out.")
-    for w in settings.workloads(images=True):
-        # tunix's Qwen2 sees no pictures
-        fitting = [name for name in names if name != "tunix" or w.vision is None]
+    for w in settings.workloads(more=True):
+        # tunix's Qwen2 sees no pictures, and its sampler is told no lengths
+        fitting = [n for n in names if n != "tunix" or not (w.vision or w.mean_length)]
         measured = _measure_peers(settings, results, w, fitting)
         for name, (about, steps) in measured.items():
             results.row(
@@ -350,6 +357,7 @@ def peers(settings: Settings, results: Results) -> None:
                 threads=str(about["threads"]),
                 **{phase: spread(_column(steps, phase)) for phase in ("host", *PHASES)},
                 **{"memory added, MB": _scaled(_column(steps, "memory"), 1e-6)},
+                **({"tokens": spread(_column(steps, "tokens"))} if w.mean_length else {}),
             )
         ours = measured.get("ours", (None, None))[1]
         for name, (_, steps) in measured.items():

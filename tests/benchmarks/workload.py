@@ -61,6 +61,7 @@ class Workload:
     dtype: str = "float32"  # of activations and matrix products; parameters are float32
     vision: Vision | None = None
     mean_length: int | None = None
+    prompts_at_once: int | None = None  # of an update, where a program takes a batch in parts
     learning_rate: float = 1e-6
     kl_beta: float = 0.04  # not 0: every program runs its reference model
     chunk_size: int = 1024  # tokens whose logits exist at one time, where a program can choose
@@ -78,6 +79,11 @@ class Workload:
             layers = tuple(vision["full_attention_layers"])
             vision = Vision(**{**vision, "full_attention_layers": layers})
         return cls(**{**fields, "vision": vision})
+
+    @property
+    def parts(self) -> int:
+        """In how many a program that can takes a batch."""
+        return self.prompts // (self.prompts_at_once or self.prompts)
 
     @property
     def words(self) -> int:
@@ -102,6 +108,11 @@ MEDIUM = Workload("medium", 4, 4, 128, 128, 4, 256, 768, 4, 2, 64, 8192)
 LARGE = Workload("large", 2, 8, 512, 128, 8, 512, 2048, 8, 2, 64, 32768)
 HALF_BILLION = Workload("0.5B", 4, 8, 256, 256, 24, 896, 4864, 14, 2, 64, 151936, "bfloat16")
 
+# The medium decoder, most of whose responses are short.
+LONG_TAILED = MEDIUM.replace(
+    name="long-tailed", samples=8, response_length=256, mean_length=256 // 6, prompts_at_once=1
+)
+
 # The medium decoder with a picture of 448 × 448 pixels in every prompt, and the small one with one
 # of 112 × 112: a vision tower for 1,024 patches (64) of a prompt that has 320 (40) tokens.
 IMAGES = MEDIUM.replace(
@@ -116,4 +127,4 @@ SMALL_IMAGES = SMALL.replace(
 )
 
 TEXT = (SMALL, MEDIUM, LARGE, HALF_BILLION)
-SIZES = {w.name: w for w in (*TEXT, SMALL_IMAGES, IMAGES)}
+SIZES = {w.name: w for w in (*TEXT, LONG_TAILED, SMALL_IMAGES, IMAGES)}

@@ -1,0 +1,171 @@
+"""Passes end with the longest response, and nothing else changes by it."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rdbcl_jax.batches import Rollouts
+from rdbcl_jax.methods import make_method
+from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.training.lengths import Parts, cut_to_longest, lengths
+from rdbcl_jax.training.logprobs import compiled_logprobs, response_logprobs
+from rdbcl_jax.training.state import TrainState
+from rdbcl_jax.training.update import UpdateConfig, make_update
+from tests import engine
+
+MOST = 96  # tokens; branches for 96, 48 and 24
+LONGEST = np.array([10, 96, 24, 30, 3, 48, 20, 60])  # of each prompt
+
+
+def mask_of(longest=LONGEST, samples=4):
+    """One response of each prompt is so long, the others are shorter."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(1, longest[:, None] + 1, (len(longest), samples))
+    drawn[:, 1] = longest
+    return np.arange(MOST) < drawn[..., None]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return engine.write_random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def loaded(directory):
+    return engine.load(directory)
+
+
+@pytest.fixture(scope="module")
+def batch(loaded):
+    """Responses of many lengths, of which only one part is long."""
+    mask = mask_of()
+    prompts, _ = engine.rollout(*loaded)
+    rng = np.random.default_rng(1)
+    tokens = np.where(mask, rng.integers(10, 40, mask.shape), 0).astype(np.int32)
+    logps = jnp.where(mask, -2.0, 0.0)
+    rollouts = Rollouts(jnp.asarray(tokens), jnp.asarray(mask), logps, jnp.ones(mask.shape[:2]))
+    found = engine.train_batch(prompts, rollouts, reference_logps=logps - 0.5)
+    return dataclasses.replace(found, old_logps=logps)
+
+
+def test_short_responses_have_one_length():
+    assert lengths(1) == (1,) and lengths(64) == (64,)
+    assert lengths(65) == (65, 33) and lengths(MOST) == (96, 48)
+    assert lengths(256) == (256, 128, 64) and lengths(1024) == (1024, 512, 256)
+
+
+@pytest.mark.parametrize("longest,length", [(0, 64), (64, 64), (65, 128), (129, 256), (256, 256)])
+def test_a_pass_goes_to_the_shortest_length_that_holds_all(longest, length):
+    mask = np.zeros((2, 3, 256), bool)
+    mask[1, 2, :longest] = True
+
+    @jax.jit
+    def passed(mask, tree):
+        return cut_to_longest(
+            lambda m, t: jnp.array([m.shape[-1], t["a"].shape[-1]]), mask, mask, tree
+        )
+
+    assert passed(mask, {"a": mask, "b": mask[..., 0]}).tolist() == [length, length]
+
+
+def test_prompts_of_a_batch_stay_as_they_are(batch):
+    prompts = dataclasses.replace(batch.prompts, tokens=jnp.zeros(batch.mask.shape))
+    looked = dataclasses.replace(batch, prompts=prompts, mask=batch.mask & (jnp.arange(MOST) < 9))
+    shape = cut_to_longest(
+        lambda b: jnp.array([b.prompts.tokens.shape[-1], b.tokens.shape[-1]]), looked.mask, looked
+    )
+    assert shape.tolist() == [MOST, 48]
+
+
+@pytest.mark.parametrize(
+    "shape,order",
+    [
+        ((1, 1, 2), [4, 0, 6, 2, 3, 5, 7, 1]),
+        ((2, 1, 1), [0, 2, 4 + 0, 4 + 2, 3, 1, 4 + 1, 4 + 3]),
+    ],
+)
+def test_each_devices_prompts_come_in_the_order_of_their_lengths(shape, order):
+    parts = Parts.of(jnp.asarray(mask_of()), 2, make_mesh(*shape, devices=jax.devices()[:2]))
+    rows = {"a": jnp.arange(8), "b": jnp.arange(16).reshape(8, 2), "c": jnp.asarray(7)}
+    apart = parts.split(rows)
+    assert apart["a"].tolist() == np.reshape(order, (2, 4)).tolist()
+    assert apart["b"][..., 0].tolist() == (2 * np.reshape(order, (2, 4))).tolist()
+    assert apart["c"].tolist() == [7, 7]
+    del apart["c"], rows["c"]
+    jax.tree.map(np.testing.assert_array_equal, parts.joined(apart), rows)
+
+
+def update(model, params, frozen, batch, microbatches, **options):
+    config = engine.small_config()
+    config.method = "rdbcl"
+    made = make_update(
+        model,
+        optax.sgd(1.0),
+        make_method(config),
+        UpdateConfig(chunk_size=64, microbatches=microbatches),
+        **options,
+    )
+    return made(TrainState.create(jax.tree.map(jnp.copy, params), optax.sgd(1.0)), frozen, batch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_an_update_is_that_of_whole_lengths(loaded, batch, microbatches, monkeypatch):
+    policy, params = loaded
+    state, metrics, samples = update(policy.model, params, policy.frozen, batch, microbatches)
+    monkeypatch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
+    plain, expected, each = update(policy.model, params, policy.frozen, batch, 1)
+    for a, b, start in zip(
+        *map(jax.tree.leaves, (state.params, plain.params, params)), strict=True
+    ):
+        change = np.abs(np.asarray(b) - start).max()
+        np.testing.assert_allclose(a, b, atol=2e-5 * change + 1e-8)
+    for name in ("loss", "kl", "entropy", "grad_norm", "rp/mean", "sampler/logp_difference/max"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, atol=1e-7)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, samples, each)  # each sample's, in the order of the batch
+
+
+def test_what_lies_behind_the_longest_response_is_not_read(loaded, batch):
+    """As NaN it would be seen, were it multiplied by a mask."""
+    policy, params = loaded
+    short = batch.mask & (jnp.arange(MOST) < 40)
+    behind = jnp.where(jnp.arange(MOST) < 48, batch.reference_logps, jnp.nan)
+    looked = dataclasses.replace(batch, mask=short, reference_logps=behind)
+    _, metrics, _ = update(policy.model, params, policy.frozen, looked, 1)
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_logprobs_are_those_of_whole_lengths_and_0_behind(loaded, batch, parts):
+    policy, params = loaded
+    short = batch.mask & (jnp.arange(MOST) < 40)
+    args = (policy.model, params, batch.prompts, batch.tokens, short)
+    options = {"temperature": 1.0, "chunk_size": 64, "return_entropy": True}
+    for found, whole in zip(
+        compiled_logprobs(*args, **options, parts=parts),
+        response_logprobs(*args, **options),
+        strict=True,
+    ):
+        assert found.shape == whole.shape and (np.asarray(found)[..., 48:] == 0).all()
+        np.testing.assert_allclose(found[..., :48], whole[..., :48], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_devices_keep_their_own_prompts(directory, loaded, batch):
+    """Over four devices, in parts of one prompt each: as on one."""
+    policy, params = loaded
+    mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
+    split, own = engine.load(directory, mesh)
+    host = put_batch(jax.tree.map(np.asarray, batch), mesh)
+    _, metrics, samples = update(split.model, own, split.frozen, host, 2)
+    _, expected, each = update(policy.model, params, policy.frozen, batch, 2)
+    for name in ("loss", "kl", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, samples, each)
