@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -46,7 +47,7 @@ def compiled_plan(
     products = products_of(config)
     for program in programs.all():
         say(f"compiling {program.name}")
-        phase = _phase(program, programs.live(program.name, held))
+        phase = _phase(program, programs.live(program.name, held), topology.chip is not None)
         phases.append(dataclasses.replace(phase, flops=products[program.name] / topology.size))
     if topology.chip is None:  # no array was made here: all that there is, a run has too
         held[PROCESS] = own = _resident() // topology.size
@@ -93,7 +94,7 @@ def _held(programs: Programs) -> dict[str, int]:
     return found
 
 
-def _phase(program: Program, live: int) -> Phase:
+def _phase(program: Program, live: int, tpu: bool) -> Phase:
     """Args:
     live: bytes of what stays from step to step, as far as it is there.
     """
@@ -108,16 +109,27 @@ def _phase(program: Program, live: int) -> Phase:
     seconds, stats = time.perf_counter() - start, compiled.memory_analysis()
     text = Compiled.of(compiled.as_text())
     moved = text.traffic(program.mean)
-    output = stats.output_size_in_bytes - stats.alias_size_in_bytes
     return Phase(
         name=program.name,
         held=live + program.made,
-        program=stats.temp_size_in_bytes + output + stats.generated_code_size_in_bytes,
+        program=needed(stats, tpu) + stats.generated_code_size_in_bytes,
         memory=moved.memory,
         links=moved.links,
         compile_seconds=seconds,
         buffers=tuple(text.buffers(_BUFFERS)),
     )
+
+
+def needed(stats: Any, tpu: bool) -> int:
+    """Bytes of a program's heap beside its arguments, at its fullest.
+
+    XLA says so for TPUs, arguments and all; what it calls temporary there is up to 1.5 times what
+    it allocates. On CPU its fullest is of arguments alone, and what is temporary is all it adds.
+    """
+    peak = getattr(stats, "peak_memory_in_bytes", 0) - stats.argument_size_in_bytes
+    if tpu and peak > 0:
+        return peak
+    return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
 def _asked(error: Exception) -> int:
