@@ -3,8 +3,9 @@ before any weights are read and without a compiler.
 
 What stays from step to step is counted exactly. What an update and the sampler need beside it is
 an estimate: what the backward pass keeps is what JAX's own trace of the loss keeps, to which the
-gradients, one layer's recomputation and the logits of a chunk are added. What the compiler makes of
-it can be less (it shares buffers) or more (it copies); the runtime's own share is left out.
+parameters in the dtype of products, gradients, one layer's recomputation and the logits of a chunk
+are added. What the compiler makes of it can be less (it shares buffers) or more (it copies); the
+runtime's own share is left out.
 `rdbcl plan` asks the compiler where there is one.
 """
 
@@ -48,6 +49,7 @@ GIB = 2**30
 # what is held, by what it is
 LEARN, FIXED = "parameters that learn", "parameters that do not"
 MOMENTS, PREVIOUS = "the optimizer's moments", "policies from before the task"
+READ = "parameters as they are read"
 FISHER, WRITTEN = "what mattered to earlier tasks", "a state that is being written"
 ONE_DEVICE = dict.fromkeys(AXES, 1)
 _RECORD = Record("any", "any", "?", (), "", "exact", {})
@@ -212,6 +214,7 @@ class Sizes:
             held[FISHER] = int(4 * numbers_in(self.trained) * share)
         chunk = training.chunk_size * self.vocabulary * 4 // mesh["tensor"]
         update = {
+            READ: _made(self.trained, self.read, axes, mesh),
             # the sum, and a part's
             "gradients": int(4 * numbers_in(self.trained) * share) * (2 if rows > at_once else 1),
             "kept for the backward pass": self.kept * at_once,
@@ -240,7 +243,7 @@ class Sizes:
         rows = -(-prompts // (mesh["data"] * mesh["fsdp"]))
         each = self.config.rollout.samples  # of which the sizes are
         found = {
-            "parameters as they are read": _made(self.trained, self.read, self.axes, mesh),
+            READ: _made(self.trained, self.read, self.axes, mesh),
             "cache of prompts": self.cache * rows,
             "cache of responses": self.responses * rows * samples // each,
             "logits of a token": self.logits * rows * samples // each // mesh["tensor"],

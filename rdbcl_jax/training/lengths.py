@@ -56,7 +56,7 @@ def cut_to_longest(function: Callable[..., T], mask: Bool[Array, "P G T"], *tree
     def branch(size: int, *trees: Any) -> T:
         return function(*jax.tree.map(functools.partial(cut, size), trees, is_leaf=_is_prompts))
 
-    longest = jnp.max(mask.any((0, 1)) * jnp.arange(1, mask.shape[-1] + 1))
+    longest = _ends(mask).max()
     fitting = sum((longest <= size).astype(jnp.int32) for size in sizes)
     return jax.lax.switch(fitting - 1, [functools.partial(branch, s) for s in sizes], *trees)
 
@@ -75,8 +75,7 @@ class Parts:
 
     @classmethod
     def of(cls, mask: Bool[Array, "P G T"], count: int, mesh: Mesh | None) -> Parts:
-        longest = jnp.max(mask.any(1) * jnp.arange(1, mask.shape[-1] + 1), -1)
-        longest = longest.reshape(row_devices(mesh, len(mask)), -1)
+        longest = _ends(mask).max(1).reshape(row_devices(mesh, len(mask)), -1)
         return cls(count, jnp.argsort(longest, axis=1))  # stable
 
     def split(self, batch: Any) -> Any:
@@ -100,6 +99,11 @@ class Parts:
             return on_devices(rows, jnp.argsort(self.order, axis=1))
 
         return jax.tree.map(join, found)
+
+
+def _ends(mask: Bool[Array, "P G T"]) -> Int[Array, "P G"]:
+    """How many tokens each response has."""
+    return jnp.max(mask * jnp.arange(1, mask.shape[-1] + 1), -1)
 
 
 def _is_prompts(node: Any) -> bool:

@@ -15,7 +15,7 @@ from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.sharding import put_batch
 from rdbcl_jax.toy import digits_suite
-from rdbcl_jax.training.footprint import footprint
+from rdbcl_jax.training.footprint import READ, footprint
 from rdbcl_jax.training.learner import make_learner
 from rdbcl_jax.training.stage import Stage
 from tests import engine
@@ -88,6 +88,14 @@ def test_an_update_needs_about_what_its_compiled_program_says(path):
     estimate = sum(said.update.values()) + said.scores  # no kernel here
     # tests compile without optimisation, which would share more buffers
     assert 0.5 < estimate / stats.temp_size_in_bytes < 2
+
+
+def test_an_update_holds_its_parameters_in_the_dtype_that_it_reads(path):
+    config = config_of(path)
+    for dtype, each in (("float32", 0), ("bfloat16", 2)):
+        config.model.dtype = dtype
+        found = footprint(RunConfig.of(config))
+        assert 0.9 * each * found.trained <= found.update[READ] <= each * found.trained
 
 
 def test_adapters_need_less_and_a_kernel_too(path):
