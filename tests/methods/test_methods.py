@@ -95,6 +95,16 @@ def test_advantages_of_the_variants(batch, name, changes, advantages):
     np.testing.assert_allclose(targets(name, batch, **changes).advantages, advantages, rtol=1e-5)
 
 
+ALONE = {"mssr", "sft", "rft_sft", "zero_shot"}  # one response to a prompt, or none
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - ALONE))
+def test_what_compares_responses_of_a_prompt_asks_for_two(name):
+    found = rf"samples is 1, expected .*: {name} |at most the 1 of rollout\.samples"
+    with pytest.raises(ValueError, match=found):
+        method(name, **{"rollout.samples": 1})
+
+
 def test_options_of_the_variants_are_theirs_unless_the_config_sets_them():
     found = {name: method(name).loss.keywords for name in VARIANTS}
     assert found["grpo"]["aggregation"] == "sequence_mean" and found["grpo"]["clip_high"] == 0.2
