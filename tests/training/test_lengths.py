@@ -113,22 +113,33 @@ def update(model, params, frozen, batch, microbatches, **options):
     return made(TrainState.create(jax.tree.map(jnp.copy, params), optax.sgd(1.0)), frozen, batch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("microbatches", [1, 4])
-def test_an_update_is_that_of_whole_lengths(loaded, batch, microbatches, monkeypatch):
+@pytest.fixture(scope="module")
+def plain(loaded, batch):
+    """The update of whole lengths, all at once."""
     policy, params = loaded
-    state, metrics, samples = update(policy.model, params, policy.frozen, batch, microbatches)
-    monkeypatch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
-    plain, expected, each = update(policy.model, params, policy.frozen, batch, 1)
-    for a, b, start in zip(
-        *map(jax.tree.leaves, (state.params, plain.params, params)), strict=True
-    ):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
+        return update(policy.model, params, policy.frozen, batch, 1)
+
+
+def same_update(found, plain, params):
+    (state, metrics, samples), (whole, expected, each) = found, plain
+    trees = map(jax.tree.leaves, (state.params, whole.params, params))
+    for a, b, start in zip(*trees, strict=True):
         change = np.abs(np.asarray(b) - start).max()
         np.testing.assert_allclose(a, b, atol=2e-5 * change + 1e-8)
     for name in ("loss", "kl", "entropy", "grad_norm", "rp/mean", "sampler/logp_difference/max"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4, atol=1e-7)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, samples, each)  # each sample's, in the order of the batch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_an_update_is_that_of_whole_lengths(loaded, batch, plain, microbatches):
+    policy, params = loaded
+    found = update(policy.model, params, policy.frozen, batch, microbatches)
+    same_update(found, plain, params)
 
 
 def test_what_lies_behind_the_longest_response_is_not_read(loaded, batch):
@@ -157,15 +168,9 @@ def test_logprobs_are_those_of_whole_lengths_and_0_behind(loaded, batch, parts):
 
 
 @pytest.mark.slow
-def test_devices_keep_their_own_prompts(directory, loaded, batch):
+def test_devices_keep_their_own_prompts(directory, loaded, batch, plain):
     """Over four devices, in parts of one prompt each: as on one."""
-    policy, params = loaded
     mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
     split, own = engine.load(directory, mesh)
     host = put_batch(jax.tree.map(np.asarray, batch), mesh)
-    _, metrics, samples = update(split.model, own, split.frozen, host, 2)
-    _, expected, each = update(policy.model, params, policy.frozen, batch, 2)
-    for name in ("loss", "kl", "grad_norm"):
-        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-    jax.tree.map(close, samples, each)
+    same_update(update(split.model, own, split.frozen, host, 2), plain, loaded[1])
