@@ -18,6 +18,7 @@ from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.rollout.generate import generate
 from rdbcl_jax.rollout.sampling import Sampling
+from rdbcl_jax.training.lengths import cut_to_longest
 from rdbcl_jax.training.logprobs import response_logprobs
 
 
@@ -82,19 +83,22 @@ def squared_gradients(
     def add(total, row):
         prompts, rollouts = jax.tree.map(lambda a: a[None], row)
 
-        def log_likelihood(params):
-            logps = response_logprobs(
-                model,
-                partition.join(params, frozen),
-                prompts,
-                rollouts.tokens,
-                rollouts.mask,
-                temperature=temperature,
-                chunk_size=chunk_size,
-            )
-            return jnp.where(rollouts.mask, logps, 0.0).sum()
+        def gradient(rollouts):
+            def log_likelihood(params):
+                logps = response_logprobs(
+                    model,
+                    partition.join(params, frozen),
+                    prompts,
+                    rollouts.tokens,
+                    rollouts.mask,
+                    temperature=temperature,
+                    chunk_size=chunk_size,
+                )
+                return jnp.where(rollouts.mask, logps, 0.0).sum()
 
-        grads = jax.grad(log_likelihood)(params)
+            return jax.grad(log_likelihood)(params)
+
+        grads = cut_to_longest(gradient, rollouts.mask, rollouts)
         return jax.tree.map(lambda t, g: t + jnp.square(g.astype(jnp.float32)), total, grads), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)

@@ -12,6 +12,7 @@ import pytest
 from rdbcl_jax.batches import Rollouts
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.sharding import make_mesh, put_batch
+from rdbcl_jax.training.fisher import squared_gradients
 from rdbcl_jax.training.lengths import Parts, cut_to_longest, lengths
 from rdbcl_jax.training.logprobs import compiled_logprobs, response_logprobs
 from rdbcl_jax.training.state import TrainState
@@ -174,3 +175,20 @@ def test_devices_keep_their_own_prompts(directory, loaded, batch, plain):
     split, own = engine.load(directory, mesh)
     host = put_batch(jax.tree.map(np.asarray, batch), mesh)
     same_update(update(split.model, own, split.frozen, host, 2), plain, loaded[1])
+
+
+@pytest.mark.slow
+def test_the_fisher_information_is_that_of_whole_lengths(loaded, batch, monkeypatch):
+    policy, params = loaded
+    rows = Rollouts(batch.tokens, batch.mask, batch.sampler_logps, batch.demonstrated)
+    first = jax.tree.map(lambda a: a[:, :1], rows)
+
+    def squared():
+        options = {"temperature": 1.0, "chunk_size": 64}
+        given = (policy.model, params, policy.frozen, batch.prompts, first)
+        return jax.tree.leaves(squared_gradients.__wrapped__(*given, **options))
+
+    found = squared()
+    monkeypatch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
+    for a, b in zip(found, squared(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max() + 1e-12)
