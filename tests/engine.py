@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import default_config
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.methods import make_method
 from rdbcl_jax.models import from_config, save_pretrained
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rollout.sampler import sample
@@ -16,6 +18,8 @@ from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
+from rdbcl_jax.training.state import TrainState
+from rdbcl_jax.training.update import UpdateConfig, make_update
 
 SIZE = TinySize(
     depth=2,
@@ -123,3 +127,19 @@ def train_batch(prompts, rollouts, **changes):
     fields.setdefault("previous_logps", fields["reference_logps"])
     fields.setdefault("previous_is_policy", fields["reference_is_policy"])
     return TrainBatch(**fields)
+
+
+def method(name="rdbcl", **changes):
+    config = small_config()
+    config.method = name
+    config.update_from_flattened_dict(changes)
+    return make_method(config)
+
+
+def update(policy, params, batch, chosen, optimizer=None, **options):
+    """One update on a copy of `params`; returns state, metrics, per-sample values."""
+    optimizer = optimizer or optax.sgd(1.0)
+    config = UpdateConfig(chunk_size=64, **options)
+    made = make_update(policy.model, optimizer, chosen, config)
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    return made(state, policy.frozen, batch)

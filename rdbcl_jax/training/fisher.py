@@ -80,25 +80,23 @@ def squared_gradients(
 ) -> Trained:
     """Σ over the P prompts' responses of (∇ log π)², like `params`; one backward pass each."""
 
+    def log_likelihood(params, prompts, rollouts):
+        logps = response_logprobs(
+            model,
+            partition.join(params, frozen),
+            prompts,
+            rollouts.tokens,
+            rollouts.mask,
+            temperature=temperature,
+            chunk_size=chunk_size,
+        )
+        return jnp.where(rollouts.mask, logps, 0.0).sum()
+
+    gradient = functools.partial(jax.grad(log_likelihood), params)
+
     def add(total, row):
         prompts, rollouts = jax.tree.map(lambda a: a[None], row)
-
-        def gradient(rollouts):
-            def log_likelihood(params):
-                logps = response_logprobs(
-                    model,
-                    partition.join(params, frozen),
-                    prompts,
-                    rollouts.tokens,
-                    rollouts.mask,
-                    temperature=temperature,
-                    chunk_size=chunk_size,
-                )
-                return jnp.where(rollouts.mask, logps, 0.0).sum()
-
-            return jax.grad(log_likelihood)(params)
-
-        grads = cut_to_longest(gradient, rollouts.mask, rollouts)
+        grads = cut_to_longest(gradient, rollouts.mask, prompts, rollouts)
         return jax.tree.map(lambda t, g: t + jnp.square(g.astype(jnp.float32)), total, grads), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)

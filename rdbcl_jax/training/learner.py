@@ -60,11 +60,19 @@ class Learner:
     ahead: Ahead
 
     @property
-    def parts(self) -> int:
-        """That a pass without gradients takes a batch in: those of the update where responses may
-        be much shorter than the longest, unless each part would gather the parameters anew."""
+    def logprob_options(self) -> dict[str, Any]:
+        """Of `compiled_logprobs`: with each of them it is another program.
+
+        A batch is taken in the parts of the update where responses may be much shorter than the
+        longest, unless each part would gather the parameters anew.
+        """
         alike = len(lengths(self.sampling.max_tokens)) == 1
-        return 1 if alike or self.policy.mesh.shape["fsdp"] > 1 else self.microbatches
+        once = alike or self.policy.mesh.shape["fsdp"] > 1
+        return {
+            "temperature": self.config.rollout.temperature,
+            "chunk_size": self.config.training.chunk_size,
+            "parts": 1 if once else self.microbatches,
+        }
 
     @phase("boundary")
     def start(self, stage: Stage, params: Trained, memory: Any = None) -> TaskState:
@@ -112,10 +120,8 @@ class Learner:
             prompts,
             responses.tokens,
             responses.mask,
-            temperature=self.config.rollout.temperature,
-            chunk_size=self.config.training.chunk_size,
             return_entropy=return_entropy,
-            parts=self.parts,
+            **self.logprob_options,
         )
 
 

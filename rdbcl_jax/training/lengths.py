@@ -49,9 +49,8 @@ def cut_to_longest(function: Callable[..., T], mask: Bool[Array, "P G T"], *tree
         return function(*trees)
 
     def cut(size: int, leaf: Any) -> Any:
-        if isinstance(leaf, PromptBatch) or jnp.shape(leaf) != mask.shape:
-            return leaf
-        return leaf[..., :size]
+        whole = _is_prompts(leaf) or jnp.shape(leaf) != mask.shape
+        return leaf if whole else leaf[..., :size]
 
     def branch(size: int, *trees: Any) -> T:
         return function(*jax.tree.map(functools.partial(cut, size), trees, is_leaf=_is_prompts))
@@ -92,11 +91,12 @@ class Parts:
 
     def joined(self, found: Any) -> Any:
         """The inverse of `split`."""
+        places = jnp.argsort(self.order, axis=1)
 
         def join(a):
             parts = a.reshape(self.count, len(self.order), -1, *a.shape[2:])
             rows = jnp.moveaxis(parts, 1, 0).reshape(-1, *a.shape[2:])
-            return on_devices(rows, jnp.argsort(self.order, axis=1))
+            return on_devices(rows, places)
 
         return jax.tree.map(join, found)
 

@@ -59,19 +59,21 @@ def compiled_logprobs(
       parts: that are run one after the other, short responses first.
     """
 
-    def passed(*rows):
-        def short(prompts, tokens, mask):
-            found = response_logprobs(model, params, prompts, tokens, mask, **options)
-            return jax.tree.map(lambda a: _padded(a, to=most), found)
+    rows, most = (prompts, tokens, mask), mask.shape[-1]
 
+    def short(prompts, tokens, mask):
+        found = response_logprobs(model, params, prompts, tokens, mask, **options)
+        return jax.tree.map(lambda a: _padded(a, to=most), found)
+
+    def passed(rows):
         return cut_to_longest(short, rows[-1], *rows)
 
-    most, rows = mask.shape[-1], (prompts, tokens, mask)
     if parts == 1:
-        return in_rows(passed(*rows), model.mesh)
-    apart = Parts.of(mask, parts, model.mesh)
-    found = jax.lax.map(lambda part: passed(*part), apart.split(rows))
-    return in_rows(apart.joined(found), model.mesh)
+        found = passed(rows)
+    else:
+        apart = Parts.of(mask, parts, model.mesh)
+        found = apart.joined(jax.lax.map(passed, apart.split(rows)))
+    return in_rows(found, model.mesh)
 
 
 def _padded(a: Array, to: int) -> Array:

@@ -188,19 +188,11 @@ class Programs:
         return Program("fisher", squared_gradients, args, given, made)
 
     def _reference(self, prompts: PromptBatch) -> Program:
-        training, tokens = (
-            self.config.training,
-            self._rows(jnp.int32, self.config.rollout.max_tokens),
-        )
+        tokens = self._rows(jnp.int32, self.config.rollout.max_tokens)
         made = jax.eval_shape(self.policy.to_read, self.frozen_policy)
         params = self._like(made, self._whole)
         mask = self._rows(bool, self.config.rollout.max_tokens)
-        options = {
-            "temperature": self.config.rollout.temperature,
-            "chunk_size": training.chunk_size,
-            "return_entropy": False,
-            "parts": self.learner.parts,
-        }
+        options = {"return_entropy": False, **self.learner.logprob_options}
         args = (self.policy.model, params, prompts, tokens, mask)
         copies = _other_dtypes(self.policy.whole(self.frozen_policy), params)
         made = copies + bytes_per_device((prompts, tokens, mask))

@@ -168,12 +168,13 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
         terms, samples = _loss_terms(model, method, config, whole, batch, targets)
         return terms.loss_sum, (terms, samples)
 
-    def grad(params, batch, targets):
-        whole = functools.partial(jax.grad(loss, has_aux=True), params)
-        return cut_to_longest(whole, batch.mask, batch, targets)
+    gradient = functools.partial(jax.grad(loss, has_aux=True), params)
+
+    def grad(batch, targets):
+        return cut_to_longest(gradient, batch.mask, batch, targets)
 
     if config.microbatches == 1:
-        grads, (terms, samples) = grad(params, batch, None)
+        grads, (terms, samples) = grad(batch, None)
     else:
         grads, terms, samples = _accumulate(grad, model, method, config, params, batch)
     # the normaliser counts sequences or tokens: it does not depend on the parameters
@@ -205,7 +206,7 @@ def _accumulate(grad, model, method: Method, config, params, batch: TrainBatch):
     parts = Parts.of(batch.mask, config.microbatches, model.mesh)
 
     def body(grads, micro):
-        new, (terms, samples) = grad(params, *micro)
+        new, (terms, samples) = grad(*micro)
         return jax.tree.map(jnp.add, grads, new), (terms, samples)
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)

@@ -153,9 +153,9 @@ class Stopwatch:
             # the loss takes the log-probs too: the first call of a step is the reference's
             self.seconds.setdefault(name, now() - start)
             if name == "_generate":
-                lengths = [len(tokens) for tokens in result[1]]
-                assert not self.even or {*lengths} == {self.most}, lengths
-                self.tokens = sum(lengths)
+                drawn = [len(tokens) for tokens in result[1]]
+                assert not self.even or {*drawn} == {self.most}, drawn
+                self.tokens = sum(drawn)
             return result
 
         return call

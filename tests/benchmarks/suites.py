@@ -17,13 +17,8 @@ from tests.benchmarks.workers import Worker, WorkerError, alternate, started
 from tests.benchmarks.workload import Workload
 
 PHASES = ("generate", "reference", "update", "total")
-REPEATS = {
-    "small": 9,
-    "small images": 9,
-    "medium": 7,
-    "long-tailed": 5,
-    "images": 5,
-}  # of larger ones 3
+# of larger ones 3
+REPEATS = {"small": 9, "small images": 9, "medium": 7, "long-tailed": 5, "images": 5}
 LEAST_MEMORY = 2**25  # bytes
 WARMUP = 2  # the first step compiles; the second finds every buffer where it will stay
 

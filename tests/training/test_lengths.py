@@ -6,20 +6,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from rdbcl_jax.batches import Rollouts
-from rdbcl_jax.methods import make_method
 from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.training.fisher import squared_gradients
 from rdbcl_jax.training.lengths import Parts, cut_to_longest, lengths
 from rdbcl_jax.training.logprobs import compiled_logprobs, response_logprobs
-from rdbcl_jax.training.state import TrainState
-from rdbcl_jax.training.update import UpdateConfig, make_update
 from tests import engine
+from tests.engine import method
 
-MOST = 96  # tokens; branches for 96, 48 and 24
+MOST = 96  # tokens; branches for 96 and 48
 LONGEST = np.array([10, 96, 24, 30, 3, 48, 20, 60])  # of each prompt
 
 
@@ -29,16 +26,6 @@ def mask_of(longest=LONGEST, samples=4):
     drawn = rng.integers(1, longest[:, None] + 1, (len(longest), samples))
     drawn[:, 1] = longest
     return np.arange(MOST) < drawn[..., None]
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return engine.write_random_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def loaded(directory):
-    return engine.load(directory)
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +88,8 @@ def test_each_devices_prompts_come_in_the_order_of_their_lengths(shape, order):
     jax.tree.map(np.testing.assert_array_equal, parts.joined(apart), rows)
 
 
-def update(model, params, frozen, batch, microbatches, **options):
-    config = engine.small_config()
-    config.method = "rdbcl"
-    made = make_update(
-        model,
-        optax.sgd(1.0),
-        make_method(config),
-        UpdateConfig(chunk_size=64, microbatches=microbatches),
-        **options,
-    )
-    return made(TrainState.create(jax.tree.map(jnp.copy, params), optax.sgd(1.0)), frozen, batch)
+def update(policy, params, batch, microbatches):
+    return engine.update(policy, params, batch, method("rdbcl"), microbatches=microbatches)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +98,7 @@ def plain(loaded, batch):
     policy, params = loaded
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
-        return update(policy.model, params, policy.frozen, batch, 1)
+        return update(policy, params, batch, 1)
 
 
 def same_update(found, plain, params):
@@ -139,7 +117,7 @@ def same_update(found, plain, params):
 @pytest.mark.parametrize("microbatches", [1, 4])
 def test_an_update_is_that_of_whole_lengths(loaded, batch, plain, microbatches):
     policy, params = loaded
-    found = update(policy.model, params, policy.frozen, batch, microbatches)
+    found = update(policy, params, batch, microbatches)
     same_update(found, plain, params)
 
 
@@ -149,7 +127,7 @@ def test_what_lies_behind_the_longest_response_is_not_read(loaded, batch):
     short = batch.mask & (jnp.arange(MOST) < 40)
     behind = jnp.where(jnp.arange(MOST) < 48, batch.reference_logps, jnp.nan)
     looked = dataclasses.replace(batch, mask=short, reference_logps=behind)
-    _, metrics, _ = update(policy.model, params, policy.frozen, looked, 1)
+    _, metrics, _ = update(policy, params, looked, 1)
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
 
 
@@ -174,7 +152,7 @@ def test_devices_keep_their_own_prompts(directory, loaded, batch, plain):
     mesh = make_mesh(2, 2, 1, devices=jax.devices()[:4])
     split, own = engine.load(directory, mesh)
     host = put_batch(jax.tree.map(np.asarray, batch), mesh)
-    same_update(update(split.model, own, split.frozen, host, 2), plain, loaded[1])
+    same_update(update(split, own, host, 2), plain, loaded[1])
 
 
 @pytest.mark.slow

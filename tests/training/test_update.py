@@ -17,28 +17,12 @@ from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.state import TrainState, make_init
 from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update
 from tests import engine
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return engine.write_random_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def loaded(directory):
-    return engine.load(directory)
+from tests.engine import method
 
 
 @pytest.fixture(scope="module")
 def sampled(loaded):
     return engine.rollout(*loaded)
-
-
-def method(name="rdbcl", **changes):
-    config = engine.small_config()
-    config.method = name
-    config.update_from_flattened_dict(changes)
-    return make_method(config)
 
 
 def scored(policy, params, prompts, rollouts):
@@ -63,12 +47,7 @@ def moved(params, scale=0.02):
 
 
 def run(policy, params, batch, chosen=None, optimizer=None, **options):
-    """One update on a copy of `params`; returns state, metrics, per-sample values."""
-    optimizer = optimizer or optax.sgd(1.0)
-    config = UpdateConfig(chunk_size=64, **options)
-    update = make_update(policy.model, optimizer, chosen or method(), config)
-    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
-    return update(state, policy.frozen, batch)
+    return engine.update(policy, params, batch, chosen or method(), optimizer, **options)
 
 
 def test_at_a_tasks_start_kl_is_exactly_zero_and_rp_exactly_one(loaded, sampled):
