@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = P(("data", "fsdp"))
+ROWS = ("data", "fsdp")  # axes that split a batch
+BATCH = P(ROWS)
 
 # The axes of parameters, as model families call them, and the mesh axes that they are split over.
 _MESH_AXES = {
@@ -260,9 +262,14 @@ def in_rows(tree, mesh: Mesh | None):
     return jax.lax.with_sharding_constraint(tree, split_rows(mesh))
 
 
+def row_parts(sizes: Mapping[str, int]) -> int:
+    """Into how many parts a mesh of those sizes splits rows."""
+    return math.prod(sizes[axis] for axis in ROWS)
+
+
 def row_devices(mesh: Mesh | None, rows: int) -> int:
     """D, over how many devices the rows of a batch are split."""
-    count = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    count = 1 if mesh is None else row_parts(mesh.shape)
     return count if rows % count == 0 else 1
 
 

@@ -56,12 +56,21 @@ def laid_out(recipe: str, topology: str) -> tuple[Footprint, int]:
         return Sizes.of(config).on(mesh, memory=chip.memory), chip.memory
 
 
+def least_sampled(recipe: str, plan: Plan) -> int:
+    """Bytes that a chip's sampler cannot do without: weights and filled caches at every token."""
+    with planned(config_of(recipe)) as (config, _):
+        config = config.changed({f"mesh.{axis}": size for axis, size in plan.mesh.items()})
+        step = computed_plan(config, topology_of(plan.topology)).step
+    return next(phase.memory for phase in step if phase.name == "sampling")
+
+
 def row(recipe: str, plan: Plan, seconds: float) -> str:
     mesh = " × ".join(str(plan.mesh[axis]) for axis in ("data", "fsdp", "tensor"))
     peaks = {phase.name: f"{phase.peak / GIB:.1f}" for phase in plan.phases}
     order = ("boundary", "sampling", "reference", "update", "evaluation")
     assert plan.chip
     step = sum(phase.seconds(plan.chip) for phase in plan.step)
+    sampling, *_, update = plan.step
     cells = (
         f"`{recipe}`",
         f"`{plan.topology}`",
@@ -72,6 +81,8 @@ def row(recipe: str, plan: Plan, seconds: float) -> str:
         "yes" if plan.fits else "no",
         f"{step:.1f}",
         f"{plan.tokens / step / plan.chips:,.0f}",
+        f"{sampling.memory / least_sampled(recipe, plan):.2f}",
+        f"{update.share(plan.chip):.0%}",
         f"{seconds:,.0f}",
     )
     return "| " + " | ".join(map(str, cells)) + " |"

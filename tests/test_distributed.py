@@ -80,6 +80,15 @@ def same_steps(several, one):
             assert other[name] == expected, name
 
 
+def same_samples(several, one, *, lead, processes):
+    """Those processes log the samples of one process among them, and the others none."""
+    folders = [several, *(several / f"processes/{i}" for i in range(1, processes))]
+    logged = [read_samples(folder) for folder in folders]
+    assert [i for i, table in enumerate(logged) if table is not None] == list(lead)
+    ids = [name for i in lead for name in logged[i]["record_id"].to_pylist()]
+    assert sorted(ids) == sorted(read_samples(one)["record_id"].to_pylist())
+
+
 def splits(workdir):
     return json.loads((workdir / "results.json").read_text())["splits"]
 
@@ -123,17 +132,13 @@ def methods(tmp_path_factory, base):
     return run_both(folder, "tests.train_several", processes=4, rest=(str(base), "METHODS"))
 
 
-@pytest.mark.slow
+@pytest.mark.long  # two processes that hold the same rows, and others that do not, are below
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_over_processes_of_which_two_hold_the_same_rows(methods, method):
     several, one = (folder / method for folder in methods)
     same_steps(several, one)
-    logged = [several, *(several / f"processes/{i}" for i in (1, 2, 3))]
-    samples = [read_samples(folder) for folder in logged]
-    assert samples[1] is samples[3] is None  # they do not lead
     assert splits(several) == splits(one)
-    ids = [name for table in samples[::2] for name in table["record_id"].to_pylist()]
-    assert sorted(ids) == sorted(read_samples(one)["record_id"].to_pylist())
+    same_samples(several, one, lead=(0, 2), processes=4)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +153,14 @@ def test_meshes_over_two_processes(meshes, mesh):
     several, one = (folder / mesh for folder in meshes)
     same_steps(several, one)
     assert splits(several) == splits(one)
+    same_samples(several, one, lead=(0, 1), processes=2)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_processes_and_another_mesh(meshes, base):
     several, one = (folder / "killed" for folder in meshes)
     assert read_run(several).steps[-1]["step"] == KILLED_AT
+    assert read_samples(several / "processes/1") is None  # process 0 has logged all rows
     finish(start(2, "tests.train_several", str(several.parent), str(base), "RESUMED"))
     same_steps(several, one)
     assert splits(several) == splits(one)

@@ -17,6 +17,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import Mesh, PartitionSpec
 
+from rdbcl_jax.sharding import ROWS, row_parts
+
 _BLOCK = 512  # queries × keys held in fast memory at a time; a multiple of the 128 lanes
 
 
@@ -35,7 +37,7 @@ def attend(query, blocks, *, mesh: Mesh | None = None, interpret: bool = False):
 
     def spec(array, is_mask=False):
         rest = (None,) * (array.ndim - 1) if is_mask else (*(None,) * (array.ndim - 3), heads, None)
-        return PartitionSpec(("data", "fsdp"), *rest)
+        return PartitionSpec(ROWS, *rest)
 
     specs = tuple(
         block._replace(key=spec(block.key), value=spec(block.value), mask=spec(block.mask, True))
@@ -63,7 +65,7 @@ def serves(query, blocks, mesh: Mesh | None = None) -> bool:
     *context, own = blocks
     is_self = own.key.shape[:-2] == query.shape[:-2] and query.shape[-3] >= 128
     is_shared = all(own.causal and b.key.ndim == query.ndim - 1 for b in context)
-    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = 1 if mesh is None else row_parts(mesh.shape)
     return is_self and is_shared and len(context) <= 1 and len(query) % parts == 0
 
 

@@ -13,7 +13,7 @@ from rdbcl_jax.methods import make_method
 from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.plan import Phase, Plan
-from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.sharding import make_mesh, row_parts
 from rdbcl_jax.training.footprint import FISHER, Footprint, Sizes
 from rdbcl_jax.training.layout import has_kernel
 from rdbcl_jax.training.microbatches import microbatches
@@ -149,7 +149,7 @@ def _summed(sizes: Sizes, mesh: Mapping[str, int]) -> int:
     config, parts = sizes.config, mesh["tensor"]
     rollout, width = config.rollout, sizes.width
     tokens = config.data.prompt_lengths[-1] + rollout.samples * rollout.max_tokens
-    rows = rollout.prompts // (mesh["data"] * mesh["fsdp"])
+    rows = rollout.prompts // row_parts(mesh)
     number = rows * tokens * width * jnp.dtype(config.model.dtype).itemsize
     return 2 * sizes.depth * number * 2 * (parts - 1) // parts
 

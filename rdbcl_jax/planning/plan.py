@@ -45,6 +45,10 @@ class Phase:
         """At least: as long as the slowest of products, memory and links takes alone."""
         return max(self.flops / chip.flops, self.memory / chip.bandwidth, self.links / chip.links)
 
+    def share(self, chip: Chip) -> float:
+        """Of the chip's peak of products, at most: 1 where nothing else takes longer."""
+        return self.flops / chip.flops / self.seconds(chip)
+
     def bound(self, chip: Chip) -> str:
         """By what."""
         times = {

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from rdbcl_jax.planning.chips import GIB
-from rdbcl_jax.planning.plan import Phase, Plan
+from rdbcl_jax.planning.plan import Plan
 
 PHASES = {
     "boundary": "from one task to the next, when copies of the policy lie side by side",
@@ -82,7 +82,7 @@ def _time(plan: Plan) -> Iterator[str]:
     total = sum(phase.seconds(plan.chip) for phase in plan.step)
     yield (f"  {'together':<20}{'':>34}{total:>10,.2f}  {plan.tokens / total:,.0f} tokens a second")
     if update := next((p for p in plan.step if p.name == "update" and p.memory), None):
-        yield f"  the update computes at {_share(update, plan):.0%} of the chips' peak"
+        yield f"  the update computes at {update.share(plan.chip):.0%} of the chips' peak"
 
 
 def _legend(plan: Plan) -> Iterator[str]:
@@ -91,11 +91,6 @@ def _legend(plan: Plan) -> Iterator[str]:
     words = {"micro-batches": "parts that an update takes a batch in"} | phases | MEMORY
     for word, meaning in (words | TIME if plan.chip else words).items():
         yield f"  {word:<20}{meaning}"
-
-
-def _share(update: Phase, plan: Plan) -> float:
-    assert plan.chip
-    return update.flops / plan.chip.flops / update.seconds(plan.chip)
 
 
 def _verdict(plan: Plan) -> Iterator[str]:

@@ -18,7 +18,6 @@ from PIL import Image
 
 from rdbcl_jax.config import LogConfig
 from rdbcl_jax.json_files import plain, write_text
-from rdbcl_jax.reporting.board import Board
 
 
 class Writer(Protocol):
@@ -94,8 +93,15 @@ class Tracker:
 def make_writers(log: LogConfig, workdir: Path, resume_step: int) -> list[Writer]:
     """Those of `log.to`."""
     return [
-        Board(workdir / "tb", resume_step)
+        _board(workdir / "tb", resume_step)
         if service == "tensorboard"
         else Tracker(service, workdir, log.project)
         for service in dict.fromkeys(log.to)
     ]
+
+
+def _board(folder: Path, resume_step: int) -> Writer:
+    # its library imports torch where that is installed: two seconds, which no error waits for
+    from rdbcl_jax.reporting.board import Board
+
+    return Board(folder, resume_step)

@@ -32,7 +32,7 @@ from rdbcl_jax.rollout.sampling import Sampling, draw
 from rdbcl_jax.sharding import in_rows, row_devices
 
 _FEW = 4  # rows; a step of them costs little more than one of two
-_SHORT = 64  # tokens
+SHORT = 64  # tokens; no longer responses earn what another program takes to compile
 
 
 class _Written(NamedTuple):
@@ -119,7 +119,7 @@ def widths(rows: int, max_tokens: int) -> tuple[int, ...]:
     for one as for four: it reads all parameters. Quarters where responses are short: every width is
     a program, and some tokens do not earn what it takes to compile.
     """
-    parts = 2 if max_tokens > _SHORT else 4
+    parts = 2 if max_tokens > SHORT else 4
     found = [rows]
     while found[-1] > _FEW:
         found.append(math.ceil(found[-1] / parts))

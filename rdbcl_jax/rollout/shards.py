@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from rdbcl_jax.sharding import ROWS
+
 if TYPE_CHECKING:
     from rdbcl_jax.rollout.sampling import Sampling
 
 BLOCK = 128  # ids
 _AXIS = "tensor"
-_ROWS = ("data", "fsdp")
 
 
 def serves(vocabulary: int, sampling: Sampling, mesh: Mesh) -> bool:
@@ -36,9 +37,9 @@ def draw(
 ) -> tuple[Int[Array, "P G"], Float[Array, "P G"]]:
     """As `sampling.draw`, where `serves` says so. P is split over data × fsdp."""
     local = functools.partial(_draw, sampling=sampling, vocabulary=logits.shape[-1])
-    specs = P(_ROWS, None, None), P(_ROWS, None, _AXIS)
+    specs = P(ROWS, None, None), P(ROWS, None, _AXIS)
     return jax.shard_map(
-        local, mesh=mesh, in_specs=specs, out_specs=P(_ROWS, None), check_vma=False
+        local, mesh=mesh, in_specs=specs, out_specs=P(ROWS, None), check_vma=False
     )(uniforms, logits)
 
 

@@ -39,6 +39,7 @@ from rdbcl_jax.sharding import (
     make_mesh,
     numbers_in,
     param_shardings,
+    row_parts,
 )
 from rdbcl_jax.training.logprobs import response_logprobs
 from rdbcl_jax.training.microbatches import prompts_at_once
@@ -201,7 +202,7 @@ class Sizes:
         memory: bytes that a device has; None: not known.
         """
         training, axes, whole = self.config.training, self.axes, self.whole
-        rows = -(-self.config.rollout.prompts // (mesh["data"] * mesh["fsdp"]))
+        rows = -(-self.config.rollout.prompts // row_parts(mesh))
         at_once = prompts_at_once(self.config, mesh) if at_once is None else at_once
         share = _split(self.trained, axes, mesh) / bytes_of(self.trained)  # of moments, gradients
         held = {
@@ -219,7 +220,7 @@ class Sizes:
             "gradients": int(4 * numbers_in(self.trained) * share) * (2 if rows > at_once else 1),
             "kept for the backward pass": self.kept * at_once,
             "one layer, recomputed": self.layer * at_once,
-            "logits of a chunk, and their gradient": 2 * chunk // (mesh["data"] * mesh["fsdp"]),
+            "logits of a chunk, and their gradient": 2 * chunk // row_parts(mesh),
         }
         if mesh["fsdp"] > 1:  # this one and the next
             layer = _split(whole, axes, {**mesh, "fsdp": 1}) // self.depth
@@ -240,7 +241,7 @@ class Sizes:
     ) -> dict[str, int]:
         """What sampling needs on a device beside what is held, by what it is, for so many prompts
         of all devices, with so many responses each."""
-        rows = -(-prompts // (mesh["data"] * mesh["fsdp"]))
+        rows = -(-prompts // row_parts(mesh))
         each = self.config.rollout.samples  # of which the sizes are
         found = {
             READ: _made(self.trained, self.read, self.axes, mesh),

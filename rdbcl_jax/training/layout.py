@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rdbcl_jax.config import MeshConfig, RunConfig
-from rdbcl_jax.sharding import AXES, make_mesh
+from rdbcl_jax.sharding import AXES, make_mesh, row_parts
 from rdbcl_jax.toy.options import BaseOptions
 from rdbcl_jax.training.footprint import Sizes
 
@@ -73,7 +73,7 @@ def with_layout(
     if sizes is None or config.training.prompts_per_device:
         return config
     mesh = dict(make_mesh(**config.mesh.to_dict(), devices=devices).shape)
-    rows = config.rollout.prompts // (mesh["data"] * mesh["fsdp"])
+    rows = config.rollout.prompts // row_parts(mesh)
     counts = [n for n in range(rows, 0, -1) if rows % n == 0]
     most = next((n for n in counts if fits(mesh, n)), 1)
     return config.changed({"training.prompts_per_device": most})

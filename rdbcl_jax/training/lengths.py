@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch
+from rdbcl_jax.rollout.sampler import SHORT
 from rdbcl_jax.sharding import on_devices, row_devices
 
 T = TypeVar("T")
-_SHORT = 64  # tokens
 
 
 def lengths(tokens: int) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def lengths(tokens: int) -> tuple[int, ...]:
     All alone where T is short: a branch compiles for as long as a program and would save little.
     """
     found = [tokens]
-    while found[-1] > _SHORT and len(found) < 3:
+    while found[-1] > SHORT and len(found) < 3:
         found.append(-(-found[-1] // 2))
     return tuple(found)
 

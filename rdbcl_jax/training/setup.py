@@ -37,7 +37,7 @@ from rdbcl_jax.reporting.services import check_services
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.sharding import agree, make_mesh, memory_of, row_shard
+from rdbcl_jax.sharding import agree, make_mesh, memory_of, row_parts, row_shard
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
@@ -140,7 +140,7 @@ def check(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
 
 def check_rows(config: RunConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError for batches that do not divide over the devices."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = row_parts(mesh.shape)
     sizes = {
         "rollout.prompts": config.rollout.prompts,
         "evaluation.batch_size": config.evaluation.batch_size,

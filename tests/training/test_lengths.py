@@ -97,7 +97,7 @@ def plain(loaded, batch):
     """The update of whole lengths, all at once."""
     policy, params = loaded
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
+        patch.setattr("rdbcl_jax.training.lengths.SHORT", MOST)
         return update(policy, params, batch, 1)
 
 
@@ -114,7 +114,7 @@ def same_update(found, plain, params):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("microbatches", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_an_update_is_that_of_whole_lengths(loaded, batch, plain, microbatches):
     policy, params = loaded
     found = update(policy, params, batch, microbatches)
@@ -167,6 +167,6 @@ def test_the_fisher_information_is_that_of_whole_lengths(loaded, batch, monkeypa
         return jax.tree.leaves(squared_gradients.__wrapped__(*given, **options))
 
     found = squared()
-    monkeypatch.setattr("rdbcl_jax.training.lengths._SHORT", MOST)
+    monkeypatch.setattr("rdbcl_jax.training.lengths.SHORT", MOST)
     for a, b in zip(found, squared(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max() + 1e-12)
