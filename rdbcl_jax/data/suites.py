@@ -24,6 +24,7 @@ SUITES = {
     "forks": "rdbcl_jax.lab.suites.forks",
     "puzzles": "rdbcl_jax.lab.suites.puzzles",
     "easy_vqa": "rdbcl_jax.data.easy_vqa",
+    "easy_vqa_traced": "rdbcl_jax.lab.suites.easy_vqa_traced",
     "reasoning_gym": "rdbcl_jax.data.reasoning_gym",
 }
 BUILT_IN = ("digits", "forks", "puzzles")  # a task of these goes by its own name, too

@@ -48,7 +48,7 @@ def test_the_table_names_machine_versions_and_threads(written):
     assert {line.count("|") for line in body[:3]} == {header.count("|")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_long_tailed_lengths_are_what_the_table_says(tmp_path):
     run.main(["--suite=tail", f"--out={tmp_path}", "--small", "--repeats=2"])
     (case,) = json.loads((tmp_path / "tail.json").read_text())["samples"]
@@ -59,7 +59,7 @@ def test_long_tailed_lengths_are_what_the_table_says(tmp_path):
         assert rows <= long_tailed["tokens"] < rows * long_tailed["longest"]
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/models/test_contract.py holds both parts to it
 def test_copies_of_the_prompts_are_the_same_update():
     """The two forms that `prefix` compares: on the same responses, the same gradients."""
     norms = {}

@@ -18,7 +18,7 @@ OTHERS = {
 FORMS = [
     (path.stem, form)
     for path in sorted(FOLDER.glob("*.py"))
-    if path.stem != "testbed"
+    if not path.stem.startswith("testbed")
     for form in (
         "full",
         "ci",
