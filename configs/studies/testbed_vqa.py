@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rdbcl_jax.lab import default_config
 
 SUITE = "easy_vqa_traced"
-ORDER = ("what_shape", "has_color", "lacks_shape", "what_color", "has_shape", "lacks_color")
+ORDER = ("what_has", "lacks_what", "has_lacks", "what_lacks", "has_what", "lacks_has")
 
 
 def get_config(form: str = "full") -> ConfigDict:

@@ -1,6 +1,7 @@
 """Everything is recomputed here from the questions and the published answers, with no help from the
 suite's own code."""
 
+import collections
 import itertools
 import pathlib
 import runpy
@@ -13,7 +14,7 @@ from rdbcl_jax.data import easy_vqa
 from rdbcl_jax.data.prompts import PromptEncoder
 from rdbcl_jax.data.suites import TaughtSuite, TracedSuite, find_task
 from rdbcl_jax.lab.suites import easy_vqa_traced as suite
-from rdbcl_jax.lab.suites.easy_vqa_traced import TASKS, Procedure
+from rdbcl_jax.lab.suites.easy_vqa_traced import KINDS, TASKS, Procedure
 from rdbcl_jax.models import read_processor
 from rdbcl_jax.rewards.response_format import parse
 from rdbcl_jax.toy import tiny
@@ -58,7 +59,7 @@ def test_right_traces_give_the_published_answer_and_all_follow_the_rules(task):
 
 
 @pytest.mark.parametrize(
-    "question,task",
+    "question,kind",
     [
         ("what shape does the image contain?", "what_shape"),
         ("what is the blue shape?", "what_shape"),
@@ -70,32 +71,41 @@ def test_right_traces_give_the_published_answer_and_all_follow_the_rules(task):
         ("is there not a teal shape?", "lacks_color"),
     ],
 )
-def test_what_is_asked(question, task):
-    assert suite.task_of(question)[0] == task
+def test_what_is_asked(question, kind):
+    assert suite.kind_of(question)[0] == kind
 
 
-def test_every_published_question_has_a_task_and_each_task_has_four_forms():
+def test_each_form_of_every_published_question_is_in_one_task():
+    forms = suite.forms()
     questions = {record.prompt for record in easy_vqa.make_records("all", "train", 10**9, 0)}
-    forms = {
-        task: {suite.form_of(q) for q in questions if suite.task_of(q)[0] == task} for task in TASKS
-    }
-    assert {len(found) for found in forms.values()} == {4}
-    assert len(set().union(*forms.values())) == 24
+    assert {suite.form_of(q) for q in questions} == {f for kind in forms.values() for f in kind}
+    assert forms.keys() == KINDS.keys() and {len(found) for found in forms.values()} == {4}
+    parts = [(kind, n) for kinds, some in TASKS.values() for kind in kinds for n in some]
+    assert sorted(parts) == sorted(itertools.product(KINDS, range(4)))
+    for (shape, color), _ in TASKS.values():
+        assert (KINDS[shape].look, KINDS[color].look) == ("shape", "color")
+        assert KINDS[shape].turn != KINDS[color].turn
 
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_answers_are_equally_frequent_and_pictures_their_splits_own(task, split):
+def test_kinds_and_answers_are_equally_frequent_and_pictures_their_splits_own(task, split):
     records = suite.make_records(task, split, 10**9, seed=0)
-    answers = [record.answer for record in records]
-    assert len({answers.count(answer) for answer in answers}) == 1
-    assert set(answers) == {
-        "what_shape": SHAPES,
-        "what_color": {"black", "gray", "red", "green", "blue", "yellow", "teal", "brown"},
-    }.get(task, {"yes", "no"})
+    answers = collections.defaultdict(collections.Counter)
+    for record in records:
+        kind, _ = suite.kind_of(record.prompt)
+        assert kind in TASKS[task][0]
+        answers[kind][record.answer] += 1
+    sizes = {kind: sum(found.values()) for kind, found in answers.items()}
+    assert len(sizes) == 2 and max(sizes.values()) - min(sizes.values()) < 8
+    for kind, found in answers.items():
+        assert len(set(found.values())) == 1
+        colors = {"black", "gray", "red", "green", "blue", "yellow", "teal", "brown"}
+        expected = {"what_shape": SHAPES, "what_color": colors}.get(kind, {"yes", "no"})
+        assert found.keys() == expected
     published = easy_vqa.make_records("all", split, 10**9, 0)
     assert {r.images for r in records} <= {r.images for r in published}
-    assert len({r.id for r in records}) == len(records) > 150
+    assert len({r.id for r in records}) == len(records) > 200
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -110,11 +120,10 @@ def test_records_come_again_after_the_last(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_what_was_taught_solves_a_part_of_every_task(task):
     records = suite.make_records(task, "train", 1000, seed=1)
-    taught = {suite.form_of(r.prompt): suite.taught(r) for r in records}
-    wanted = TASKS[task]
-    changed = [(p.look != wanted.look, p.turn != wanted.turn) for p in taught.values()]
+    taught = {suite.form_of(r.prompt): (suite.taught(r), suite.verified(r)) for r in records}
+    changed = [(p.look != right.look, p.turn != right.turn) for p, right in taught.values()]
     assert sorted(changed) == [(False, False), (False, True), (True, False), (True, True)]
-    right = [carried_out(r, taught[suite.form_of(r.prompt)])[1] == r.answer for r in records]
+    right = [carried_out(r, suite.taught(r))[1] == r.answer for r in records]
     assert 0.2 < np.mean(right) < 0.6
 
 

@@ -10,13 +10,15 @@ to be made, what the question names, and whether that is what was seen:
 
 Two decisions stand in a trace. The *look* is at the shape or at its color. The *turn* makes the
 answer: `name` says what was seen; `plain` says yes where both are the same, `negated` where they
-differ. The question asks for one of each, and the six tasks are their combinations: two tasks share
-the look, or the turn, or neither.
+differ. The question asks for one of each: there are six kinds of questions, and each has four forms
+("is there a red shape?", "is a red shape present?", …).
 
-The questions of a task have four forms ("is there a red shape?", "is a red shape present?", …). A
-base model is taught to carry out all decisions, and to take those that a form stands for mostly:
-for one form of four the right ones, for the others another turn, another look, or both. So RL asks
-nothing new of some questions, and of others one changed decision or two.
+A task has two kinds, one about shapes and one about colors, of different turns, each in two of its
+forms. A base model is taught to carry out all decisions, and to take those that a form stands for
+mostly: for one form of a task the right ones, for the others another turn, another look, or both.
+So RL asks nothing new of some questions, and of others one changed decision or two. (Where a task
+was one kind, the decisions that it did not want died out within two tasks, whatever the anchor: as
+in `forks`, no rollout held them any more, and later tasks were not learned.)
 """
 
 from __future__ import annotations
@@ -52,13 +54,21 @@ class Procedure:
     turn: str
 
 
-TASKS = {
+KINDS = {
     "what_shape": Procedure("shape", "name"),
     "what_color": Procedure("color", "name"),
     "has_shape": Procedure("shape", "plain"),
     "has_color": Procedure("color", "plain"),
     "lacks_shape": Procedure("shape", "negated"),
     "lacks_color": Procedure("color", "negated"),
+}
+TASKS = {  # kinds of questions, and which two of their forms
+    "what_has": (("what_shape", "has_color"), (0, 1)),
+    "lacks_what": (("lacks_shape", "what_color"), (0, 1)),
+    "has_lacks": (("has_shape", "lacks_color"), (0, 1)),
+    "what_lacks": (("what_shape", "lacks_color"), (2, 3)),
+    "has_what": (("has_shape", "what_color"), (2, 3)),
+    "lacks_has": (("lacks_shape", "has_color"), (2, 3)),
 }
 
 
@@ -73,8 +83,8 @@ def words() -> tuple[str, ...]:
 # ---------------------------------------------------------------------- records
 
 
-def task_of(question: str) -> tuple[str, str]:
-    """The task that a question belongs to, and the shape or color that is compared, or `any`."""
+def kind_of(question: str) -> tuple[str, str]:
+    """The kind of a question, and the shape or color that is compared, or `any`."""
     said = question.rstrip("?").split()
     if said[0] == "what":
         return ("what_color" if "color" in said else "what_shape"), ANY
@@ -86,6 +96,16 @@ def task_of(question: str) -> tuple[str, str]:
 def form_of(question: str) -> str:
     """The question without what it names."""
     return " ".join("…" if word.rstrip("?") in SEEN else word for word in question.split())
+
+
+@functools.cache
+def forms() -> Mapping[str, tuple[str, ...]]:
+    """The forms of each kind."""
+    asked = {record.prompt for record in _published("train")}
+    found: dict[str, set[str]] = collections.defaultdict(set)
+    for question in asked:
+        found[kind_of(question)[0]].add(form_of(question))
+    return {kind: tuple(sorted(found[kind])) for kind in KINDS}
 
 
 def make_record(task: str, split: str, index: int, seed: int) -> Record:
@@ -115,15 +135,19 @@ def _published(split: str, seed: int = 0) -> list[Record]:
 @functools.lru_cache(maxsize=4)
 def _by_task(split: str, seed: int) -> Mapping[str, list[Record]]:
     """Records of a split, with what their traces are made from in the columns: those of pictures
-    whose shape and color both follow from the published answers, and of each answer to a task as
-    many as of the rarest. (No is right of seven in eight that ask whether a color is there.)"""
+    whose shape and color both follow from the published answers."""
     records, found = _published(split, seed), collections.defaultdict(list)
     seen = _seen(records)
+    tasks = {
+        (kind, n): task for task, (kinds, some) in TASKS.items() for kind in kinds for n in some
+    }
     for record in records:
-        task, named = task_of(record.prompt)
-        columns = {**seen[str(record.images[0])], "named": named}
+        kind, named = kind_of(record.prompt)
+        form = forms()[kind].index(form_of(record.prompt))
+        columns = {**seen[str(record.images[0])], "named": named, "kind": kind, "form": form}
         if not VALUES.keys() <= columns.keys():
             continue
+        task = tasks[kind, form]
         made = dataclasses.replace(record, id=f"{task}-{record.id}", task=task, columns=columns)
         # what a teacher would write: SFT's and DyME's reference response
         columns = {**columns, "response": make_trace(made)}
@@ -132,13 +156,16 @@ def _by_task(split: str, seed: int) -> Mapping[str, list[Record]]:
 
 
 def _balanced(records: list[Record]) -> list[Record]:
-    """The first of each answer, as many as there are of the rarest."""
-    least = min(collections.Counter(record.answer for record in records).values())
-    so_far: collections.Counter[str] = collections.Counter()
+    """As many of both kinds, and of each answer to a kind: the first ones. (No is right of seven in
+    eight that ask whether a color is there.)"""
+    counts = collections.Counter((record.columns["kind"], record.answer) for record in records)
+    each = {kind: [n for (k, _), n in counts.items() if k == kind] for kind, _ in counts}
+    size = min(len(answers) * min(answers) for answers in each.values())
+    so_far: collections.Counter[tuple[str, str]] = collections.Counter()
     kept = []
     for record in records:
-        so_far[record.answer] += 1
-        if so_far[record.answer] <= least:
+        so_far[what := (record.columns["kind"], record.answer)] += 1
+        if so_far[what] <= size // len(each[what[0]]):
             kept.append(record)
     return kept
 
@@ -147,8 +174,8 @@ def _seen(records: list[Record]) -> dict[str, dict[str, str]]:
     """Shape and color of each picture, as the published answers tell them."""
     found: dict[str, dict[str, str]] = collections.defaultdict(dict)
     for record in records:
-        task, named = task_of(record.prompt)
-        is_so = record.answer == ("no" if task.startswith("lacks") else "yes")
+        kind, named = kind_of(record.prompt)
+        is_so = record.answer == ("no" if kind.startswith("lacks") else "yes")
         value = record.answer if named == ANY else named
         if named == ANY or is_so:
             found[str(record.images[0])]["shape" if value in SHAPES else "color"] = value
@@ -160,21 +187,19 @@ def _seen(records: list[Record]) -> dict[str, dict[str, str]]:
 
 def verified(record: Record) -> Procedure:
     """The decisions that the question asks for."""
-    return TASKS[record.task]
+    return KINDS[record.columns["kind"]]
 
 
 def taught(record: Record) -> Procedure:
-    """The decisions that a base model was taught to take mostly: the right ones for a task's first
-    form, another turn for the second, another look for the third, both for the last."""
-    form = _forms(record.task).index(form_of(record.prompt))
-    return _off(verified(record), look=form // 2, turn=form % 2)
-
-
-@functools.cache
-def _forms(task: str) -> tuple[str, ...]:
-    """Of a task's questions."""
-    asked = {record.prompt for record in _published("train")}
-    return tuple(sorted({form_of(prompt) for prompt in asked if task_of(prompt)[0] == task}))
+    """The decisions that a base model was taught to take mostly. Of the four forms of a task, those
+    about shapes first: the right ones; another turn; another look; both. In every second task the
+    other way round."""
+    kinds, some = TASKS[record.task]
+    kind, form = record.columns["kind"], record.columns["form"]
+    number = 2 * kinds.index(kind) + some.index(form)
+    if tuple(TASKS).index(record.task) % 2:
+        number = 3 - number
+    return _off(verified(record), look=number // 2, turn=number % 2)
 
 
 def _off(procedure: Procedure, look: int, turn: int) -> Procedure:
