@@ -321,7 +321,7 @@ class TrainingConfig(Section):
       chunk_size: tokens whose logits exist at one time.
       entropy: log the policy's entropy.
       merge: share of the weights from before a task in the policy that the task leaves (weight
-        merging); 0: none.
+        merging); 0: as the method does, which for all but `pseudo_rehearsal` is none.
       collect: responses drawn to each record of a task after it; the right ones are kept in
         WORKDIR/rollouts/ for `rft_sft`.
       checkpoint_every: steps; also after every task. 0: only then.

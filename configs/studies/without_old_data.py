@@ -6,6 +6,8 @@ looked at once on seeds 5 to 9, which no other study has used. `questions` keeps
 questions, neither their pictures nor their answers.
 
     rdbcl study --config=configs/studies/without_old_data.py --workdir=DIR         full
+    rdbcl study --config=configs/studies/without_old_data.py:confirm --workdir=DIR
+                    what that found once more, on five seeds that no study has used, nothing chosen
     rdbcl study --config=configs/studies/without_old_data.py --workdir=DIR --ci    does it all run?
 """
 
@@ -55,6 +57,12 @@ ARMS = (
     Arm("joint", {"method": "joint"}),
 )
 
+FOUND = (
+    Arm("grpo", {"method": "grpo", "kl.beta": 0.05}),
+    Arm("ewc", {"method": "ewc", "ewc.strength": 100.0}),
+    Arm("pseudo_rehearsal", {"method": "pseudo_rehearsal"}),  # as `questions, merged`
+)
+
 
 def get_config(form: str = "full") -> ConfigDict:
     run = load_config(HERE / "testbed.py", "small" if form == "ci" else "first")
@@ -62,6 +70,8 @@ def get_config(form: str = "full") -> ConfigDict:
     options = {"baseline": "grpo", "tuning_seeds": (100, 101), "report_seeds": FRESH}
     if form == "ci":
         return _small(run)
+    if form == "confirm":
+        return study_config(run, FOUND, baseline="grpo", report_seeds=range(20, 25))
     return study_config(run, ARMS, **options)
 
 

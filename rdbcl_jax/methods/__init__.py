@@ -24,6 +24,7 @@ from rdbcl_jax.methods.mssr import mssr
 from rdbcl_jax.methods.options import with_options
 from rdbcl_jax.methods.pcurl import pcurl
 from rdbcl_jax.methods.portable_replay import portable_replay
+from rdbcl_jax.methods.pseudo_rehearsal import pseudo_rehearsal
 from rdbcl_jax.methods.rapo import rapo
 from rdbcl_jax.methods.rdbcl import rdbcl
 from rdbcl_jax.methods.reinforce_ada import reinforce_ada
@@ -40,6 +41,7 @@ METHODS = {
     "rapo": rapo,
     "replay": replay,
     "portable_replay": portable_replay,
+    "pseudo_rehearsal": pseudo_rehearsal,
     "ewc": ewc,
     "lwf": lwf,
     "joint": joint,

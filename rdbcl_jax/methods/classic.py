@@ -35,7 +35,7 @@ from rdbcl_jax.sections import (
 @section("replay")
 @dataclasses.dataclass(frozen=True)
 class ReplayOptions(Section):
-    """Of `replay` and `portable_replay`.
+    """Of `replay`, `portable_replay` and `pseudo_rehearsal` (questions, whatever `kept` says).
 
     Attributes:
       fraction: the share of a batch's prompts that comes from earlier tasks.
@@ -128,7 +128,11 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
 
     least = fewest(options.rehearsed, "replay.fraction leaves no prompt of earlier tasks")
     return dataclasses.replace(
-        method, targets=targets, data="replay", partly_anchored=True, fewest_prompts=least
+        method,
+        targets=targets,
+        data="questions" if options.kept == "questions" else "replay",
+        partly_anchored=True,
+        fewest_prompts=least,
     )
 
 

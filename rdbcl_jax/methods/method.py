@@ -184,12 +184,13 @@ class Method:
       prompts: chooses each batch's prompts; None: every prompt once a pass, in random order.
       filter: which of a task's own prompts batches are made of; None: all.
       scheduled: what is made of a step depends on how many steps the task has.
-      data: a task's own prompts; those of all tasks ("joint"); or its own and some of the tasks
-        before it ("replay").
+      data: a task's own prompts; those of all tasks ("joint"); its own and some of the tasks before
+        it ("replay"); or its own and old questions about its pictures ("questions").
       partly_anchored: its KL coefficient is, or may be, of some samples only.
       fewest_prompts: of a batch.
       fewest_samples: responses of a prompt with which it can be tried.
       consolidation: strength of the quadratic penalty on what mattered to earlier tasks (EWC).
+      merge: share of the weights from before a task in the policy that the task leaves.
     """
 
     name: str
@@ -211,11 +212,17 @@ class Method:
     prompts: PromptSampler | None = None
     filter: Filter | None = None
     scheduled: bool = False
-    data: Literal["task", "joint", "replay"] = "task"
+    data: Literal["task", "joint", "replay", "questions"] = "task"
     partly_anchored: bool = False
     fewest_prompts: Fewest = ANY
     fewest_samples: int = 2
     consolidation: float = 0.0
+    merge: float = 0.0
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether a share of a batch comes from earlier tasks."""
+        return self.data in ("replay", "questions")
 
     @property
     def memorises(self) -> bool:

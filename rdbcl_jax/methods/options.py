@@ -20,7 +20,8 @@ from rdbcl_jax.methods.rdbcl import portable
 READERS = {
     "rollout.resample": {*VARIANTS} - {"one_shot"} | {"rdbcl", "joint", "ewc"},
     "loss.advantage_scale": {*VARIANTS}
-    | {"rdbcl", "rapo", "joint", "replay", "portable_replay", "ewc", "lwf", "pcurl", "sft_rl"},
+    | {"rdbcl", "rapo", "joint", "replay", "portable_replay", "pseudo_rehearsal"}
+    | {"ewc", "lwf", "pcurl", "sft_rl"},
 }
 
 
@@ -54,7 +55,8 @@ def with_options(config: RunConfig, method: Method) -> Method:
             f"{loss.entropy_share}, which are of sampled responses; for {config.method} expected "
             "0 and 1"
         )
-    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus)
+    merge = config.training.merge or method.merge
+    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus, merge=merge)
     if loss.mask_truncated:
         method = whole(method)
     if loss.entropy_share < 1:
@@ -121,7 +123,7 @@ def ordered(config: RunConfig, method: Method, chosen: GRPO) -> Method:
     if chosen.order == "variance" and options.share:
 
         def by_score(size: int) -> int:
-            return options.scored(size - replay.rehearsed(size) * (method.data == "replay"))
+            return options.scored(size - replay.rehearsed(size) * method.rehearses)
 
         least = max(least, fewest(by_score, "prompts.share draws none by its score"))
     scheduled = method.scheduled or chosen.order == "stages"

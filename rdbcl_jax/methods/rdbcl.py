@@ -90,7 +90,7 @@ def portable(config: RunConfig, method: Method) -> Method:
         raise ValueError(
             f"config.kl.portability is True, which scales the β of sampled responses; for "
             f"{config.method} expected "
-            + ("False, or the method 'portable_replay'" if method.data == "replay" else "False")
+            + ("False, or the method 'portable_replay'" if method.rehearses else "False")
             + (" or another portability.kind than 'static'" if method.pretask else "")
         )
 

@@ -52,12 +52,12 @@ def old_prompts(
       say: is told how many are left out.
     """
     options = learner.config.section(ReplayOptions)
-    if learner.method.data != "replay" or not k:
+    if not learner.method.rehearses or not k:
         return []
     kept = [task.train[: options.per_task] for task in tasks[:k]]
     if options.prompts == "mastered":
         return _mastered(learner, kept, previous, lambda text: say(f"note: {tasks[k].name} {text}"))
-    if options.kept == "records":
+    if learner.method.data == "replay":
         return kept
     order = rng.of_rehearsal(learner.config.seed, k).permutation(len(tasks[k].train)).tolist()
     asked = Asked(Joined(kept), tasks[k].train, order)

@@ -164,8 +164,8 @@ def _train(
             memory = state.tracker
             checkpoints.save_memory(k + 1, memory)
         del state, stage  # neither moments nor what was frozen for this task are needed any more
-        if share := setup.config.training.merge:
-            learned = merged(anchors.previous, learned, share)
+        if method.merge:
+            learned = merged(anchors.previous, learned, method.merge)
         journal.learned(k, differ(learned, anchors.previous))
 
         # ------------------------------------------------------------ what the task leaves

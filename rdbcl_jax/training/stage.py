@@ -62,7 +62,7 @@ class Anchors:
 def dtype_of_frozen(config: RunConfig, method: Method) -> np.dtype[Any]:
     """In which the matrices of the policies are held that a task reads and does not change."""
     model = config.model
-    averaged = config.training.merge or method.reference == "ema"
+    averaged = method.merge or method.reference == "ema"
     if method.consolidation or averaged:  # differences to a policy, and sums of several
         return jnp.dtype(model.param_dtype)
     return jnp.dtype(model.reference_dtype or model.dtype)

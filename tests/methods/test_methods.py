@@ -16,6 +16,7 @@ from rdbcl_jax.config import RunConfig, default_config
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import METHODS, make_method
 from rdbcl_jax.methods.grpo import VARIANTS
+from rdbcl_jax.methods.method import Method
 from rdbcl_jax.methods.sft import negative_log_likelihood
 from rdbcl_jax.rewards.functions import FunctionFailed
 from rdbcl_jax.toy import digits_suite
@@ -186,6 +187,24 @@ def test_ours_anchor_what_is_right_and_replay(batch):
     replays = method("portable_replay", **options)
     assert replays.data == "replay" and replays.reference == "previous"
     np.testing.assert_array_equal(replays.targets(batch, POLICY, None).kl_coef, beta)
+
+
+def test_pseudo_rehearsal_is_replay_of_questions_with_an_anchor_and_merged_weights(batch):
+    second, found = changed(batch, replayed=[False, True]), method("pseudo_rehearsal")
+    spelt = {"kl.beta": 0.3, "replay.kept": "questions", "training.merge": 0.2}
+    same = method("replay", **spelt)
+    fields = {f.name for f in dataclasses.fields(Method)} - {"name", "targets", "loss", "prompts"}
+    for name in fields - {"fewest_prompts", "filter"}:
+        assert getattr(found, name) == getattr(same, name), name
+    assert (found.data, found.merge, found.reference) == ("questions", 0.2, "previous")
+    assert found.rehearses and method("replay").rehearses and not method("grpo").rehearses
+    pairs = (m.targets(second, POLICY, None) for m in (found, same))
+    jax.tree.map(np.testing.assert_array_equal, *pairs)
+    own = method("pseudo_rehearsal", **{"kl.beta": 0.1, "training.merge": 0.5})
+    assert own.merge == 0.5
+    np.testing.assert_allclose(own.targets(second, POLICY, None).kl_coef, np.full((2, 2), 0.1))
+    with pytest.raises(ValueError, match=r"prompts is 'mastered', .* pseudo_rehearsal keeps none"):
+        method("pseudo_rehearsal", **{"replay.prompts": "mastered"})
 
 
 def test_replay_anchors_all_samples_or_those_of_old_prompts(batch):

@@ -11,6 +11,7 @@ import pytest
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.evaluation import evaluate
 from rdbcl_jax.lab.study import load_config
+from rdbcl_jax.policy import load_policy
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.sharding import RowShard
 from rdbcl_jax.training import rehearsal, run
@@ -91,14 +92,20 @@ def test_what_cannot_be_a_gold_answer_is_not_rewarded():
 @pytest.mark.slow
 def test_the_policy_from_before_the_task_answers_old_questions(tmp_path, monkeypatch):
     config = load_config(TESTBED)
-    config.update({"method": "replay", "sequence": config.sequence[:2]})
-    config.replay.update({"kept": "questions", "per_task": 32})
+    config.update({"method": "pseudo_rehearsal", "sequence": config.sequence[:2]})
+    config.replay.per_task = 32
     config.base.size = {"depth": 1, "vision_depth": 1, "width": 32, "mlp_width": 48}
     config.base.steps, config.base.batch_size = 120, 32  # enough for the format
     config.data.update({"train_count": 32, "validation_count": 8, "test_count": 8})
     config.training.steps, config.rollout.prompts = 2, 8
     config.evaluation.batch_size = 32
-    seen, said = [], []
+    seen, said, learned = [], [], []
+    learn_task = run.learn_task
+
+    def learn(learner, *given, **options):
+        found = learn_task(learner, *given, **options)
+        learned.append(jax.device_get(found[0].train.params))
+        return found
 
     def spy(learner, tasks, k, previous, say):
         found = rehearsal.old_prompts(learner, tasks, k, previous, said.append)
@@ -108,9 +115,14 @@ def test_the_policy_from_before_the_task_answers_old_questions(tmp_path, monkeyp
         return found
 
     monkeypatch.setattr(run, "old_prompts", spy)
+    monkeypatch.setattr(run, "learn_task", learn)
     assert run.train(config, tmp_path).status == "done"
     (nothing, *_), ([old], previous, learner, tasks) = seen
     assert nothing == [] and 0 < len(old) <= 32
+    at_base = learner.config.changed({"model.path": str(tmp_path / "base")})
+    _, base = load_policy(at_base, learner.policy.mesh)
+    for a, b, left in zip(*map(jax.tree.leaves, (base, learned[0], previous)), strict=True):
+        np.testing.assert_allclose(left, 0.2 * a + 0.8 * b, rtol=1e-5, atol=1e-7)
     assert len(said) == (len(old) < 32) and all(f"rehearses {len(old)} of 32" in s for s in said)
     pictures = {record.images[0].tobytes() for record in tasks[1].train}
     for record in old:

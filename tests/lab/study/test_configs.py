@@ -14,6 +14,7 @@ OTHERS = {
     "rdb_cl": ("core", "forms", "curve", "orders", "regimes"),
     "neighbours": ("mixtures",),
     "surface": ("coarse",),
+    "without_old_data": ("confirm",),
 }
 FORMS = [
     (path.stem, form)
