@@ -2,8 +2,8 @@
 
 A share of each batch is old questions about the new task's pictures, rewarded by the answers of the
 policy from before the task (pseudo-rehearsal, after Robins 1995); the KL term keeps what is said to
-them; and of that policy's weights a fifth stays. Each alone gains little; together they are what no
-other method without old records comes near to (docs/studies/without_old_data.md).
+them; and of that policy's weights a fifth stays. Each alone gains little; together they gained most
+of all that was tried without old records (docs/studies/without_old_data.md).
 """
 
 from __future__ import annotations
