@@ -47,5 +47,5 @@ def get_config(form: str = "full") -> ConfigDict:
 def _small(run: ConfigDict) -> ConfigDict:
     """Two tasks, two steps: every arm once, no number that means much."""
     run.training.steps = 2
-    small = [Arm(arm.name, {**arm.overrides, **(arm.grid[0] if arm.grid else {})}) for arm in ARMS]
+    small = [arm.at_first() for arm in ARMS]
     return study_config(run, small, baseline="grpo", report_seeds=(0, 1))

@@ -88,6 +88,14 @@ class TracedSuite(Suite, Protocol):
         response up to there, in words."""
 
 
+def named_options(reasoning: str, options: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """Of each decision the option that a trace names, in the order of `options`; None unless it
+    names each decision once."""
+    words = reasoning.split()
+    named = [[word for word in words if word in row] for row in options.values()]
+    return tuple(n[0] for n in named) if all(len(n) == 1 for n in named) else None
+
+
 def load_suite(name: str, needs: type = Suite) -> Any:
     """The module of a suite, by its name in `SUITES` or the module's own.
 

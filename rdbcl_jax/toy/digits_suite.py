@@ -33,6 +33,7 @@ import numpy as np
 from PIL import Image
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.suites import named_options
 from rdbcl_jax.rewards.response_format import in_format, parse
 from rdbcl_jax.toy import digits
 
@@ -237,9 +238,8 @@ def make_trace(
 
 def named_procedure(reasoning: str) -> Procedure | None:
     """The decisions that a trace names; None unless it names each exactly once."""
-    words = reasoning.split()
-    named = [[w for w in words if w in options] for options in OPTIONS.values()]
-    return Procedure(*(n[0] for n in named)) if all(len(n) == 1 for n in named) else None
+    named = named_options(reasoning, OPTIONS)
+    return Procedure(*named) if named else None
 
 
 def mistake(

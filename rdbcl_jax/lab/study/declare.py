@@ -38,6 +38,10 @@ class Arm:
     overrides: Overrides = dataclasses.field(default_factory=dict)
     grid: Sequence[Overrides] = ()
 
+    def at_first(self) -> Arm:
+        """The arm at the first point of its grid, with nothing left to choose: for small forms."""
+        return Arm(self.name, {**self.overrides, **(self.grid[0] if self.grid else {})})
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:

@@ -32,6 +32,7 @@ import numpy as np
 
 from rdbcl_jax.data import easy_vqa
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.suites import named_options
 from rdbcl_jax.rewards.response_format import in_format
 
 SHAPES = ("circle", "rectangle", "triangle")
@@ -233,9 +234,8 @@ def _states(record: Record, procedure: Procedure, changes: Mapping[int, int]) ->
 
 def named_procedure(reasoning: str) -> Procedure | None:
     """The decisions that a trace names; None unless it names each exactly once."""
-    said = reasoning.split()
-    named = [[word for word in said if word in options] for options in OPTIONS.values()]
-    return Procedure(*(n[0] for n in named)) if all(len(n) == 1 for n in named) else None
+    named = named_options(reasoning, OPTIONS)
+    return Procedure(*named) if named else None
 
 
 def mistake(

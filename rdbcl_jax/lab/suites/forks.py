@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.suites import named_options
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.toy import digits
 
@@ -232,9 +233,8 @@ def pseudo_reasoning(task: str, **columns) -> str:
 
 def named_procedure(reasoning: str) -> Procedure | None:
     """The decisions that a trace names; None unless it names each exactly once."""
-    words = reasoning.split()
-    named = [[w for w in words if w in options] for options in OPTIONS.values()]
-    return Procedure(*(n[0] for n in named)) if all(len(n) == 1 for n in named) else None
+    named = named_options(reasoning, OPTIONS)
+    return Procedure(*named) if named else None
 
 
 def mistake(

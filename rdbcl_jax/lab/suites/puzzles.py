@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from rdbcl_jax.data.records import Record
+from rdbcl_jax.data.suites import named_options
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.toy import digits
 
@@ -197,8 +198,8 @@ def make_trace(
 
 def named_procedure(reasoning: str) -> Procedure | None:
     """The decision that a trace names; None unless it names exactly one."""
-    named = [word for word in reasoning.split() if word in OPTIONS["route"]]
-    return Procedure(named[0]) if len(named) == 1 else None
+    named = named_options(reasoning, OPTIONS)
+    return Procedure(*named) if named else None
 
 
 def mistake(
