@@ -196,8 +196,8 @@ def tail(settings: Settings, results: Results) -> None:
 
 
 def drafts(settings: Settings, results: Results) -> None:
-    """What verifying k drafted tokens of every rollout could gain at most: a step of k times as
-    many rows against one of as many as there are."""
+    """What drafts could gain at most: of k tokens of every rollout, as a step of k times as many
+    rows against one of as many as there are; of whole responses, as the pass that reads them."""
     base = workload.SMALL if settings.small else workload.MEDIUM
     for w in (base,) if settings.small else (workload.SMALL.replace(prompts=8), base):
         widths = {k: w.replace(name=f"{w.name} {k}", prompts=k * w.prompts) for k in (1, 4, 8)}
@@ -224,6 +224,17 @@ def drafts(settings: Settings, results: Results) -> None:
                     "generation faster by": ratios([k * seconds for seconds in one], wide),
                 },
             )
+        results.row(
+            "Drafts of whole responses, were all of them accepted",
+            size=w.name,
+            rollouts=str(w.prompts * w.samples),
+            tokens=str(w.response_length),
+            **{
+                "generate, s": spread(whole := _column(steps["1"], "generate")),
+                "read, s": spread(read := _column(steps["1"], "reference")),
+                "generation faster by": ratios(whole, read),
+            },
+        )
     results.note(
         "k tokens of a rollout are read in one pass as so many rollouts: the same products. What "
         "drafts cost beside that, and those that are not accepted, come on top."
