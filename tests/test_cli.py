@@ -435,8 +435,7 @@ def test_report_of_no_run(tmp_path):
 # ------------------------------------------------------------------------------ recipes
 
 RECIPES = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
-# real pictures need hundreds of padded positions; and where one process runs them all, programs
-# that one has compiled serve the next
+# real pictures need hundreds of padded positions
 SMALL = {
     "dry_run": True,
     "sequence": ("sum", "gqa"),
@@ -444,17 +443,6 @@ SMALL = {
     "data.patch_slots": (80,),
     "training.prompts_per_device": 1,
 }
-EACH = """
-import shlex, sys
-from rdbcl_jax.cli import run
-for line in sys.stdin:
-    sys.argv = ["rdbcl", *shlex.split(line)]
-    try:
-        run()
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
 
 
 def small(recipe):
@@ -465,44 +453,27 @@ def small(recipe):
     return config.to_json()
 
 
-@pytest.fixture(scope="module")
-def dry_runs(tmp_path_factory):
-    """Workdirs by recipe, and what was printed. The quickstart has a notebook, which runs it; of
-    recipes whose dry run is the same, one has one."""
-    folder = tmp_path_factory.mktemp("dry")
+def different_recipes():
+    """Of recipes whose dry run is the same the first; a notebook runs the quickstart. One of them
+    in every run of the tests; each has its method's tests, and its files' beside it."""
     names = {small(name): name for name in reversed(RECIPES) if name != "quickstart"}.values()
+    for name in names:
+        first = name == "rdbcl_smolvlm_256m"
+        yield pytest.param(name, marks=pytest.mark.slow if first else pytest.mark.long)
+
+
+@pytest.mark.parametrize("recipe", [*different_recipes()])
+def test_dry_run_of_every_recipe(recipe, tmp_path):
     flags = [f"--config.{field}={value}" for field, value in SMALL.items()]
-    lines = [
-        shlex.join(["train", f"--config=configs/{n}.py", f"--workdir={folder}/{n}", *flags])
-        for n in names
-    ]
     # eight devices would wait for one another on two cores
     devices = f"--xla_force_host_platform_device_count=2 {QUICK}"
-    done = subprocess.run(
-        [sys.executable, "-c", EACH],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": devices},
-        check=False,
-        timeout=600,
-    )
+    command = "train", f"--config=configs/{recipe}.py", f"--workdir={tmp_path}", *flags
+    done = rdbcl(*command, XLA_FLAGS=devices)
     assert done.returncode == 0, done.stderr
-    return {name: folder / name for name in names}, done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_dry_run_of_every_recipe(dry_runs, recipe):
-    if recipe == "quickstart":
-        pytest.skip("a notebook runs it: tests/test_notebooks.py")
-    workdirs, printed = dry_runs
-    workdir = next(folder for name, folder in workdirs.items() if small(name) == small(recipe))
-    assert (workdir / "report.html").exists()
-    assert json.loads((workdir / "results.json").read_text())["status"] == "done"
-    assert f"report: {workdir}/report.html" in printed
-    assert "\x1b" not in printed  # no terminal: no escape codes
+    assert (tmp_path / "report.html").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["status"] == "done"
+    assert f"report: {tmp_path}/report.html" in done.stdout
+    assert "\x1b" not in done.stdout  # no terminal: no escape codes
 
 
 def test_gate_of_two_things_at_once(tmp_path):

@@ -110,7 +110,8 @@ def test_batches_and_keys_differ_between_steps_and_tasks(watched):
     assert len({tuple(v) for v in by_step.values()}) == 8
 
 
-@pytest.mark.parametrize("kill_at", [2, 4, 6])
+# within the first task methods are killed: test_every_method.py
+@pytest.mark.parametrize("kill_at", [pytest.param(2, marks=pytest.mark.long), 4, 6])
 def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch, kill_at):
     """Killed within the first task, at its end, and within the second."""
     workdir, expected, _ = watched
