@@ -76,10 +76,11 @@ def computed_plan(
     held = sum(found.held.values())
     sampling, update = sum(found.sampling.values()), sum(found.update.values())
     update += 0 if has_kernel(config, config.model.attention) else found.scores
-    shared = _received(config, found, mesh)  # with all weights once
+    weight = jnp.dtype(config.model.dtype).itemsize
+    shared = _others(found.parameters * weight // mesh["tensor"], mesh)  # all weights once
     tokens = rollout.max_tokens
-    gathers = 1 if "parameters gathered over fsdp" in found.sampling else tokens
-
+    gathered = "parameters gathered over fsdp" in found.sampling
+    later = 0 if gathered else tokens * _others(sizes.read_with_each_token(mesh), mesh)
     summed = _summed(sizes, mesh)
 
     def phase(name: str, needs: int, memory: int = 0, links: int = 0) -> Phase:
@@ -90,8 +91,8 @@ def computed_plan(
         phase(
             "sampling",
             sampling,
-            _decoded(config, found, found.sampling, mesh),
-            shared * gathers + summed,
+            _decoded(sizes, found.sampling, mesh),
+            shared + later + summed,
         ),
         phase("reference", 0, 0, shared + summed),
         # gathered forward, again for what is made anew, and backward; gradients are summed
@@ -124,7 +125,7 @@ def _between_steps(
     def sampler(name: str, prompts: int, samples: int, flops: float) -> Phase:
         needs = sizes.sampling(mesh, prompts, samples, memory)
         held = live(name, found.held, config, method)
-        return Phase(name, held, sum(needs.values()), flops, _decoded(config, found, needs, mesh))
+        return Phase(name, held, sum(needs.values()), flops, _decoded(sizes, needs, mesh))
 
     yield sampler("evaluation", evaluated, 1, products.get("evaluation", 0.0))
     if several := surveys(config, method):
@@ -136,10 +137,8 @@ def _between_steps(
         yield Phase("fisher", held, needs, products.get("fisher", 0.0))
 
 
-def _received(config: RunConfig, found: Footprint, mesh: Mapping[str, int]) -> int:
-    """Bytes that a chip receives when all weights are gathered over `fsdp` once."""
-    weight = jnp.dtype(config.model.dtype).itemsize
-    whole = found.parameters * weight // mesh["tensor"]
+def _others(whole: int, mesh: Mapping[str, int]) -> int:
+    """Of so many bytes of weights those that a chip receives from others, split over `fsdp`."""
     return whole * (mesh["fsdp"] - 1) // mesh["fsdp"]
 
 
@@ -154,15 +153,11 @@ def _summed(sizes: Sizes, mesh: Mapping[str, int]) -> int:
     return 2 * sizes.depth * number * 2 * (parts - 1) // parts
 
 
-def _decoded(
-    config: RunConfig, found: Footprint, sampling: Mapping[str, int], mesh: Mapping[str, int]
-) -> int:
-    """Bytes that `sampling` reads: with each token all weights, the prompts' keys and values, and
-    those of the responses so far."""
-    tokens, weight = config.rollout.max_tokens, jnp.dtype(config.model.dtype).itemsize
-    weights = found.parameters * weight // mesh["tensor"]
+def _decoded(sizes: Sizes, sampling: Mapping[str, int], mesh: Mapping[str, int]) -> int:
+    """Bytes that `sampling` reads: with each token weights, the prompts' keys and values, and those
+    of the responses so far."""
     caches = sampling["cache of prompts"] + sampling["cache of responses"] // 2
-    return tokens * (weights + caches)
+    return sizes.config.rollout.max_tokens * (sizes.read_with_each_token(mesh) + caches)
 
 
 def products_of(config: RunConfig) -> dict[str, int]:

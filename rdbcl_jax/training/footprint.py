@@ -191,6 +191,16 @@ class Sizes:
         """Whether a device holds what decoding reads, gathered over `fsdp`."""
         return is_gathered(self._gathered(mesh), memory)
 
+    def read_with_each_token(self, mesh: Mapping[str, int]) -> int:
+        """Bytes of weights that decoding reads on a device: of the embedding a row alone, unless it
+        is the head."""
+        head = "lm_head" in self.decoder
+        read = {
+            name: {k: v for k, v in part.items() if not (head and k == "embed_tokens")}
+            for name, part in self.decoder.items()
+        }
+        return _split(read, self.axes, {**mesh, "fsdp": 1})
+
     def _gathered(self, mesh: Mapping[str, int]) -> int:
         return _split(self.decoder, self.axes, {**mesh, "fsdp": 1})
 

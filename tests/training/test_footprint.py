@@ -1,5 +1,6 @@
 """What a run is said to hold, against what it holds."""
 
+import dataclasses
 import gc
 
 import jax
@@ -13,9 +14,9 @@ from rdbcl_jax.models import from_config
 from rdbcl_jax.planning import published
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
-from rdbcl_jax.sharding import put_batch
+from rdbcl_jax.sharding import numbers_in, put_batch
 from rdbcl_jax.toy import digits_suite
-from rdbcl_jax.training.footprint import READ, footprint
+from rdbcl_jax.training.footprint import ONE_DEVICE, READ, Sizes, footprint
 from rdbcl_jax.training.learner import make_learner
 from rdbcl_jax.training.stage import Stage
 from tests import engine
@@ -118,3 +119,15 @@ def test_published_sizes(tmp_path):
     for name, parameters in (("SmolVLM-256M", 256_484_928), ("SmolVLM-500M", 507_482_304)):
         model = from_config(published.write(name, tmp_path / name))
         assert sum(a.size for a in jax.tree.leaves(model.abstract_params())) == parameters
+
+
+def test_a_token_reads_no_vision_tower_and_of_an_embedding_a_row(path):
+    config = RunConfig.of(config_of(path))
+    sizes = Sizes.of(config)
+    text = numbers_in(sizes.whole["language_model"])
+    each = jnp.dtype(config.model.dtype).itemsize
+    assert sizes.read_with_each_token(ONE_DEVICE) == each * text < each * numbers_in(sizes.whole)
+    table = sizes.whole["language_model"]["embed_tokens"]["embedding"]
+    head = {"lm_head": {"kernel": jax.ShapeDtypeStruct(table.shape[::-1], sizes.dtype)}}
+    untied = dataclasses.replace(sizes, decoder=sizes.decoder | head)
+    assert untied.read_with_each_token(ONE_DEVICE) == each * text  # the head in its place
