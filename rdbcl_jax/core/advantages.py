@@ -88,7 +88,8 @@ def whiten(advantages: Float[Array, "*B"]) -> Float[Array, "*B"]:
     kept = jnp.where(applies, advantages, select(advantages, applies).mean() / share)  # at the mean
     variance = jnp.maximum(kept.var() / share, VARIANCE_FLOOR)
     whitened = (kept - kept.mean()) / jnp.sqrt(variance)
-    return select(whitened, applies & (kept.max() > kept.min()))
+    differ = masked_max(advantages, applies) > masked_min(advantages, applies)
+    return select(whitened, applies & differ)
 
 
 def entropy_shaped(

@@ -207,11 +207,12 @@ def verified_kl_coefficients(
 
     Args:
       coefficients: β of each sample, as `kl_coefficients` gives them.
-      accuracy: the verdict on each sample, in [0, 1].
+      accuracy: the verdict on each sample, in [0, 1]; NaN: there is none, and it keeps its own.
       beta_min: the coefficient of a sample that is wrong.
     """
     accuracy = jax.lax.stop_gradient(jnp.clip(to_float(accuracy), 0.0, 1.0))
-    return beta_min + (to_float(coefficients) - beta_min) * accuracy
+    right = jnp.where(jnp.isnan(accuracy), 1.0, accuracy)
+    return beta_min + (to_float(coefficients) - beta_min) * right
 
 
 def shuffle_kl_coefficients(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -18,6 +18,9 @@ from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.sections import Count, Section, Share, section
 
 Demonstration = Callable[[Record], str | None]  # None: the record has none, and is left out
+
+
+ANY = ""  # task
 
 
 @section("demonstrations")
@@ -64,14 +67,17 @@ def demonstration(options: DemonstrationOptions) -> Demonstration:
         return lambda record: in_format(options.no_reasoning, _taught(record))
     if options.target == "rollouts":
         rollouts = read_rollouts(options.rollouts)
-        return lambda record: rollouts.get(record.id)
+        return lambda record: rollouts.get((record.task, record.id), rollouts.get((ANY, record.id)))
     refine = load_function("refiner", options.refiner) if options.refiner else None
-    written: dict[int, tuple[Record, str]] = {}  # a refiner may be slow: asked once per record
+    written: dict[tuple[Any, ...], str] = {}  # a refiner may be slow: asked once per record
 
     def once(record: Record) -> str:
-        if id(record) not in written:
-            written[id(record)] = record, reasoned(record, refine)
-        return written[id(record)][1]
+        # a record is made anew whenever it is read, and its id may be another's in another source
+        told = record.prompt, record.answer, hash(repr(record.columns))
+        known = record.task, record.id, record.where, *told
+        if known not in written:
+            written[known] = reasoned(record, refine)
+        return written[known]
 
     return once
 
@@ -118,16 +124,19 @@ def _refined(record: Record, refine: Callable[..., str]) -> str:
     return reasoning
 
 
-def read_rollouts(pattern: str) -> dict[str, str]:
-    """Record id to response, from Parquet files with columns `record_id` and `completion`."""
+def read_rollouts(pattern: str) -> dict[tuple[str, str], str]:
+    """(task, record id) to response, from Parquet files with columns `task`, `record_id` and
+    `completion`; without `task` it is of any. Two tasks' sources may have the same ids."""
     paths = sorted(glob.glob(str(local(pattern))))
     if not paths:
         raise FileNotFoundError(
             f"demonstrations.rollouts is {pattern!r}: no such file; `rdbcl collect` writes one"
         )
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     for path in paths:
-        table = pq.read_table(path, columns=["record_id", "completion"]).to_pydict()
-        for record_id, completion in zip(table["record_id"], table["completion"], strict=True):
-            found.setdefault(record_id, completion)
+        table = pq.read_table(path)
+        ids, said = (table[name].to_pylist() for name in ("record_id", "completion"))
+        tasks = table["task"].to_pylist() if "task" in table.column_names else [ANY] * len(ids)
+        for task, record_id, completion in zip(tasks, ids, said, strict=True):
+            found.setdefault((task, record_id), completion)
     return found

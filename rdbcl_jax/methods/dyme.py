@@ -15,7 +15,7 @@ from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets
 from rdbcl_jax.methods.revisions import memorising
-from rdbcl_jax.sections import Section, section
+from rdbcl_jax.sections import Refused, Section, section
 
 
 @section("dyme")
@@ -30,6 +30,11 @@ class DyMEOptions(Section):
 
     memorise: bool = True
     explore: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.memorise or self.explore):
+            raise Refused("explore", "is False beside memorise=False, and nothing would be learned")
 
 
 def dyme(config: RunConfig) -> Method:

@@ -49,7 +49,8 @@ def pcurl(config: RunConfig) -> Method:
     def targets(batch, policy_logps, entropies):
         stage = len(STAGES) * batch.task_step // batch.task_steps
         right = batch.accuracies > 0.5
-        by_length = length_reward(batch.mask.sum(-1), right, target=own.length, longest=own.longest)
+        lengths = batch.given["length"]  # of those too that are masked, since they were cut
+        by_length = length_reward(lengths, right, target=own.length, longest=own.longest)
         shaped = by_length + jnp.where(right, 0.0, batch.given["repetition"])
         shaped = jnp.where(stage == HARD, shaped, 0.0)
         weights = difficulty_weights(masked_mean(right, ~batch.demonstrated, axis=-1), stage)
@@ -59,9 +60,13 @@ def pcurl(config: RunConfig) -> Method:
     def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
         shares = [distinct_ngrams(text, own.ngram) for text in scored.texts]
         repetition = own.repetition * (np.array(shares) - 1)
-        return dataclasses.replace(scored, given={"repetition": repetition.reshape(scored.shape)})
+        given = {
+            "repetition": repetition.reshape(scored.shape),
+            "length": np.asarray(scored.own.mask).sum(-1),
+        }
+        return dataclasses.replace(scored, given=given)
 
-    method = policy_gradient(config, chosen, revise=revise, given=("repetition",))
+    method = policy_gradient(config, chosen, revise=revise, given=("repetition", "length"))
     return dataclasses.replace(method, targets=targets, scheduled=True)
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from rdbcl_jax.batches import pytree
 from rdbcl_jax.methods.method import Filter, PromptSampler, Survey
 from rdbcl_jax.rewards import shaping
-from rdbcl_jax.sections import Count, NonNegative, Section, Share, section
+from rdbcl_jax.sections import Count, NonNegative, Refused, Section, Share, section
 
 Order = Literal["uniform", "variance", "stages", "volatility"]
 Rule = Literal["none", "solvable", "mixed"]
@@ -59,6 +59,11 @@ class PromptOptions(Section):
     diversity: Share = 0.2
     stages: Count = 3
     exploration: NonNegative = 0.2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.filter == "mixed" and self.samples < 2:
+            raise Refused("samples", "is 1, and one response is never right and wrong; expected 2")
 
     def scored(self, size: int) -> int:
         """How many of so many prompts are drawn by score; of "variance"."""

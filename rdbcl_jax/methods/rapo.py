@@ -14,6 +14,7 @@ import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import group_advantages, retention_reward
+from rdbcl_jax.core.masked import masked_mean
 from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
 from rdbcl_jax.methods.method import Method, Targets, Tracker
 from rdbcl_jax.sections import Decay, NonNegative, Section, section
@@ -30,7 +31,8 @@ class RaPOOptions(Section):
       weight: of the retention reward, beside the task's.
       sharpness: how fast it falls with the distance to the previous policy.
       ctan: divide the centred rewards by a moving average, over the steps of all tasks, of the
-        groups' standard deviation of the task's reward, and not by their own.
+        standard deviation of the task's reward in the groups where it differs, and not by their
+        own.
       momentum: of that average.
     """
 
@@ -59,6 +61,10 @@ def rapo(config: RunConfig) -> Method:
             weight=own.weight,
             sharpness=own.sharpness,
         )
+        # of one that is masked whole, since it was cut, nothing is known: the mean of the others
+        known = batch.mask.any(-1)
+        mean = masked_mean(retention, known, axis=-1)[:, None]
+        retention = jnp.where(known, retention, mean)
         retention = jnp.where(batch.step == batch.task_step, 0.0, retention)  # of the first task
         found = advantages(batch.rewards + retention, batch.prompt_values[:, None])
         return Targets(found, constant(chosen.beta, batch), {"retention": retention})
@@ -76,12 +82,15 @@ def rapo(config: RunConfig) -> Method:
 
 
 def moving_std(momentum: float) -> Tracker:
-    """The moving average of the mean standard deviation of the prompts' rewards; NaN before the
-    first batch, whose groups are divided by their own."""
+    """The moving average of the mean standard deviation of the prompts' rewards, of the prompts
+    that have one; NaN before the first of them, until which groups are divided by their own."""
 
     def observe(std, prompts, rewards, kl):
         known = [rewards[(prompts == p) & ~np.isnan(rewards)] for p in np.unique(prompts)]
-        now = np.mean([group.std(ddof=1) if len(group) > 1 else 0.0 for group in known])
+        found = [group.std(ddof=1) for group in known if len(group) and np.ptp(group) > 0]
+        if not found:
+            return std
+        now = np.mean(found)
         moved = now if np.isnan(std) else momentum * std + (1 - momentum) * now
         return np.asarray(moved, np.float32)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.kl import kl_estimate
-from rdbcl_jax.core.masked import masked_mean
+from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.core.portability import (
     Mapping,
     accuracy_kl_coefficients,
@@ -26,7 +26,7 @@ from rdbcl_jax.core.portability import (
     shuffle_kl_coefficients,
     verified_kl_coefficients,
 )
-from rdbcl_jax.methods.grpo import GRPO, policy_gradient, replacing
+from rdbcl_jax.methods.grpo import GRPO, VARIANTS, policy_gradient, replacing
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.sections import NonNegative, Positive, Refused, Section, section
 
@@ -45,11 +45,11 @@ class PortabilityOptions(Section):
     Attributes:
       kind: of RP, see `core.portability.reasoning_portability`; "static" is measured once, before
         the task.
-      level: the tokens of a response that it is taken from.
+      level: the tokens of a response that it is taken from; "static" is of the reasoning.
       mapping: from RP to β, see `core.portability.kl_coefficients`.
       beta_min, beta_max: the least and the greatest β.
       temperature: of the sigmoid.
-      verified: ours: anchor only samples that are right.
+      verified: ours: anchor only samples that are right, and those that nobody judged.
       control: what a claim must beat: for every sample the batch's mean β ("matched"), or the β
         that gives the same KL loss ("strength"); the βs dealt out at random ("shuffled"); high RP
         relaxes ("inverted"); β by the group's accuracy instead of RP ("accuracy").
@@ -68,6 +68,12 @@ class PortabilityOptions(Section):
         super().__post_init__()
         if self.beta_min > self.beta_max:
             raise Refused("beta_min", f"is {self.beta_min}, above beta_max, {self.beta_max}")
+        if self.kind == "static" and self.level != "reasoning":
+            said = f"is {self.level!r}, and kind 'static' is measured of the reasoning"
+            raise Refused("level", f"{said}; expected 'reasoning'")
+        if self.control == "accuracy" and self.verified:
+            said = "is True, and control 'accuracy' gives each group one coefficient"
+            raise Refused("verified", f"{said}; expected False")
 
 
 def rdbcl(config: RunConfig) -> Method:
@@ -86,13 +92,16 @@ def portable(config: RunConfig, method: Method) -> Method:
     portability = config.section(PortabilityOptions)
     static = portability.kind == "static"
     refused = method.responses != "sampled" or method.partly_anchored
-    if refused or (static and method.pretask):
+    # one number of each prompt is what a batch brings along
+    taken = method.pretask or method.tracker is not None
+    if refused or (static and taken):
         raise ValueError(
             f"config.kl.portability is True, which scales the β of sampled responses; for "
             f"{config.method} expected "
             + ("False, or the method 'portable_replay'" if method.rehearses else "False")
-            + (" or another portability.kind than 'static'" if method.pretask else "")
+            + (" or another portability.kind than 'static'" if taken else "")
         )
+    aggregation = VARIANTS.get(config.method, GRPO()).chosen(config).aggregation
 
     def targets(batch, policy_logps, entropies):
         found = method.targets(batch, policy_logps, entropies)
@@ -100,8 +109,10 @@ def portable(config: RunConfig, method: Method) -> Method:
         beta = coefficients(rp, batch, portability)
         if portability.control == "strength":
             kl = kl_estimate(policy_logps, batch.reference_logps, config.kl.kind)
-            kl = masked_mean(kl, batch.mask, axis=-1)
-            beta = matched_constant_kl_coefficients(beta, kl=kl)
+            kl, count = masked_sum_and_count(kl, batch.mask, axis=-1)
+            if aggregation == "sequence_mean":  # else tokens weigh alike
+                kl = divide(kl, count)
+            beta = matched_constant_kl_coefficients(beta, batch.mask.any(-1), kl=kl)
         return found._replace(kl_coef=beta, values={**found.values, "rp": rp})
 
     return dataclasses.replace(
@@ -115,26 +126,31 @@ def portable(config: RunConfig, method: Method) -> Method:
 
 
 def sample_portability(batch: TrainBatch, policy_logps, options: PortabilityOptions):
-    """RP of each sample, [P, G]; `static` is one number per prompt, measured before the task."""
+    """RP of each sample, [P, G]; `static` is one number per prompt, measured before the task.
+
+    A response that is masked whole, since it was cut, has none: its log-probs mean nothing."""
     if options.kind == "static":
         return jnp.broadcast_to(batch.prompt_values[:, None], batch.rewards.shape)
-    span = LEVELS[options.level](batch)
+    span = LEVELS[options.level](batch) & batch.mask
     return reasoning_portability(policy_logps, batch.previous_logps, span, kind=options.kind)
 
 
 def coefficients(rp, batch: TrainBatch, options: PortabilityOptions):
-    """β of each sample, [P, G], and what a control makes of it."""
+    """β of each sample, [P, G], and what a control makes of it, by the samples that are learned
+    from."""
     limits = {"beta_min": options.beta_min, "beta_max": options.beta_max}
+    valid = batch.mask.any(-1)
     if options.control == "accuracy":
         p = masked_mean(batch.accuracies, ~batch.demonstrated, axis=-1)[:, None]
         return accuracy_kl_coefficients(jnp.broadcast_to(p, rp.shape), **limits)
-    beta = kl_coefficients(rp, **limits, mapping=options.mapping, temperature=options.temperature)
+    mapping = {"mapping": options.mapping, "temperature": options.temperature}
+    beta = kl_coefficients(rp, **limits, **mapping, valid=valid)
+    if options.control == "inverted":
+        beta = invert_kl_coefficients(beta, **limits)
     if options.verified:
         beta = verified_kl_coefficients(beta, batch.accuracies, beta_min=options.beta_min)
     if options.control == "matched":
-        return matched_constant_kl_coefficients(beta)
-    if options.control == "inverted":
-        return invert_kl_coefficients(beta, **limits)
+        return matched_constant_kl_coefficients(beta, valid)
     if options.control == "shuffled":
-        return shuffle_kl_coefficients(jax.random.key(batch.step), beta)
+        return shuffle_kl_coefficients(jax.random.key(batch.step), beta, valid)
     return beta

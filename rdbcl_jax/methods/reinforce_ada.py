@@ -92,6 +92,7 @@ def above_mean(
 ) -> Float[np.ndarray, "P G"]:
     """Rewards less the mean of those that were drawn; exactly 0 where all of them are equal, and
     where a reward does not apply (NaN)."""
+    rewards = rewards.astype(np.float32)  # in which advantages are taken
     applies = drawn & ~np.isnan(rewards)
     known = np.where(applies, rewards, 0.0)
     mean = known.sum(1) / np.maximum(applies.sum(1), 1)

@@ -29,7 +29,7 @@ def frozen_logprobs(
     *,
     previous: Trained,
     reference: Trained,
-    index: int,
+    untouched: bool,
 ) -> dict[str, Any]:
     """The train batch's fields of frozen policies, None where the method reads none.
 
@@ -37,7 +37,8 @@ def frozen_logprobs(
       logprobs: (parameters, prompts, responses) → [P, G, T].
       previous: the policy from before the task.
       reference: the policy of the KL term; where it is the same object it is run once.
-      index: of the step in its task; 0: no update has been made yet.
+      untouched: no update has been made yet in the task: the policy is still the previous one. (A
+        first step whose rewards say nothing makes none.)
     """
     found = responses.all
     seen: dict[int, Any] = {}
@@ -45,7 +46,7 @@ def frozen_logprobs(
     def logps(params, wanted: bool):
         if not wanted:
             return None
-        if index == 0 and params is previous:
+        if untouched and params is previous:
             return found.logps  # only its shape is read: `with_policy` puts the policy's there
         if id(params) not in seen:
             seen[id(params)] = logprobs(params, responses.prompts, found)
@@ -53,9 +54,9 @@ def frozen_logprobs(
 
     return {
         "previous_logps": logps(previous, method.previous),
-        "previous_is_policy": jnp.asarray(index == 0),
+        "previous_is_policy": jnp.asarray(untouched),
         "reference_logps": logps(reference, method.reference is not None),
-        "reference_is_policy": jnp.asarray(index == 0 and reference is previous),
+        "reference_is_policy": jnp.asarray(untouched and reference is previous),
     }
 
 

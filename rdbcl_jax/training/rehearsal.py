@@ -113,6 +113,7 @@ class Asked(Made):
             answer="",
             answers=(),
             columns={},
+            row={},  # which reward functions see too: its gold answer is another's
             where="",
         )
 

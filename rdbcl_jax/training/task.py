@@ -138,18 +138,20 @@ def learn_task(
 
     # ---------------------------------------------------------------- step by step
     step = unreported = None
+    untouched = True  # as far as is known
     bad: list[Step] = []  # the first of those in a row that were left out
     for index in range(start, training.steps):
         state = experience.surveyed(state, index)
         responses, state = experience.draw(state, index)
+        untouched = untouched and not int(state.train.step)
         # queued before the host scores, unless the method may yet change the responses
         early = method.revise is None
-        references = _references(learner, stage, responses, index) if early else None
+        references = _references(learner, stage, responses, untouched) if early else None
         if unreported:  # the device is busy with the above
             state = reported(state, unreported)
         scored, state, sampled = experience.revised(responses, state, index)
         if references is None:
-            references = _references(learner, stage, scored.responses, index)
+            references = _references(learner, stage, scored.responses, untouched)
         before = state.tracker
         batch, state = _train_batch(experience, state, scored, references, values, index)
         state = experience.observed(state, scored)
@@ -220,14 +222,16 @@ def _prompt_values(
 
 
 @phase("reference")
-def _references(learner: Learner, stage: Stage, responses: Responses, index: int) -> dict[str, Any]:
+def _references(
+    learner: Learner, stage: Stage, responses: Responses, untouched: bool
+) -> dict[str, Any]:
     return frozen_logprobs(
         learner.logprobs,
         learner.method,
         responses,
         previous=stage.previous,
         reference=stage.reference,
-        index=index,
+        untouched=untouched,
     )
 
 

@@ -97,6 +97,9 @@ def test_whitening_by_hand():
     # a variance of 1e-8 is below the floor of 1e-6
     np.testing.assert_allclose(whiten(np.array([-1e-4, 1e-4])), [-0.1, 0.1], rtol=1e-6)
     np.testing.assert_array_equal(whiten(np.full((2, 2), 5.0)), 0)
+    # 0.1 is not the mean of itself in float32
+    np.testing.assert_array_equal(whiten(np.array([np.nan] * 4 + [0.1], np.float32)), 0)
+    np.testing.assert_array_equal(whiten(np.array([-0.2, np.nan, -0.2, np.nan], np.float32)), 0)
 
 
 def test_entropy_shaping_by_hand():

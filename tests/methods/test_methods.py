@@ -13,6 +13,7 @@ import pytest
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig, default_config
+from rdbcl_jax.core.kl import kl_estimate
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import METHODS, make_method
 from rdbcl_jax.methods.grpo import VARIANTS
@@ -180,6 +181,54 @@ def test_controls(batch):
     np.testing.assert_array_equal(dealt[3], beta("shuffled", changed(batch, step=3)))
 
 
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "constant"])
+def test_strength_is_of_the_same_kl_loss(batch, aggregation):
+    lengths = jnp.arange(4)[None, None] < jnp.array([[4, 2], [3, 4]])[..., None]
+    batch = changed(batch, mask=lengths)
+    kl = kl_estimate(POLICY, batch.reference_logps, "k3") * lengths
+    weights = 1 / lengths.sum(-1) if aggregation == "sequence_mean" else 1.0
+
+    def loss(control):
+        asked = {**RANGE, "portability.control": control, "loss.aggregation": aggregation}
+        return float((targets("rdbcl", batch, **asked).kl_coef * kl.sum(-1) * weights).sum())
+
+    assert loss("strength") == pytest.approx(loss("none"), rel=1e-5)
+    assert loss("matched") != pytest.approx(loss("none"), rel=1e-3)
+
+
+@pytest.mark.parametrize("control", ["none", "matched", "strength", "shuffled"])
+def test_a_response_that_is_masked_whole_changes_nothing_for_others(batch, control):
+    """Its log-probs are of no text: the engine read it masked."""
+    cut = changed(batch, mask=batch.mask.at[0, 1].set(False))
+    other = POLICY.at[0, 1].set(-7.0)
+    chosen = method("rdbcl", **RANGE, **{"portability.control": control})
+    one, two = (chosen.targets(cut, logps, None) for logps in (POLICY, other))
+    np.testing.assert_array_equal(one.kl_coef, two.kl_coef)
+    assert one.values["rp"][0, 1] == 1
+    if control == "shuffled":
+        kept = jnp.array([True, False, True, True])
+        plain = targets("rdbcl", cut, **RANGE).kl_coef.reshape(-1)
+        np.testing.assert_allclose(
+            np.sort(one.kl_coef.reshape(-1)[kept]), np.sort(plain[kept]), rtol=1e-6
+        )
+
+
+def test_of_a_response_that_is_masked_whole_rapo_knows_no_distance(batch):
+    cut = changed(batch, mask=batch.mask.at[0, 1].set(False), rewards=jnp.zeros((2, 2)))
+    found = targets("rapo", cut)
+    assert found.values["retention"][0, 1] == found.values["retention"][0, 0]
+    np.testing.assert_array_equal(found.advantages[0], 0)
+
+
+def test_what_nobody_judged_keeps_its_anchor_and_an_inverted_one_is_verified_too(batch):
+    options = {**RANGE, "portability.mapping": "clip", "portability.verified": True}
+    unknown = changed(batch, accuracies=[[1.0, np.nan], [1.0, 0.0]])
+    beta = targets("rdbcl", unknown, **options).kl_coef
+    np.testing.assert_allclose(beta, [[0.5, 0.3], [0.5, 0.1]], rtol=1e-5)
+    inverted = targets("rdbcl", unknown, **options, **{"portability.control": "inverted"}).kl_coef
+    np.testing.assert_allclose(inverted, [[0.1, 0.3], [0.1, 0.1]], rtol=1e-5)
+
+
 def test_ours_anchor_what_is_right_and_replay(batch):
     options = {**RANGE, "portability.mapping": "clip", "portability.verified": True}
     beta = targets("rdbcl", batch, **options).kl_coef
@@ -316,12 +365,16 @@ def test_rapo_normalises_across_tasks(batch):
     tracker = chosen.tracker
     assert tracker.carried and method("rapo").tracker is None
     start = tracker.start(np.full(9, 0.5, np.float32))
-    # ½√2 and 0, of two prompts; a reward that does not apply is left out
+    # ½√2 and nothing, of two prompts; a reward that does not apply is left out
     prompts, rewards = np.array([3, 3, 5, 5, 5]), np.array([1.0, 0.0, 2.0, 2.0, np.nan])
+    # where no prompt's rewards differ, nothing is known of how far they do: 0 would be divided by
+    for nothing in (np.zeros(5), np.full(5, np.nan)):
+        assert np.isnan(tracker.observe(start, prompts, nothing, None))
     std = tracker.observe(start, prompts, rewards, None)
-    np.testing.assert_allclose(std, 0.5**0.5 / 2, rtol=1e-6)
-    after = tracker.observe(std, prompts, np.zeros(5), None)
-    np.testing.assert_allclose(after, 0.75 * 0.5**0.5 / 2, rtol=1e-6)
+    np.testing.assert_allclose(std, 0.5**0.5, rtol=1e-6)
+    assert tracker.observe(std, prompts, np.zeros(5), None) == std
+    after = tracker.observe(std, prompts, 2 * rewards, None)
+    np.testing.assert_allclose(after, 1.25 * 0.5**0.5, rtol=1e-6)
     assert tracker.baselines(after, np.array([0, 1])).shape == (2,)
     here = changed(batch, step=7, task_step=7)
     for known, expected in ((np.nan, GROUP[0][0]), (2.0, 0.5 / 2.0001)):
@@ -394,6 +447,7 @@ def test_demonstrations(tmp_path):
     asked = importlib.import_module("tests.methods.test_methods").SHOUTED
     asked.clear()
     assert [refined.demonstration(hinted) for _ in range(3)] == [wanted] * 3
+    assert refined.demonstration(dataclasses.replace(hinted)) == wanted  # read anew
     assert asked == ["add"]  # a refiner may be a slow model: it is asked once a record
     # it comes before the record's own response, and says on which record it failed
     assert refined.demonstration(record(response="said", hint="add", facts="two cups")) == wanted
@@ -409,8 +463,14 @@ def test_demonstrations(tmp_path):
     for number, ids in enumerate((["r1", "r2"], ["r1"])):
         rows = {"record_id": ids, "completion": [f"{number}:{i}" for i in ids]}
         pq.write_table(pa.table(rows), tmp_path / f"{number}.parquet")
+    of_tasks = {"task": ["a", "b"], "record_id": ["r1"] * 2, "completion": ["a's", "b's"]}
+    pq.write_table(pa.table(of_tasks), tmp_path / "2.parquet")
     collected = method("rft_sft", **{"demonstrations.rollouts": str(tmp_path / "*.parquet")})
     assert collected.demonstration(record()) == "0:r1"
+    assert [collected.demonstration(dataclasses.replace(record(), task=t)) for t in "ab"] == [
+        "a's",
+        "b's",
+    ]
     assert collected.demonstration(dataclasses.replace(record(), id="r9")) is None
     with pytest.raises(FileNotFoundError, match="rdbcl collect"):
         method("rft_sft", **{"demonstrations.rollouts": str(tmp_path / "none.parquet")})
@@ -441,6 +501,26 @@ def test_groups_that_say_nothing_are_replaced_for_whom_it_is_asked(name):
         ("rdbcl", {"portability.kind": "odds"}, "portability.kind is 'odds'"),
         ("rdbcl", {"portability.control": "magic"}, "portability.control is 'magic'"),
         ("rdbcl", {"portability.beta_min": 1.0}, "portability.beta_min is 1.0, above beta_max"),
+        (
+            "rdbcl",
+            {"portability.kind": "static", "portability.level": "answer"},
+            "portability.level is 'answer', and kind 'static' is measured of the reasoning",
+        ),
+        (
+            "rdbcl",
+            {"portability.control": "accuracy", "portability.verified": True},
+            "portability.verified is True, and control 'accuracy'",
+        ),
+        *[
+            (
+                name,
+                {"kl.portability": True, "portability.kind": "static", **changes},
+                f"config.kl.portability is True, .* for {name} expected False or another",
+            )
+            for name, changes in (("mssr", {"rollout.samples": 1}), ("rapo", {"rapo.ctan": True}))
+        ],
+        ("dyme", {"dyme.memorise": False, "dyme.explore": False}, "dyme.explore is False beside"),
+        ("grpo", {"prompts.filter": "mixed", "prompts.samples": 1}, "prompts.samples is 1, and"),
         ("grpo", {"kl.kind": "k1"}, "kl.kind is 'k1'"),
         ("grpo", {"kl.reference": "first"}, "kl.reference is 'first'"),
         ("grpo", {"loss.surrogate": "trpo"}, "loss.surrogate is 'trpo'"),

@@ -47,7 +47,7 @@ def test_schedules_multiply_whatever_beta_a_method_has(batch):
 
 def test_any_method_that_samples_takes_portability(batch):
     options = {**RANGE, "portability.mapping": "clip", "kl.portability": True}
-    given = {name: jnp.ones((2, 2)) for name in ("advantage", "summed", "repetition")}
+    given = {name: jnp.ones((2, 2)) for name in ("advantage", "summed", "repetition", "length")}
     batch = changed(batch, task_step=0, task_steps=3)
     batch = dataclasses.replace(batch, given=given)
     for name in ("dr_grpo", "dapo", "mssr", "rapo", "dyme", *NEIGHBOURS[:-1]):  # not sft_rl
@@ -76,7 +76,8 @@ def test_pcurl_weighs_by_difficulty_and_shapes_in_the_last_stage(batch):
     lengths = jnp.arange(4)[None, None] < jnp.array([[4, 1], [2, 2]])[..., None]
     batch = changed(batch, mask=lengths, rewards=[[1.0, 0.0], [0.0, 1.0]], task_steps=6)
     batch = changed(batch, accuracies=[[1.0, 0.0], [0.0, 0.0]])
-    batch = dataclasses.replace(batch, given={"repetition": jnp.array([[-0.5, -0.1], [0, -0.2]])})
+    given = {"repetition": jnp.array([[-0.5, -0.1], [0, -0.2]]), "length": lengths.sum(-1)}
+    batch = dataclasses.replace(batch, given=given)
     plain = {"loss.advantage_scale": "none"}
 
     def found(step):
@@ -96,6 +97,9 @@ def test_pcurl_weighs_by_difficulty_and_shapes_in_the_last_stage(batch):
     np.testing.assert_allclose(found(5).advantages, expected, rtol=1e-5)
     assert (np.asarray(found(3).values["shaping"]) == 0).all()
     assert method("pcurl").scheduled
+    # one that is masked, since it was cut, is no shorter for that
+    cut = changed(batch, mask=batch.mask.at[0, 1].set(False), task_step=4)
+    np.testing.assert_array_equal(targets("pcurl", cut, **plain).values["shaping"], shaped)
 
 
 def test_repetition_is_of_n_grams():
@@ -139,8 +143,12 @@ def test_reinforce_ada_asks_until_there_is_enough_and_keeps_both_kinds():
     found = above_mean(rewards, drawn)
     third = [-1 / 3, 0, 2 / 3, -1 / 3]
     np.testing.assert_allclose(
-        found, [[0.25, 0.25, 0.25, -0.75], [0] * 4, third, [2 / 3, 0, -1 / 3, -1 / 3]]
+        found,
+        [[0.25, 0.25, 0.25, -0.75], [0] * 4, third, [2 / 3, 0, -1 / 3, -1 / 3]],
+        rtol=1e-6,
     )
+    alike = np.array([[0.1 + 0.2, 0.3, 0.3, 0.3]])  # but for the last bit of a double
+    assert (above_mean(alike, drawn[:1]) == 0).all()
 
 
 def test_further_rounds_are_of_half_the_batch_where_that_suffices():

@@ -4,6 +4,7 @@ Used by the tests beside it, and by `python -m tests.reliability.trials`, the lo
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -73,12 +74,13 @@ def spoil(directory, part, value=np.nan):
 
 @contextlib.contextmanager
 def reference_of_nan(from_step, row=slice(None)):
-    """The reference log-probs of one prompt are NaN, or those of all, from a step of a task on."""
-    found = task.frozen_logprobs
+    """The reference log-probs of one prompt are NaN, or those of all, from a step on, of those
+    that are made within."""
+    found, steps = task.frozen_logprobs, itertools.count()
 
-    def broken(*args, index, **kwargs):
-        fields = found(*args, index=index, **kwargs)
-        if index >= from_step:
+    def broken(*args, **kwargs):
+        fields = found(*args, **kwargs)
+        if next(steps) >= from_step:
             fields["reference_logps"] = fields["reference_logps"].at[row].set(np.nan)
         return fields
 

@@ -77,6 +77,7 @@ CASES = {
         "kl.schedule": "rise",
         "prompts.order": "variance",
         "prompts.samples": 4,
+        "training.steps": 3,  # where nothing is right, the last third alone says something
     },
     "reinforce_ada": {"prompts.order": "volatility"},
     "shuffle_r1": {"prompts.order": "stages", "prompts.samples": 2},
@@ -92,7 +93,8 @@ LONG = ("dr_grpo", "gspo", "cispo", "rloo")
 # within the second task; what a task leaves to the next, after the first too
 WITHIN = "step_00000003"
 KILLED_AFTER = {
-    **dict.fromkeys(("mssr", "replay", "rdbcl", "rapo", "pcurl", "reinforce_ada"), (WITHIN,)),
+    **dict.fromkeys(("mssr", "replay", "rdbcl", "rapo", "reinforce_ada"), (WITHIN,)),
+    "pcurl": ("step_00000004",),
     "ewc": ("task_01", WITHIN),
 }
 
@@ -102,17 +104,17 @@ TASKS_OF_PROMPTS = {  # of a task's first step, where not all are its own
     "replay": REPLAYED,
     "portable_replay": REPLAYED,
     "joint": [{"sum": 4, "jigsaw": 4}, {"sum": 5, "jigsaw": 3}],
-    "pcurl": [{"sum": 7}, {"jigsaw": 8}],  # half of them are drawn with replacement
+    "pcurl": [{"sum": 7}, {"jigsaw": 7}],  # half of them are drawn with replacement
     "reinforce_ada": [{"sum": 1}, {"jigsaw": 1}],
 }
 # of each step, where it is not all the responses that are learned from
 SAMPLED = {"sft": {0}, "dapo": {32, 64}, "shuffle_r1": {32}, "reinforce_ada": {128}}
 
 
-def prompts_by_task(workdir):
+def prompts_by_task(workdir, steps):
     """How many prompts of each task the first step of each task had."""
     rows = read_samples(workdir).select(["step", "record_id"]).to_pylist()
-    found = [{row["record_id"] for row in rows if row["step"] == step} for step in (0, 2)]
+    found = [{row["record_id"] for row in rows if row["step"] == step} for step in (0, steps)]
     return [dict(Counter(name.split("-")[0] for name in ids)) for ids in found]
 
 
@@ -125,10 +127,11 @@ def test_every_method_runs_and_resumes_to_the_same_bits(base, tmp_path, monkeypa
     config = tiny(method, **CASES[method])
     results = run(config, whole, base)
     steps = read_run(whole).steps
-    assert results.status == "done" and len(steps) == 4
+    assert results.status == "done" and len(steps) == 2 * config.training.steps
     assert all(np.isfinite(row["loss"]) and row["skipped_updates"] == 0 for row in steps)
     assert any(row["grad_norm"] > 0 for row in steps)
-    assert prompts_by_task(whole) == TASKS_OF_PROMPTS.get(method, [{"sum": 8}, {"jigsaw": 8}])
+    found = prompts_by_task(whole, config.training.steps)
+    assert found == TASKS_OF_PROMPTS.get(method, [{"sum": 8}, {"jigsaw": 8}])
     learned = Counter(read_samples(whole)["step"].to_pylist())
     for row in steps:
         assert row["sampled"] in SAMPLED.get(method, {learned[row["step"]]}), row

@@ -89,6 +89,8 @@ def test_equal_rewards_leave_every_bit_as_it_was(base, tmp_path, capsys):
     assert train(asked, tmp_path / "a").unchanged == ["sum"]
     found = rows(tmp_path / "a")
     assert [row["no_signal"] for row in found] == [1, 1, 1] and found[-1]["updates"] == 0
+    # no update was made: the policy is the reference, to the last bit
+    assert all(row["kl"] == 0 for row in found)
     assert all(row["frac_reward_zero_std"] == 1 and row["reward_std"] == 0 for row in found)
     assert same_as_base(tmp_path / "a", base)
     (warning,) = read_run(tmp_path / "a").warnings

@@ -21,7 +21,9 @@ TESTBED = pathlib.Path(__file__).parents[2] / "configs" / "studies" / "testbed.p
 
 
 def asked_about(images: int, new: list[Record]) -> Record:
-    old = Record("q", "old", "how many?", tuple("abc"[:images]), "3", "exact", {"hint": "h"})
+    pictures, columns = tuple("abc"[:images]), {"hint": "h"}
+    row = {**columns, "answer": "3", "question": "how many?"}
+    old = Record("q", "old", "how many?", pictures, "3", "exact", columns, row=row)
     return Asked([old], new, [1, 0])[0]
 
 
@@ -33,7 +35,7 @@ def test_an_old_question_is_asked_about_new_pictures_and_nothing_else_of_it_is_k
     new = [with_images("x", "y"), with_images("z")]
     found = asked_about(1, new)
     assert (found.prompt, found.task, found.verifier) == ("how many?", "old", "exact")
-    assert found.images == ("z",) and found.answer == "" and found.columns == {}
+    assert found.images == ("z",) and found.answer == "" and found.columns == found.row == {}
     assert found.id != "q"
     assert asked_about(3, new).images == ("z", "x", "y")  # of as many records as it takes
     assert asked_about(0, new).images == ()
