@@ -4,10 +4,13 @@ import dataclasses
 import functools
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods import make_method
@@ -19,6 +22,7 @@ from rdbcl_jax.planning.make import make_plan
 from rdbcl_jax.planning.table import lines
 from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.recipes import load_config
+from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training import layout
 from rdbcl_jax.training.footprint import FISHER, LEARN, MOMENTS, PREVIOUS, WRITTEN
 from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
@@ -122,6 +126,45 @@ def test_bytes_are_those_of_every_turn_of_a_loop():
     assert found.memory == 30 * (layer + 4 + 2 * acc)
     assert found.links == 30 * (2 * acc * 3 // 4)
     assert [b.shape for b in Compiled.of(HLO).buffers(3)] == ["f32[8,16]", "bf16[8,16]"]
+    # the same groups as later versions write them
+    for groups in ("mesh['a'=2,'b'=4] {'b'}", "mesh['a'=8] {'a':(1)4}", "{{0,1,2,3},{4,5,6,7}}"):
+        assert Compiled.of(HLO.replace("[2,4]<=[8]", groups)).traffic() == found
+
+
+def test_what_chips_receive_is_read_in_this_versions_text():
+    mesh = make_mesh(data=2, fsdp=4, devices=jax.devices()[:8])
+    rows = jax.ShapeDtypeStruct((8, 64), "float32", sharding=NamedSharding(mesh, P("fsdp")))
+    summed = jax.jit(lambda a: a.sum(0), out_shardings=NamedSharding(mesh, P()))
+    moved = Compiled.of(summed.lower(rows).compile().as_text()).traffic()
+    assert moved.links == 2 * 64 * 4 * 3 // 4  # all-reduce over the four of `fsdp`
+
+
+@pytest.mark.parametrize(
+    "said,held,program",
+    [
+        # with its arguments, which are held; a model among them is no array
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 3.00K of 2.00K hbm.",
+            0,
+            3,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory on HBM, the "
+            "total memory required for HLO temporaries (3.00K) exceeds available HBM (2.00K).",
+            1,
+            3,
+        ),
+    ],
+)
+def test_a_program_that_does_not_fit_is_a_phase_that_does_not(said, held, program):
+    def compiled():
+        raise jax.errors.JaxRuntimeError(said)
+
+    args = ("a model", jax.ShapeDtypeStruct((256,), "float32"))
+    lowered = types.SimpleNamespace(compile=compiled)
+    asked = types.SimpleNamespace(name="sampling", args=args, made=0, lowered=lambda: lowered)
+    phase = compiling._phase(asked, 1024, tpu=True)
+    assert (phase.held, phase.program) == (held * 1024, program * 1024)
 
 
 BRANCHES = """\

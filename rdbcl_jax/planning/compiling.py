@@ -22,7 +22,9 @@ from rdbcl_jax.training.programs import Program, Programs
 
 PROCESS = "Python, its libraries and what compiling leaves"
 _BUFFERS = 5  # of a program that are shown
-_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# what libtpu says of a program that does not fit: of arguments and all, or of what is temporary
+_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
+_TOO_MUCH_BESIDE = re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM")
 
 
 def compiled_plan(
@@ -103,9 +105,12 @@ def _phase(program: Program, live: int, tpu: bool) -> Phase:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        asked, seconds = _asked(error), time.perf_counter() - start  # arguments and all
-        beside = live + program.made - bytes_per_device(program.args)
-        return Phase(program.name, max(beside, 0), asked, compile_seconds=seconds)
+        asked, arguments = _asked(error)
+        beside, seconds = live + program.made, time.perf_counter() - start
+        if arguments:
+            given = [a for a in jax.tree.leaves(program.args) if hasattr(a, "dtype")]
+            beside = max(beside - bytes_per_device(given), 0)
+        return Phase(program.name, beside, asked, compile_seconds=seconds)
     seconds, stats = time.perf_counter() - start, compiled.memory_analysis()
     text = Compiled.of(compiled.as_text())
     moved = text.traffic(program.mean)
@@ -132,15 +137,16 @@ def needed(stats: Any, tpu: bool) -> int:
     return stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
 
 
-def _asked(error: Exception) -> int:
-    """How much memory a program needs that has not been compiled for want of it.
+def _asked(error: Exception) -> tuple[int, bool]:
+    """How much memory a program needs that has not been compiled for want of it, and whether its
+    arguments are among that.
 
     Raises the error where it is another.
     """
-    found = _TOO_MUCH.search(str(error))
-    if not found:
-        raise error
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+    for said, arguments in ((_TOO_MUCH, True), (_TOO_MUCH_BESIDE, False)):
+        if found := said.search(str(error)):
+            return int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " ")), arguments
+    raise error
 
 
 def _host_memory() -> int:

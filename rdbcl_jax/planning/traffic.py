@@ -23,6 +23,8 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[[\d,]*?(\d+)\]<=)")
+# as JAX 0.10.2 has it: `mesh['a'=2,'b'=4] {'a'}`, of an axis a part as `'b':(1)2`
+_AXES = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _FREE = {
     "parameter",
     "constant",
@@ -345,6 +347,10 @@ def _branches(operation: _Operation) -> list[str]:
 
 def _group(rest: str) -> int:
     """How many chips take part in a collective."""
+    if axes := _AXES.search(rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        taken = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes[2])
+        return math.prod(int(part or sizes[name]) for name, part in taken)
     found = _GROUPS.search(rest)
     if not found:
         return 1
