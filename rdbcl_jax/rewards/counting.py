@@ -24,8 +24,9 @@ _WORDS |= {
     for joint in ("-", " ")
 }
 _LEAD = re.compile(
-    r"(?:(?:so |therefore,? )?(?:the |my )?(?:final |correct )?(?:answer|count|total|number)"
-    r"(?: is|:| is:)|in total,?|there (?:is|are)|i (?:count|see|can see)) "
+    r"(?:(?:(?:so|therefore|thus|hence),? )?(?:the |my )?(?:final |correct )?"
+    r"(?:answer|count|total|number)(?: is|:| is:)"
+    r"|in total,?|there (?:is|are)|i (?:count|see|can see)) "
 )
 _COUNT = re.compile(
     r"(?:only |exactly |just )?"

@@ -62,8 +62,8 @@ _POWER_OF_TEN = re.compile(
 )
 # how an answer is led in: the answer is 5, x = 5
 _ANSWER = re.compile(
-    r"^(\*\*|__|)(?:so |therefore |thus |hence )?,? ?(?:the |my )?(?:final |correct |right |best )?"
-    r"answer(?:(?: is)? ?: ?\1| ?\1 ?(?::| is| would be)) ?",
+    r"^(\*\*|__|)(?:(?:so|therefore|thus|hence),? )?,? ?(?:the |my )?"
+    r"(?:final |correct |right |best )?answer(?:(?: is)? ?: ?\1| ?\1 ?(?::| is| would be)) ?",
     re.I,
 )
 _VARIABLE = re.compile(r"^([A-Za-zα-ω](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?) ?= ?(?=[^=])")

@@ -14,7 +14,7 @@ from rdbcl_jax.rewards.text import seen, unwrapped, visible
 LONGEST = 4096  # characters of an answer that is searched for a second one
 
 _LEAD = re.compile(
-    r"^(?:so |therefore |thus |hence )?,? ?(?:the |my )?(?:final |correct |right |best )?"
+    r"^(?:(?:so|therefore|thus|hence),? )?,? ?(?:the |my )?(?:final |correct |right |best )?"
     r"(?:answer|option|choice)(?: is| would be)?(?: ?: ?| )(?:option |choice )?",
     re.I,
 )
