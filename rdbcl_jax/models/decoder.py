@@ -547,6 +547,15 @@ class Decoder:
             )
 
 
+def read_with_each_token(params: Params) -> Params:
+    """Of a decoder's parameters those that every token reads: of an embedding that is not the head
+    it reads a row."""
+    if "lm_head" not in params:
+        return params
+    text = params["language_model"]
+    return params | {"language_model": {k: v for k, v in text.items() if k != "embed_tokens"}}
+
+
 def _add_level(x, deep, index):
     """Adds level `index` of `deep`, where there is one."""
     return x if deep is None else x + deep.at[index].get(mode="fill", fill_value=0)

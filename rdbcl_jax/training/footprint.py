@@ -27,6 +27,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
+from rdbcl_jax.models.decoder import read_with_each_token
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy, abstract_policy
@@ -194,11 +195,7 @@ class Sizes:
     def read_with_each_token(self, mesh: Mapping[str, int]) -> int:
         """Bytes of weights that decoding reads on a device: of the embedding a row alone, unless it
         is the head."""
-        head = "lm_head" in self.decoder
-        read = {
-            name: {k: v for k, v in part.items() if not (head and k == "embed_tokens")}
-            for name, part in self.decoder.items()
-        }
+        read = read_with_each_token(self.decoder)
         return _split(read, self.axes, {**mesh, "fsdp": 1})
 
     def _gathered(self, mesh: Mapping[str, int]) -> int:
