@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from rdbcl_jax.rewards.numerals import Quantity, same, stated
-from rdbcl_jax.rewards.text import seen, unwrapped, visible
+from rdbcl_jax.rewards.text import LEAD_IN, seen, unwrapped, visible
 from rdbcl_jax.rewards.words import normalise
 
 _LONGEST = 128  # characters of a count with its noun
@@ -24,7 +24,7 @@ _WORDS |= {
     for joint in ("-", " ")
 }
 _LEAD = re.compile(
-    r"(?:(?:(?:so|therefore|thus|hence),? )?(?:the |my )?(?:final |correct )?"
+    r"(?:" + LEAD_IN + r"(?:the |my )?(?:final |correct )?"
     r"(?:answer|count|total|number)(?: is|:| is:)"
     r"|in total,?|there (?:is|are)|i (?:count|see|can see)) "
 )

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+# what may stand before "the answer is", in any case
+LEAD_IN = r"(?:(?:so|therefore|thus|hence),? )?"
+
 # letters and symbols by category, and blank to the eye: Hangul fillers and the empty braille cell
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 # marks that show nothing: joiners, inherent vowels, variation selectors

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 from rdbcl_jax.rewards.numerals import without_thousands
-from rdbcl_jax.rewards.text import seen, unwrapped, visible
+from rdbcl_jax.rewards.text import LEAD_IN, seen, unwrapped, visible
 
 LONGEST = 4096  # characters of an answer that is searched for a second one
 
 _LEAD = re.compile(
-    r"^(?:(?:so|therefore|thus|hence),? )?,? ?(?:the |my )?(?:final |correct |right |best )?"
+    r"^" + LEAD_IN + r",? ?(?:the |my )?(?:final |correct |right |best )?"
     r"(?:answer|option|choice)(?: is| would be)?(?: ?: ?| )(?:option |choice )?",
     re.I,
 )
