@@ -58,14 +58,17 @@ def _finite_leaves(leaves):
 
 def _any(is_so, *arrays):
     """Whether it is so of any number of arrays of one shape: a stack of layers, which no mesh
-    splits, one layer at a time, so that little lies beside it."""
+    splits, one layer at a time, so that little lies beside it.
+
+    A loop keeps one bit per place of a layer, where the layer lies, and devices meet after it: a
+    program of many loops in each of which they meet is slow, and hung on eight CPU devices."""
     if arrays[0].ndim < 3:
         return is_so(*arrays).any()
 
     def layer(found, parts):
-        return found | is_so(*parts).any(), None
+        return found | is_so(*parts), None
 
-    return scan(layer, jnp.zeros((), bool), arrays, narrow=True)[0]
+    return scan(layer, jnp.zeros(arrays[0].shape[1:], bool), arrays, narrow=True)[0].any()
 
 
 @jax.jit

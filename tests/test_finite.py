@@ -1,11 +1,15 @@
 """Whether numbers are finite, or differ, is asked of parameters that lie there once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rdbcl_jax import finite
+from rdbcl_jax.sharding import make_mesh
 
 SHAPES = {"stack": (16, 256, 512), "matrix": (64, 512), "norm": (16, 512)}
 
@@ -46,3 +50,21 @@ def test_one_number_makes_them_differ(name):
     # in the dtypes of the other, where so little is nothing
     half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), one)
     assert not finite.differ({**one, name: one[name].at[2, 7].add(0.001)}, half)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_devices_do_not_meet_in_a_loop(dtype):
+    """Many loops in one program, in each of which eight CPU devices wait for one another, hung."""
+    mesh = make_mesh(2, 2, 2)
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+    stack = jax.ShapeDtypeStruct((4, 16, 16), dtype, sharding=split)
+    for function, *trees in (
+        (finite._finite_leaves, [stack] * 2),
+        (finite._differ, [stack], [stack]),
+    ):
+        text = function.lower(*trees).compile().as_text()
+        loops = re.findall(r"body=%?([\w.]+)", text)
+        assert len(loops) >= len(trees[0])
+        for loop in loops:
+            body = text.split(f"%{loop} (", 1)[1].split("\n}", 1)[0]
+            assert "all-reduce(" not in body and "all-gather(" not in body
