@@ -9,7 +9,9 @@
 # copies the commit that is checked out here to all of its hosts and installs it there; it makes a new
 # one when the slice is preempted, and removes it at the end, whatever that is. A trainer that gets
 # SIGTERM saves its state and ends with 0, and says so: the same command is then started again, which
-# goes on from there. A command that fails on a slice that is whole has failed: no retry helps.
+# goes on from there. A command that fails on a slice that is whole has failed: no retry helps. One whose
+# connection broke (255) may still be running there: it is started again until the run of before, which
+# has the workdir, is at its end, and the slice stays when the retries are over.
 #
 #   --tpu=NAME, --zone=ZONE   the slice, and where it is
 #   --project=PROJECT         default: gcloud's own
@@ -50,6 +52,7 @@ case $retries$poll in *[!0-9]*) fail "--retries=$retries and --poll=$poll are nu
 command -v gcloud > /dev/null || fail 'gcloud is not on the PATH: https://cloud.google.com/sdk/docs/install'
 
 where=("--zone=$zone" ${project:+"--project=$project"})
+alive=(--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=10)
 vm() { local verb=$1 && shift && gcloud compute tpus tpu-vm "$verb" "$@" "${where[@]}"; }
 queue() { local verb=$1 && shift && gcloud compute tpus queued-resources "$verb" "$tpu" "${where[@]}" "$@"; }
 state_of_queue() { queue describe '--format=value(state.state)' 2> /dev/null; }
@@ -57,7 +60,9 @@ state_of_slice() { vm describe "$tpu" '--format=value(state)' 2> /dev/null; }
 
 printf -v line '%q ' "$@"
 printf -v line 'cd %q && %s' "$directory" "${line% }"
-log=$(mktemp) && made='' left=$retries
+log=$(mktemp) && made='' left=$retries command='' lost=''
+
+stop_command() { [ -z "$command" ] || kill -- "-$command" 2> /dev/null; }
 
 remove() {
   made=''
@@ -70,11 +75,15 @@ at_end() {
   exit $code
 }
 trap at_end EXIT
-trap 'exit 143' TERM
-trap 'exit 130' INT
+# what runs in the foreground would be waited for first
+trap 'stop_command; exit 143' TERM
+trap 'stop_command; exit 130' INT
 
 again() { # one of the retries is taken
-  [ "$left" -gt 0 ] || fail "$1; no retries are left" 1
+  if [ "$left" = 0 ]; then
+    [ -z "$lost" ] || { keep=yes && say "$tpu stays: its run may go on there"; }
+    fail "$1; no retries are left" 1
+  fi
   left=$((left - 1))
   say "$1; $left retries are left"
   sleep "$poll"
@@ -113,20 +122,36 @@ while true; do
     again "$tpu was preempted while it was set up"
     continue
   fi
-  vm ssh "$tpu" --worker=all "--command=$line" 2>&1 | tee "$log"
-  code=${PIPESTATUS[0]}
+  set -m # in a process group of its own, of which nothing is left when it is stopped
+  {
+    vm ssh "$tpu" --worker=all "${alive[@]}" "--command=$line" 2>&1 | tee "$log"
+    exit "${PIPESTATUS[0]}"
+  } < /dev/null &
+  command=$!
+  set +m
+  wait "$command"
+  code=$? command=''
   if [ "$code" = 0 ] && ! grep -q 'stopped by SIGTERM' "$log"; then
     exit 0
   fi
   state=$(state_of_slice)
+  if [ "$state" = READY ] && [ "$code" = 255 ]; then
+    lost=yes
+    again "the connection to $tpu was lost"
+    continue
+  fi
+  if [ "$state" = READY ] && [ -n "$lost" ] && grep -q 'belongs to another run' "$log"; then
+    again "the run on $tpu goes on from before the connection was lost"
+    continue
+  fi
   if [ "$state" = READY ] && [ "$code" != 0 ] && ! grep -q 'stopped by SIGTERM' "$log"; then
-    [ "$code" != 255 ] || say 'that is also how a lost connection ends: processes may go on there'
     fail "the command failed on $tpu with $code" "$code"
   fi
   if [ "$state" != READY ]; then
     [ -n "$accelerator" ] ||
       fail "$tpu is ${state:-gone}, and was not made here: with --accelerator and --runtime it is made again" 1
     remove
+    lost=''
   fi
   again "$tpu is ${state:-gone}, and its run not at its end"
 done

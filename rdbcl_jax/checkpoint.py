@@ -36,6 +36,7 @@ from rdbcl_jax.remote import at, is_remote
 
 MANIFESTS = "manifests"
 _AT_ONCE = 2**29  # bytes of a state that are in hand to be written
+_PATIENCE = 24 * 3600  # seconds in which a state is written; orbax's own are 1,200
 UNFINISHED = {"unfinished": True}  # a manifest, while its state is written
 _NAME = re.compile(r"(?:task|fisher|memory)_\d\d+|step_\d{8}")
 # what a save of ours may leave; a copy that somebody has made beside it is theirs
@@ -281,10 +282,12 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            for rest in [path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")]:
-                _remove(rest)
+            if jax.process_index() == 0:  # others may still write, or have come to their end
+                for rest in [path, *path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*")]:
+                    _remove(rest)
             if isinstance(error, OSError):
-                raise OSError(error.errno, f"{error.strerror}, while saving", str(path)) from error
+                code, what = error.errno or errno.EIO, error.strerror or error
+                raise OSError(code, f"{what}, while saving", str(path)) from error
             full = re.search(r"No space left|quota|RESOURCE_EXHAUSTED", str(error), re.IGNORECASE)
             if not full:
                 raise
@@ -306,6 +309,7 @@ def _how_written(tree: Any) -> ocp.Context:
     the state itself, once more. What several devices hold is divided among them only where that
     divides it among processes: to cut it takes a program for each shape."""
     context = ocp.Context()
+    context.asynchronous.timeout_secs = _PATIENCE
     context.array.saving.use_replica_parallel = jax.process_count() > 1
     largest = max((getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(tree)), default=0)
     context.memory.write_concurrent_bytes = max(_AT_ONCE, 2 * largest)  # one array has to fit

@@ -54,6 +54,12 @@ def most_anywhere(value: int) -> int:
     return int(multihost_utils.process_allgather(np.array(value, np.int32)).max())
 
 
+def meet(where: str) -> None:
+    """Waits until all processes are there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
 def _from_main(text: bytes) -> bytes:
     size = int(multihost_utils.broadcast_one_to_all(np.array(len(text), np.int32)))
     padded = np.zeros(size, np.uint8)

@@ -50,6 +50,19 @@ def is_held(workdir: pathlib.Path) -> bool:
         return False
 
 
+def is_seen(workdir: pathlib.Path, owner: dict[str, Any], seconds: float) -> bool:
+    """Whether this process finds the owner that another wrote, within so many seconds: network file
+    systems take some to tell."""
+    until = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(FileNotFoundError), open(workdir / FILE, encoding="utf-8") as file:
+            if _owner(file) == owner:
+                return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.5)
+
+
 class WorkdirLock:
     """Held within a `with` block.
 
@@ -60,6 +73,7 @@ class WorkdirLock:
 
     def __init__(self, workdir: pathlib.Path):
         self.workdir, self.path = workdir, workdir / FILE
+        self.owner: dict[str, Any] = {}  # what stands in the file
         self._file: TextIO | None = None
         self._over = threading.Event()
 
@@ -93,7 +107,7 @@ class WorkdirLock:
             # POSIX: of the process, so that its children do not keep it alive
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (*_TAKEN, errno.ENOLCK, errno.EOPNOTSUPP):
+            if error.errno not in (*_TAKEN, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
             held = error.errno in _TAKEN
         owner = _owner(file)
@@ -110,7 +124,8 @@ class WorkdirLock:
             )
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
+        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        json.dump(self.owner, file)
         file.flush()
 
     def _beat(self) -> None:
@@ -136,13 +151,17 @@ class RemoteLock:
         self.workdir, self.path = workdir, workdir / FILE
         self._here = {(local / FILE).absolute()} if local else set()
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._own = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-        self._own["token"] = f"{time.time_ns():x}-{os.getpid()}"
+        self.owner: dict[str, Any] = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": since,
+        }
+        self.owner["token"] = f"{time.time_ns():x}-{os.getpid()}"
         self._over = threading.Event()
 
     def __enter__(self) -> RemoteLock:
         self._check(self._read())
-        self._write(json.dumps(self._own))
+        self._write(json.dumps(self.owner))
         time.sleep(self.SETTLED)
         self._check(self._read())
         _OWN.update(self._here)
@@ -152,11 +171,11 @@ class RemoteLock:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         _OWN.difference_update(self._here)
-        if self._read() == self._own:
+        if self._read() == self.owner:
             self._write("")
 
     def _check(self, owner: dict[str, Any]) -> None:
-        if not owner or owner == self._own or _has_ended(owner):
+        if not owner or owner == self.owner or _has_ended(owner):
             return
         seen = time.time() - self.path.stat().mtime
         if seen < _DEAD:
@@ -176,8 +195,8 @@ class RemoteLock:
     def _beat(self) -> None:
         while not self._over.wait(_BEAT):
             with contextlib.suppress(Exception):  # the next one may get through
-                if self._read() == self._own and not self._over.is_set():
-                    self._write(json.dumps(self._own))
+                if self._read() == self.owner and not self._over.is_set():
+                    self._write(json.dumps(self.owner))
 
 
 def _has_ended(owner: dict[str, Any]) -> bool:

@@ -14,13 +14,16 @@ import contextlib
 import fnmatch
 import os
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SCHEME = "gs://"
+_DRAFT, _DEAD = ".draft", 3600.0  # seconds after which a draft that nobody writes is a dead one's
 # pictures, of which a data set may hold more than a disk does
 _LAZY = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -124,8 +127,9 @@ def local(name: str | os.PathLike, *, pictures: bool = True) -> Path:
         kept = [file for file in names if pictures or not file.lower().endswith(_LAZY)]
         wanted = {file: _stat(there / file) for file in kept}
         here.mkdir(parents=True, exist_ok=True)
-        for file in {*_names_below(here)} - {*names}:
-            (here / file).unlink()  # gone there
+        for file in {*_names_below(here)} - {*names}:  # gone there
+            if not _is_being_written(here / file):
+                (here / file).unlink(missing_ok=True)
         _check_room(here, sum(stat.size for stat in wanted.values()), os.fspath(name))
         for file, stat in wanted.items():
             _fetch(there / file, here / file, stat)
@@ -156,13 +160,21 @@ def _check_room(folder: Path, needed: int, name: str) -> None:
         )
 
 
+def _is_being_written(file: Path) -> bool:
+    """Whether it is a draft of another process that shares the copies, and no dead one's."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.name.endswith(_DRAFT) and time.time() - file.stat().st_mtime < _DEAD
+    return False
+
+
 def _fetch(there: Any, here: Path, stat: Stat) -> None:
     """Copies a file in one move, unless the copy is that already."""
     with contextlib.suppress(FileNotFoundError):
         if _stat(here) == stat:
             return
     here.parent.mkdir(parents=True, exist_ok=True)
-    draft = here.with_name(f"{here.name}.{os.getpid()}.{threading.get_ident()}.draft")
+    own = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    draft = here.with_name(f"{here.name}.{own}{_DRAFT}")
     try:
         with there.open("rb") as source, draft.open("wb") as copy:
             shutil.copyfileobj(source, copy, 1 << 24)

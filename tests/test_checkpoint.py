@@ -160,6 +160,14 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_saved(tmp_path, monkeypatch
     assert "step_00000002" in str(error.value)
     assert checkpoints.steps() == [1] and checkpoints.strays() == ["step_00000002"]
     assert {p.name for p in checkpoints.directory.iterdir()} == {"step_00000001", "manifests"}
+
+    def late(path, *args, **kwargs):
+        raise TimeoutError("no answer from the storage")  # which has no errno
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rdbcl_jax.checkpoint.ocp.save_async", late)
+        with pytest.raises(OSError, match="no answer from the storage, while saving: '"):
+            checkpoints.save_step(2, state)
     checkpoints.save_step(2, state)
     checkpoints.wait()
     assert not checkpoints.problem("step_00000002") and not checkpoints.strays()

@@ -171,6 +171,12 @@ def test_rows_are_the_same_however_the_mesh_lies_over_processes():
     finish(*start_joined(4, 2, "tests.rows_over_processes"))
 
 
+def test_processes_that_see_other_folders_are_told_and_all_end_together(tmp_path):
+    finish(*start_joined(2, 1, "tests.joined", str(tmp_path)))
+    told = [(tmp_path / f"{process}.txt").read_text() for process in (0, 1)]
+    assert all("process 1 of 2 does not find there what process 0, on" in text for text in told)
+
+
 def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
     config = small_config()
     config.data.prompt_lengths, config.data.patch_slots = (16, 24), ()

@@ -161,7 +161,14 @@ elif verb == "scp":
 elif state["slice"] != "READY":
     code = 255
 else:
-    if state["at"] in command and state["preempted"]:
+    if "--distributed" in command and state["lost"]:
+        state["lost"] -= 1
+        code = 255
+    elif "--distributed" in command and state["goes_on"]:
+        state["goes_on"] -= 1
+        print("rdbcl train: runs belongs to another run: process 7 on t1v-0", file=sys.stderr)
+        code = 1
+    elif state["at"] in command and state["preempted"]:
         state["preempted"] -= 1
         state |= {"queue": "SUSPENDED", "slice": "PREEMPTED"}
         print("rdbcl train: stopped by SIGTERM after step 3, which is saved", file=sys.stderr)
@@ -189,6 +196,7 @@ def cloud(tmp_path, monkeypatch):
 
         def is_(self, **state):
             known = {"queue": None, "slice": None, "preempted": 0, "at": "--distributed", "code": 0}
+            known |= {"lost": 0, "goes_on": 0}
             (tmp_path / "state").write_text(json.dumps(known | state))
 
         @property
@@ -253,6 +261,40 @@ def test_retries_come_to_an_end_and_nothing_is_left(launcher, cloud):
     done = pod(launcher, *MADE, "--retries=1")
     assert done.returncode == 1 and "no retries are left" in done.stderr
     assert cloud.state["slice"] is None and cloud.state["preempted"] == 7
+
+
+def test_a_lost_connection_ends_no_run(launcher, cloud):
+    cloud.is_(lost=2, goes_on=3)
+    done = pod(launcher, *MADE, "--retries=5", python="true")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the connection to v5e-0 was lost") == 2
+    assert done.stderr.count("goes on from before the connection was lost") == 3
+    assert [call[1] for call in cloud.calls].count("create") == 1
+    assert any("ServerAliveInterval" in word for word in str(cloud.calls).split("'"))
+    cloud.is_(lost=9)
+    done = pod(launcher, *MADE, "--retries=2", python="true")
+    assert done.returncode == 1 and "v5e-0 stays: its run may go on there" in done.stderr
+    assert cloud.state["slice"] == "READY"
+    # a workdir that another run has had before is no lost connection
+    cloud.is_(goes_on=1)
+    done = pod(launcher, *MADE, "--retries=5", python="true")
+    assert done.returncode == 1 and "the command failed on v5e-0 with 1" in done.stderr
+
+
+def test_a_launcher_that_is_told_to_stop_does_so_at_once(launcher, cloud, tmp_path):
+    cloud.is_()
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\necho began\nsleep 60\n")
+    slow.chmod(0o755)
+    options, (run,) = runs_of(launcher, *POD, "--poll=0", f"--python={slow}", *MADE)
+    command = launcher.command(run, options)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert any("began" in line for line in process.stdout)
+    process.terminate()
+    assert process.wait(20) == 143
+    assert cloud.state["slice"] is None
 
 
 def test_a_command_that_fails_is_not_tried_again(launcher, cloud):

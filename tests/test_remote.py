@@ -56,6 +56,13 @@ def test_a_copy_is_brought_up_to_date_and_is_whole(gs):
     local(f"{gs}/copies")
     assert (here / "a/b.json").read_text() == "another"
     assert remote.files_below(here).keys() == {"a/b.json", "d.png", "e.json"}
+    # a process that shares the copies is at it; another one died an hour ago
+    written, left = here / "f.json.host.1.2.draft", here / "f.json.host.3.4.draft"
+    written.write_text("ha"), left.write_text("ha")
+    os.utime(left, (time.time() - 4000,) * 2)
+    local(f"{gs}/copies")
+    assert written.exists() and not left.exists()
+    written.unlink()
 
 
 def test_records_and_their_pictures(gs, tmp_path):

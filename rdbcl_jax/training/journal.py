@@ -61,6 +61,8 @@ class Journal:
         where = setup.config.log if self.is_main else LogConfig()  # services get one run
         config = setup.config.to_dict()
         self.log = RunLog(self.folder, resume_step=done, log=where, config=config)
+        if self.is_main:
+            _forget_beyond(done, of_others=workdir / "processes")
         self.steps = self.traced = 0  # of this call
         self.reported = self.started
         self.open = contextlib.ExitStack()
@@ -250,6 +252,13 @@ def _rows(split: SplitResults) -> list[Evaluation]:
     return [
         Evaluation(list(accuracy), list(parsed), list(split.count)) for accuracy, parsed in pairs
     ]
+
+
+def _forget_beyond(done: int, *, of_others: pathlib.Path) -> None:
+    """What processes logged after step `done` that this call, on fewer hosts, has no more."""
+    for folder in of_others.glob("*"):
+        if folder.name.isdigit() and int(folder.name) >= jax.process_count():
+            RunLog(folder, resume_step=done).close()
 
 
 def _tokens_of(workdir: pathlib.Path, done: int) -> int:

@@ -22,10 +22,10 @@ from rdbcl_jax.data.check import SIZES
 from rdbcl_jax.data.indexed import Records
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import EVALUATED, SPLITS
-from rdbcl_jax.distributed import on_main
+from rdbcl_jax.distributed import meet, most_anywhere, on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
 from rdbcl_jax.finite import differ
-from rdbcl_jax.lock import RemoteLock, WorkdirLock
+from rdbcl_jax.lock import RemoteLock, WorkdirLock, is_seen
 from rdbcl_jax.methods import Method
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models import partition
@@ -56,7 +56,7 @@ from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
 from rdbcl_jax.training.stage import Anchors, dtype_of_frozen, make_stage, merged
 from rdbcl_jax.training.state import TaskState, restore_state
-from rdbcl_jax.training.stop import Stop
+from rdbcl_jax.training.stop import Stop, Stopped
 from rdbcl_jax.training.surveys import filtered
 from rdbcl_jax.training.task import learn_task
 
@@ -78,6 +78,7 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
             checkpoints = Checkpoints(store.name, **kept, first=store.push)
             start = find_start(store.local, setup, checkpoints)
             with (
+                _ending_together(),
                 Journal(store.local, setup, start, store.name) as journal,
                 checkpoints,
                 contextlib.closing(Ahead()) as ahead,
@@ -199,6 +200,19 @@ def _check_store(store: Store, config: RunConfig) -> None:
 
 
 @contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """Processes wait for the main one, which has states to compare and to name whole: once one of
+    them is gone, JAX gives the others five minutes, and kills them."""
+    try:
+        yield
+    except Stopped as stopped:
+        if not stopped.at_once:  # all of them stop after one step
+            meet("stopped")
+        raise
+    meet("at the end")
+
+
+@contextlib.contextmanager
 def one_run(store: Store) -> Iterator[None]:
     """The workdir is this run's alone; of several processes the main one holds it for all."""
     lock: Any = (
@@ -206,16 +220,30 @@ def one_run(store: Store) -> Iterator[None]:
     )
     with contextlib.ExitStack() as stack:
 
-        def take() -> str:
+        def take() -> dict[str, Any]:
             stack.enter_context(lock)
-            return lock.path.name
+            return lock.owner
 
-        on_main(take)
+        owner = on_main(take)
+        if store.there is None:
+            _check_shared(store.local, owner)
         store.pull()
         stack.callback(store.push)  # before the lock is given back
         store.keep_up()
         on_main(lambda: _check_folders(store.local))
         yield
+
+
+def _check_shared(workdir: pathlib.Path, owner: dict[str, Any], seconds: float = 60.0) -> None:
+    """Raises ValueError, in all processes, where one does not see what the main one writes there:
+    its states would be on several disks, none of them whole."""
+    blind = jax.process_index() > 0 and not is_seen(workdir, owner, seconds)
+    if process := most_anywhere(jax.process_index() if blind else 0):
+        raise ValueError(
+            f"{workdir}: process {process} of {jax.process_count()} does not find there what "
+            f"process 0, on {owner['host']}, has written; expected a folder that all hosts share "
+            "(a network file system), or gs://"
+        )
 
 
 def _check_folders(workdir: pathlib.Path) -> None:
@@ -326,11 +354,13 @@ def _parted(setup: Setup, policy: Policy, anchors: Anchors) -> tuple[Anchors, Tr
     those, to learn on."""
     stacks, dtype = policy.model.param_axes.stacks, dtype_of_frozen(setup.config, setup.method)
 
-    def copy(params: Trained) -> Trained:
-        held = partition.read_in(params, stacks, dtype)
-        return jax.tree.map(lambda a, b: jnp.copy(a) if a is b else a, held, params)
+    def held(params: Trained) -> Trained:
+        return partition.read_in(params, stacks, dtype)
 
-    return anchors.frozen(copy), anchors.previous
+    def copy(params: Trained) -> Trained:
+        return jax.tree.map(lambda a, b: jnp.copy(a) if a is b else a, held(params), params)
+
+    return anchors.frozen(copy, held), anchors.previous
 
 
 @phase("evaluation")

@@ -48,10 +48,13 @@ class Anchors:
             kept["ema"] = merged(kept["ema"], policy, ema_decay)
         return dataclasses.replace(self, previous=policy, kept=kept)
 
-    def frozen(self, copy: Callable[[Trained], Trained]) -> Anchors:
-        """The anchors with a copy of the policy that learns on, which may then be donated."""
+    def frozen(
+        self, copy: Callable[[Trained], Trained], held: Callable[[Trained], Trained]
+    ) -> Anchors:
+        """The anchors with a copy of the policy that learns on, which may then be donated; the
+        others as they are `held` while nothing changes them, after a resume too."""
         previous = copy(self.previous)
-        kept = {n: previous if p is self.previous else p for n, p in self.kept.items()}
+        kept = {n: previous if p is self.previous else held(p) for n, p in self.kept.items()}
         return dataclasses.replace(self, previous=previous, kept=kept)
 
     def reference(self, name: str | None) -> Trained:

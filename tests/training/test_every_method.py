@@ -239,8 +239,15 @@ def test_only_the_policies_that_are_read_are_kept():
     assert after("base").kept == {"base": start} and after("base").previous is learned
     assert (after("ema").reference("ema")["w"] == 0.25).all()
     # before the first task it is one policy, and stays one when that is copied
-    anchors = Anchors.of_base(start, "base").frozen(lambda params: jax.tree.map(jnp.copy, params))
+
+    def held(params):
+        return jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+
+    anchors = Anchors.of_base(start, "base").frozen(held, held)
     assert anchors.reference("base") is anchors.previous is not start
+    # after a resume it is another, and held as it was before
+    resumed = after("base").frozen(held, held)
+    assert resumed.previous["w"].dtype == resumed.kept["base"]["w"].dtype == jnp.bfloat16
 
 
 def short_is_right(records, texts, **others):
