@@ -9,7 +9,7 @@
 | chats | `messages`, the user's turn | the assistant's, or `answer` | in it, or `images` |
 | VQA | `question` | `answers`: any of them is right | `image` |
 
-Beside a question in plain text, a text in `system` is the system message.
+A text in the column `system` is the system message, of messages that have none.
 An image is a path relative to its file, the bytes of a picture file, those in base64 (as they are,
 or a data URL), `{"bytes": …, "path": …}`, or `{"path": "x.parquet", "row": 7, "column": "image"}`,
 where in another file it is. Data sets of other columns are read by a layout
@@ -31,6 +31,7 @@ from rdbcl_jax.data.pictures import Picture, Stored
 from rdbcl_jax.data.values import short
 
 IMAGE_MARK = "<image>"  # where in a prompt an image stands
+VIDEO_MARK = "<video>"  # where others have one
 PROMPTS = ("prompt", "problem", "question", "conversations", "messages")
 ANSWERS = ("answer", "solution", "answers")
 IMAGES = ("images", "image")
@@ -78,11 +79,20 @@ def chat_of(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if not isinstance(value, list):
         return None
     turns = ((str(turn.get("role", turn.get("from"))), turn) for turn in value)
-    return [
+    chat = [
         {"role": role, "content": turn.get("content", turn.get("value"))}
         for role, turn in ((_ROLES.get(role, role), turn) for role, turn in turns)
         if role != "assistant"
     ]
+    beside = _system_beside(columns)
+    if beside and all(turn["role"] != "system" for turn in chat):
+        chat.insert(0, {"role": "system", "content": beside})
+    return chat
+
+
+def _system_beside(columns: Mapping[str, Any]) -> str:
+    system = columns.get("system")
+    return system if isinstance(system, str) else ""
 
 
 def _first(columns: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -102,16 +112,20 @@ def _question(columns: Mapping[str, Any]) -> tuple[str, str | None, list[Any], s
             f"{', '.join(PROMPTS)}, or a format in the task's config that says where it is"
         )
     if isinstance(value, str):
-        system = columns.get("system")
-        return value, None, [], system if isinstance(system, str) else ""
+        return value, None, [], _system_beside(columns)
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise ValueError(f"question: expected text or a list of messages, found {short(value)}")
     turns = collections.defaultdict(list)
     images: list[Any] = []
     for turn in value:
         role = str(turn.get("role", turn.get("from")))
+        role, before = _ROLES.get(role, role), len(images)
         text = _content(turn.get("content", turn.get("value")), images)
-        turns[_ROLES.get(role, role)].append(text)
+        if role == "assistant" and (len(images) > before or IMAGE_MARK in text):
+            raise ValueError(
+                "found an image in the assistant's message, expected an answer in text"
+            )
+        turns[role].append(text)
     roles = {role: len(texts) for role, texts in turns.items()}
     if roles.pop("user", 0) != 1 or any(roles.pop(r, 0) > 1 for r in ("system", "assistant")):
         raise ValueError(
@@ -122,7 +136,13 @@ def _question(columns: Mapping[str, Any]) -> tuple[str, str | None, list[Any], s
     if roles:
         raise ValueError(f"found messages of {sorted(roles)}; expected user, system, assistant")
     second = turns["assistant"][0] if turns["assistant"] else None
-    return turns["user"][0], second, images, "".join(turns["system"])
+    system, beside = "".join(turns["system"]), _system_beside(columns)
+    if system and beside and system != beside:
+        raise ValueError(
+            f"found two system messages, {short(system)} among the messages and {short(beside)} in "
+            "the column 'system'; expected one"
+        )
+    return turns["user"][0], second, images, system or beside
 
 
 def _content(content: Any, images: list[Any]) -> str:
@@ -160,6 +180,8 @@ def _no_video(where: str) -> str:
 def _check_marks(prompt: str, images: Sequence[Picture]) -> None:
     if not prompt.strip():
         raise ValueError("the question is empty")
+    if VIDEO_MARK in prompt:
+        raise ValueError(_no_video("question"))
     marks = prompt.count(IMAGE_MARK)
     if marks not in (0, len(images)):
         raise ValueError(

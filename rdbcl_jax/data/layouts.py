@@ -8,7 +8,9 @@ the names that `rdbcl_jax.data.conventions` knows, and leaves alone what it has 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,7 @@ from rdbcl_jax.rewards.verifiers import get_verifier
 
 _COLUMN = re.compile(r"\{([\w.|]+)\}")
 _OWN_LETTER = re.compile(r"[(\[]?([A-Z])[).:\]]")  # A) a dog
+_BEGINS = re.compile(rf"(?:^|(?<=[\s,;])){_OWN_LETTER.pattern}(?=\s)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Layout:
         value = _value(row, self.options) if self.options else None
         if isinstance(value, str):
             value = _parted(value)
+        if isinstance(value, Mapping):
+            value = _by_letter(value)
         if value is None or isinstance(value, list | tuple):
             options = [written(option) for option in value or ()]
             if value is not None and not options and not self.verifier:
@@ -243,15 +248,44 @@ def _pictures(row: Mapping[str, Any], name: str) -> list[Any]:
 # --- options -------------------------------------------------------------------------------------
 
 
-def _parted(text: str) -> list[Any]:
-    """Options in a text: a list as Python or JSON writes it, else what stands between commas."""
-    if text.strip().startswith("["):
-        try:
-            found = ast.literal_eval(text.strip())
-        except (SyntaxError, ValueError):
-            raise ValueError(f"options: expected a list, found {short(text)}") from None
-        return [*found]
-    return [part.strip() for part in text.split(",") if part.strip()]
+def _parted(text: str) -> Any:
+    """Options in a text: as Python or JSON writes a list, or letters and theirs; behind letters, A
+    first; a line each; else what stands between commas."""
+    text = text.strip()
+    if text.startswith(("[", "{")) or (text.startswith("(") and text.endswith(")")):
+        with contextlib.suppress(SyntaxError, ValueError):
+            return ast.literal_eval(text)
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+        if not _OWN_LETTER.match(text):
+            raise ValueError(f"options: expected a list, found {short(text)}")
+    if behind := _behind_letters(text):
+        return behind
+    mark = "\n" if "\n" in text else ","
+    return [part.strip() for part in text.split(mark) if part.strip()]
+
+
+def _behind_letters(text: str) -> list[str]:
+    """`A. a dog, B. a cat`: an option each, with its letter; none where the letters are not those
+    of the alphabet from A on, two at least."""
+    wanted, places = iter(string.ascii_uppercase), list[int]()
+    letter = next(wanted)
+    for match in _BEGINS.finditer(text):
+        if match[1] == letter:
+            places.append(match.start())
+            letter = next(wanted, "")
+    if len(places) < 2 or text[: places[0]].strip():
+        return []
+    ends = [*places[1:], len(text)]
+    return [text[a:b].strip().rstrip(",;").strip() for a, b in zip(places, ends, strict=True)]
+
+
+def _by_letter(options: Mapping[str, Any]) -> list[str]:
+    """`{"A": "a dog", "B": "a cat"}` as a list."""
+    found = [name for name in options if options[name] is not None]  # Parquet fills up with null
+    if found != [*string.ascii_uppercase[: len(found)]]:
+        raise ValueError(f"options: expected the letters from A on, found {short(dict(options))}")
+    return [written(options[name]) for name in found]
 
 
 def _lettered(options: Sequence[str]) -> str:

@@ -152,6 +152,11 @@ def _answers(value: Any, reads_lists: bool) -> tuple[str, ...]:
     """
     if reads_lists or not isinstance(value, list | tuple):
         value = [value]
+    if not reads_lists and (objects := [gold for gold in value if isinstance(gold, Mapping)]):
+        raise ValueError(
+            f"answer: expected a text or a number, found {short(objects[0])}; say in format which "
+            "of its fields is the answer, such as answer: 'answer.text'"
+        )
     if not (golds := [gold for gold in value if gold is not None]):
         raise ValueError("answer: found an empty list, expected at least one answer")
     try:

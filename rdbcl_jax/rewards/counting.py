@@ -25,7 +25,7 @@ _WORDS |= {
 }
 _LEAD = re.compile(
     r"(?:" + LEAD_IN + r"(?:the |my )?(?:final |correct )?"
-    r"(?:answer|count|total|number)(?: is|:| is:)"
+    r"(?:answer|count|(?:total )?number|total)(?P<of> of(?: [a-z'’-]{2,}){1,5})?(?: is|:| is:)"
     r"|in total,?|there (?:is|are)|i (?:count|see|can see)) "
 )
 _COUNT = re.compile(
@@ -42,7 +42,7 @@ _PLURAL = (
     r"|mice|feet|teeth|geese|aircraft|oxen|dice)"
 )
 _WHERE = (
-    r"(?: [a-z]+ing(?: [a-z]{3,}){0,2})?(?: here| visible| shown| in total"
+    r"(?: [a-z]+ing(?: [a-z]{3,}){0,2})?(?: here| visible| shown)?(?: in total"
     r"| (?:in|on|at|of|with|near|behind|beside|by|inside|outside|from)(?: [a-z'’-]+){1,6})?"
 )
 _MANY = re.compile(rf"(?:(?: {_WORD}){{0,4}} (?P<noun>{_PLURAL}))?{_WHERE}")
@@ -92,12 +92,16 @@ def compare_count(answer: str, gold: int) -> float:
 def count_of(text: str) -> int | None:
     """How many a whole text says; None for any other."""
     text = unwrapped(seen(text[: 2 * _LONGEST])).casefold()
+    text = re.sub(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1", r"\2", text)
     if len(text) > _LONGEST:
         return None
     for _ in range(2):  # the answer is: there are
         if no := _NO.match(text):
             return 0 if _counted(text[no.end() :], 0) else None
-        text = unwrapped(text[lead.end() :]) if (lead := _LEAD.match(text)) else text
+        if lead := _LEAD.match(text):
+            if lead["of"] and _OTHER.search(lead["of"]):
+                return None
+            text = unwrapped(text[lead.end() :])
     match = _COUNT.match(text := unwrapped(text))
     if match is None:
         return None

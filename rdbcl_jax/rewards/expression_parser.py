@@ -43,6 +43,7 @@ _SYMBOLS = {
     **dict.fromkeys([r"\left", r"\right", r"\displaystyle", r"\quad", r"\qquad", r"\limits"], " "),
     **dict.fromkeys([r"\,", r"\!", r"\;", r"\:", "\\ ", "~", r"\big", r"\Big"], " "),
     **dict.fromkeys([r"\dfrac", r"\tfrac", r"\cfrac"], r"\frac"),
+    **dict.fromkeys([r"\dbinom", r"\tbinom"], r"\binom"),
     **dict.fromkeys([r"\lvert", r"\rvert", r"\vert", r"\mid"], "|"),
     **dict.fromkeys([r"\degree", r"\circ", "º"], "°"),
     **dict.fromkeys([r"\infty", r"\infin", "oo"], "∞"),
@@ -245,7 +246,7 @@ class Parser:
         if self._next() == "_":  # written in another base: only equal to itself
             return self._unknown(token + self._subscript())
         value = Fraction(token.rstrip(".") or "0")
-        if self._next() == r"\overline" and "." in token:
+        if self._next() in (r"\overline", r"\bar") and "." in token:
             self._take()
             self._expect("{")
             period = self._take()

@@ -26,6 +26,13 @@ DOUBT = re.compile(
 )
 _PROSE = re.compile(r"[^\W\d_](?:[^\W\d_]|[\s,;:.!?'’\"()*-])*|[\s,;:.!*]*")
 _CUE = re.compile(r"(?P<before>.*(?:\b(?:is|are|was|equals?|be)\b|['’]s\b|:))(?P<value>.+)", re.S)
+# makes another number of what follows
+_CHANGES = re.compile(
+    r"(?:\b(?:negative|minus|plus|times|twice|thrice|double|triple|half(?: of)?|percent of|root of"
+    r"|squares? of|cube of|(?:less|more|greater|fewer|smaller|larger|bigger|higher|lower) than"
+    r"|at (?:least|most)|over|under|above|below|up to|nearly|almost)|(?<![\w)])[-−])\s*$",
+    re.I,
+)
 _INTRODUCES = re.compile(r"(?:=|\\in|\\approx|[^\W\d_]{2}|[:,.])$")
 _STYLE = re.compile(r"\\(?:text\w*|math\w*|mbox|boxed|left|right|quad|[,;!: ])")
 MARKS = " \n.,;:*"
@@ -57,7 +64,7 @@ def formula(text: str) -> str:
         return " , ".join(formulas)
     if len(spans) == 1 and not around[0] and _is_unit(around[1]):
         return f"{formulas[0]} {around[1]}"
-    if len(spans) == 1 and all(map(_harmless, around)):
+    if len(spans) == 1 and all(map(_harmless, around)) and not _CHANGES.search(around[0]):
         return formulas[0]
     return _ending(_DELIMITER.sub(" ", text))
 
@@ -81,7 +88,8 @@ def _boxed(text: str) -> str:
     if _is_unit(after):
         return f"{inside[0]} {after}"
     apart = not after or (re.search("[A-Za-z]{3}", after) and not around[-1][:1].isalnum())
-    if apart and _PROSE.fullmatch(after) and (not before or _INTRODUCES.search(before)):
+    led_in = not before or (_INTRODUCES.search(before) and not _CHANGES.search(before))
+    if apart and _PROSE.fullmatch(after) and led_in:
         return inside[0]
     return _BOX.sub("{", _DELIMITER.sub(" ", text))  # a box round a part of a formula
 
@@ -101,7 +109,7 @@ def _harmless(text: str) -> bool:
 
 
 def _prosaic(text: str) -> bool:
-    return bool(re.search(r"(?<![\\A-Za-z{])[A-Za-z]{2,}['’]?[a-z]* ", text))
+    return bool(re.search(r"(?<![\\A-Za-z{])[A-Za-z]{2,}['’]?[a-z]*:? ", text))
 
 
 def _ending(text: str) -> str:

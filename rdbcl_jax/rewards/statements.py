@@ -116,7 +116,7 @@ _LETTER = r"(?:\\?[A-Za-zα-ωΑ-Ω]+)(?:_(?:\{[A-Za-z0-9, ]+\}|[A-Za-z0-9]))?'*
 _CALL = r"(?:\((?:[a-z](?:,[a-z])*)\))?"
 _QUANTITY_NAME = (
     rf"(?:\\(?:text|mathrm)\{{[A-Za-z ]+\}}|\|{_LETTER}\||\\frac\{{{_LETTER}\}}\{{{_LETTER}\}}"
-    rf"|\\angle ?{_LETTER}|{_LETTER}{_CALL})"
+    rf"|m?\\angle ?{_LETTER}|{_LETTER}{_CALL})"
 )
 _NAME = re.compile(rf"{_QUANTITY_NAME}(?:[:/]{_QUANTITY_NAME})?|\({_LETTER}(?:,{_LETTER})+\)")
 _TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?")
@@ -149,6 +149,8 @@ def _list(text: str) -> Reading:
 
 
 def _items(text: str) -> tuple[Reading, ...]:
+    if ", " in text and not any(bracket in text for bracket in _OPEN):  # 1,200, 2,500
+        text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
     parts = [part.strip() for part in _split(text, (",", "and", "or"))]
     kept = [part for part in parts if part]
     if not kept or len(kept) > MOST_ITEMS:

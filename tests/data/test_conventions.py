@@ -96,6 +96,9 @@ def test_a_path_that_begins_as_base64_does_stays_a_path(tmp_path):
 
 
 VIDEO = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]
+ASKED = {"role": "user", "content": "?"}
+TWO_SYSTEMS = [{"role": "system", "content": "Be brief."}, ASKED]
+SHOWN = [ASKED, {"role": "assistant", "content": [{"type": "image", "path": "red.png"}]}]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,17 @@ VIDEO = [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]
         ({"videos": ["a.mp4"]}, "found a video in its column 'videos', and only images are read"),
         ({"video": {"path": "a.mp4"}}, "found a video in its column 'video'"),
         ({"prompt": VIDEO}, "found a video in its message"),
+        ({"prompt": "<video>What happens?"}, "found a video in its question"),
+        (
+            {"prompt": TWO_SYSTEMS, "system": "Think."},
+            "found two system messages, 'Be brief.' among",
+        ),
+        (
+            {"prompt": SHOWN},
+            "found an image in the assistant's message, expected an answer in text",
+        ),
+        ({"answer": {"text": ["x"], "answer_start": [3]}}, "say in format which of its fields"),
+        ({"answer": [{"value": "x"}]}, "expected a text or a number, found {'value': 'x'}"),
         ({"answer": None, "reward_model": {"style": "rule"}}, "reward_model.ground_truth"),
     ],
 )
@@ -119,3 +133,14 @@ def test_what_is_refused_says_what_to_do(tmp_path, change, message):
 def test_no_video_is_no_obstacle(tmp_path):
     row = {"prompt": "?", "answer": "x", "videos": [], "video": None}
     assert one(tmp_path, row).columns == {}
+
+
+@pytest.mark.parametrize("name", ["conversations", "messages", "prompt"])
+def test_a_system_message_beside_the_messages(tmp_path, name):
+    said = [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]
+    record = one(tmp_path, {name: said, "system": "Think."})
+    assert (record.prompt, record.answer, record.system) == ("?", "x", "Think.")
+    assert [turn["role"] for turn in record.chat] == ["system", "user"]
+    assert record.chat[0]["content"] == "Think."
+    same = [{"from": "system", "value": "Think."}, *said]
+    assert len(one(tmp_path, {name: same, "system": "Think."}).chat) == 2

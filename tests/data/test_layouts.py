@@ -269,3 +269,39 @@ def test_columns_that_no_row_has(tmp_path, given, column):
     load_records(tmp_path / "a.jsonl", layout=layout_of(good), **options)
     with pytest.raises(ValueError, match=rf"a.jsonl: found no column '{re.escape(column)}' in any"):
         load_records(tmp_path / "a.jsonl", layout=layout_of(good | given), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["a dog, or so", "a cat"],
+        {"A": "a dog, or so", "B": "a cat"},
+        {"A": "a dog, or so", "B": "a cat", "C": None},
+        "['a dog, or so', 'a cat']",
+        '["a dog, or so", "a cat"]',
+        "('a dog, or so', 'a cat')",
+        "{'A': 'a dog, or so', 'B': 'a cat'}",
+        '{"A": "a dog, or so", "B": "a cat", "C": null}',
+        "A. a dog, or so\nB. a cat",
+        "A. a dog, or so B. a cat",
+        "(A) a dog, or so, (B) a cat",
+        "a dog, or so\na cat",
+    ],
+)
+def test_the_ways_in_which_options_are_written(tmp_path, options):
+    given = {"prompt": "{question}\n{options}", "answer": "n", "options": "choices"}
+    row = {"question": "Which?", "n": "B", "choices": options}
+    published_files.put(tmp_path / "a.jsonl", row)
+    (record,) = load_records(tmp_path / "a.jsonl", task="t", layout=layout_of(given))
+    ends = ("A. a dog, or so\nB. a cat", "(A) a dog, or so\n(B) a cat")
+    assert record.prompt.endswith(ends) and record.answer == "B"
+    assert record.verifier == "choice"
+
+
+@pytest.mark.parametrize("options", ["[]", "{'X': 'a dog'}", {"B": "a dog"}])
+def test_options_that_are_none(tmp_path, options):
+    given = {"prompt": "{question}\n{options}", "answer": "n", "options": "choices"}
+    row = {"question": "Which?", "n": "B", "choices": options}
+    published_files.put(tmp_path / "a.jsonl", row)
+    with pytest.raises(ValueError, match=r"found no options|letters from A on"):
+        load_records(tmp_path / "a.jsonl", task="t", layout=layout_of(given))
