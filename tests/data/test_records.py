@@ -339,7 +339,6 @@ def test_files_that_cannot_be_read(folder):
         (pa.array(["a"]).dictionary_encode(), "a"),
         (pa.array([True]), "true"),
         (pa.array([[[0.1, 2.5]]], pa.list_(pa.list_(pa.float32()))), "[0.1, 2.5]"),
-        (pa.array([{"size": [9], "of": b"x"}]), '{"size": [9], "of": "x"}'),
     ],
 )
 def test_answers_of_every_parquet_type_read_as_people_write_them(folder, answers, expected):
