@@ -84,6 +84,7 @@ def start(command: Command, argv: Sequence[str]) -> NoReturn:
     with errors_in_one_line(command.name):
         args = parsed(parser, argv)
         _quiet()
+        _claim_memory()
         if "compilation_cache" in args and (note := programs.keep(args.compilation_cache or "")):
             text = f"note: {note} (--compilation-cache=DIR names another place)"
             print(f"rdbcl {command.name}: {text}", file=sys.stderr, flush=True)
@@ -311,6 +312,14 @@ def _hint(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     ours = pathlib.Path(frames[-1].filename).is_relative_to(pathlib.Path(__file__).parent)
     return "" if ours else " (RDBCL_TRACEBACK=1 shows where this was raised)"
+
+
+def _claim_memory() -> None:
+    """The share of a GPU's memory that plans count on, unless the user has asked for another; JAX's
+    own default is three quarters."""
+    shares = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+    if not any(name in os.environ for name in shares):
+        os.environ[shares[0]] = "0.9"
 
 
 def _quiet() -> None:

@@ -14,12 +14,14 @@ import sys
 
 import pytest
 
+from rdbcl_jax import commands
 from rdbcl_jax.cli import COMMANDS, _lab
 from rdbcl_jax.cli import run as command_line
 from rdbcl_jax.commands import Parser, _overrides, errors_in_one_line, parsed, read_config
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.finite import NotFinite
 from rdbcl_jax.json_files import flatten
+from rdbcl_jax.planning.chips import GPUS
 from rdbcl_jax.recipes import load_config
 from rdbcl_jax.training.memory import OutOfMemory
 from rdbcl_jax.training.run import train
@@ -481,3 +483,16 @@ def test_gate_of_two_things_at_once(tmp_path):
         "gate", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--checkpoint=/nowhere"
     )
     assert out.returncode == 1 and "either a workdir or a checkpoint" in out.stderr
+
+
+def test_plans_count_on_the_share_of_a_gpus_memory_that_a_run_asks_for(monkeypatch):
+    shares = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
+    for name in shares:
+        monkeypatch.setenv(name, "")  # so that it is as before, after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(shares[1], "0.5")
+    commands._claim_memory()
+    assert shares[0] not in os.environ
+    monkeypatch.delenv(shares[1])
+    commands._claim_memory()
+    assert GPUS["h100"].memory == int(float(os.environ[shares[0]]) * 80e9)

@@ -43,8 +43,8 @@ TPUS = {
     "v5p": Chip("TPU v5p", int(95.74 * GIB), 459e12, 2.77e12, 1.8e11),
     "v6e": Chip("TPU v6e", int(31.25 * GIB), 918e12, 1.64e12, 1.8e11),
 }
-# GPUs: nine tenths of their memory, as with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; the rest is left to
-# CUDA and its libraries
+# GPUs: nine tenths of their memory, which the command line asks for (JAX's own default is three
+# quarters); the rest is left to CUDA and its libraries
 GPUS = {
     "a100": Chip("A100 80 GB", int(0.9 * 80e9), 312e12, 2.04e12, 3.0e11),
     "h100": Chip("H100 80 GB", int(0.9 * 80e9), 989e12, 3.35e12, 4.5e11),
