@@ -42,6 +42,20 @@ def check_read(config: RunConfig, method: Method) -> None:
         )
 
 
+def check_together(config: RunConfig, chosen: GRPO) -> None:
+    """Raises ValueError for a setting that another one keeps from doing anything."""
+    if config.kl.floor is not None and chosen.schedule == "constant":
+        raise ValueError(
+            f"config.kl.floor is {config.kl.floor}, the least of a schedule, and the schedule is "
+            "'constant'; expected another kl.schedule, or a floor of None"
+        )
+    if config.loss.dual_clip and chosen.surrogate != "ppo":
+        raise ValueError(
+            f"config.loss.dual_clip is {config.loss.dual_clip}, of the surrogate 'ppo', and "
+            f"config.loss.surrogate is {chosen.surrogate!r}; expected None"
+        )
+
+
 def with_options(config: RunConfig, method: Method) -> Method:
     """The method with what the config asks of any.
 
@@ -55,6 +69,7 @@ def with_options(config: RunConfig, method: Method) -> Method:
             f"{loss.entropy_share}, which are of sampled responses; for {config.method} expected "
             "0 and 1"
         )
+    check_together(config, chosen)
     merge = config.training.merge or method.merge
     method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus, merge=merge)
     if loss.mask_truncated:

@@ -46,6 +46,11 @@ def rapo(config: RunConfig) -> Method:
     """GRPO on reward + retention reward."""
     own, chosen = config.section(RaPOOptions), GRPO(reference="base").chosen(config)
     baseline = group_baseline(chosen.advantage_scale)
+    if own.ctan and config.loss.advantage_scale:
+        raise ValueError(
+            f"config.loss.advantage_scale is {config.loss.advantage_scale!r}, and config.rapo.ctan "
+            "divides by its own average; expected None, or no ctan"
+        )
 
     def advantages(total, std):
         if not own.ctan:

@@ -546,6 +546,13 @@ def test_groups_that_say_nothing_are_replaced_for_whom_it_is_asked(name):
             "prompts is 2, expected at least 3 for replay: of fewer, prompts.share draws none",
         ),
         ("sft_rl", {"kl.portability": True}, "config.kl.portability is True, .* for sft_rl"),
+        ("grpo", {"kl.floor": 0.1}, "config.kl.floor is 0.1, .* expected another kl.schedule"),
+        ("sapo", {"loss.dual_clip": 3.0}, "config.loss.dual_clip is 3.0, of the surrogate 'ppo'"),
+        (
+            "rapo",
+            {"rapo.ctan": True, "loss.advantage_scale": "none"},
+            "config.loss.advantage_scale is 'none', and config.rapo.ctan divides",
+        ),
         ("dapo", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise', and dapo has no KL"),
         ("dr_grpo", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise'"),
         ("ewc", {"kl.schedule": "rise"}, "config.kl.schedule is 'rise'"),
