@@ -65,7 +65,7 @@ log=$(mktemp) && made='' left=$retries command='' lost=''
 stop_command() { [ -z "$command" ] || kill -- "-$command" 2> /dev/null; }
 
 remove() {
-  made=''
+  made='' lost=''
   queue delete --force --quiet || say "could not remove $tpu: look, it may cost money"
 }
 at_end() {
@@ -135,23 +135,17 @@ while true; do
     exit 0
   fi
   state=$(state_of_slice)
-  if [ "$state" = READY ] && [ "$code" = 255 ]; then
-    lost=yes
-    again "the connection to $tpu was lost"
-    continue
-  fi
-  if [ "$state" = READY ] && [ -n "$lost" ] && grep -q 'belongs to another run' "$log"; then
-    again "the run on $tpu goes on from before the connection was lost"
-    continue
-  fi
-  if [ "$state" = READY ] && [ "$code" != 0 ] && ! grep -q 'stopped by SIGTERM' "$log"; then
-    fail "the command failed on $tpu with $code" "$code"
-  fi
+  why="$tpu is ${state:-gone}, and its run not at its end"
   if [ "$state" != READY ]; then
     [ -n "$accelerator" ] ||
       fail "$tpu is ${state:-gone}, and was not made here: with --accelerator and --runtime it is made again" 1
     remove
-    lost=''
+  elif [ "$code" = 255 ]; then
+    lost=yes why="the connection to $tpu was lost"
+  elif [ -n "$lost" ] && grep -q 'belongs to another run' "$log"; then
+    why="the run on $tpu goes on from before the connection was lost"
+  elif [ "$code" != 0 ] && ! grep -q 'stopped by SIGTERM' "$log"; then
+    fail "the command failed on $tpu with $code" "$code"
   fi
-  again "$tpu is ${state:-gone}, and its run not at its end"
+  again "$why"
 done

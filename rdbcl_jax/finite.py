@@ -60,8 +60,9 @@ def _any(is_so, *arrays):
     """Whether it is so of any number of arrays of one shape: a stack of layers, which no mesh
     splits, one layer at a time, so that little lies beside it.
 
-    A loop keeps one bit per place of a layer, where the layer lies, and devices meet after it: a
-    program of many loops in each of which they meet is slow, and hung on eight CPU devices."""
+    A loop keeps a boolean for each place of a layer, where the layer lies, and devices meet after
+    it: a program of many loops in each of which they meet is slower, and in the tests eight CPU
+    devices hung in one, for a cause that was not found."""
     if arrays[0].ndim < 3:
         return is_so(*arrays).any()
 

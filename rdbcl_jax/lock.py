@@ -123,8 +123,7 @@ class WorkdirLock:
                 f"{owner.get('host', '?')}, since {owner.get('since', '?')}; {advice}"
             )
         file.truncate(0)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+        self.owner = _this_process()
         json.dump(self.owner, file)
         file.flush()
 
@@ -150,13 +149,7 @@ class RemoteLock:
     def __init__(self, workdir: Any, local: pathlib.Path | None = None):
         self.workdir, self.path = workdir, workdir / FILE
         self._here = {(local / FILE).absolute()} if local else set()
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.owner: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "since": since,
-        }
-        self.owner["token"] = f"{time.time_ns():x}-{os.getpid()}"
+        self.owner = _this_process() | {"token": f"{time.time_ns():x}-{os.getpid()}"}
         self._over = threading.Event()
 
     def __enter__(self) -> RemoteLock:
@@ -197,6 +190,11 @@ class RemoteLock:
             with contextlib.suppress(Exception):  # the next one may get through
                 if self._read() == self.owner and not self._over.is_set():
                     self._write(json.dumps(self.owner))
+
+
+def _this_process() -> dict[str, Any]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
 
 
 def _has_ended(owner: dict[str, Any]) -> bool:

@@ -54,7 +54,7 @@ def test_one_number_makes_them_differ(name):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_devices_do_not_meet_in_a_loop(dtype):
-    """Many loops in one program, in each of which eight CPU devices wait for one another, hung."""
+    """A program of many loops, in each of which eight CPU devices met, hung twice."""
     mesh = make_mesh(2, 2, 2)
     split = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
     stack = jax.ShapeDtypeStruct((4, 16, 16), dtype, sharding=split)

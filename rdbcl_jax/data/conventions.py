@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import binascii
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,16 +78,19 @@ def chat_of(columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     value = _first(columns, PROMPTS)
     if not isinstance(value, list):
         return None
-    turns = ((str(turn.get("role", turn.get("from"))), turn) for turn in value)
-    chat = [
-        {"role": role, "content": turn.get("content", turn.get("value"))}
-        for role, turn in ((_ROLES.get(role, role), turn) for role, turn in turns)
-        if role != "assistant"
-    ]
+    chat = [{"role": role, "content": content} for role, content in _turns(value)]
+    chat = [turn for turn in chat if turn["role"] != "assistant"]
     beside = _system_beside(columns)
     if beside and all(turn["role"] != "system" for turn in chat):
         chat.insert(0, {"role": "system", "content": beside})
     return chat
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Role and content of each, whatever their fields and roles are called."""
+    for turn in messages:
+        role = str(turn.get("role", turn.get("from")))
+        yield _ROLES.get(role, role), turn.get("content", turn.get("value"))
 
 
 def _system_beside(columns: Mapping[str, Any]) -> str:
@@ -117,10 +120,9 @@ def _question(columns: Mapping[str, Any]) -> tuple[str, str | None, list[Any], s
         raise ValueError(f"question: expected text or a list of messages, found {short(value)}")
     turns = collections.defaultdict(list)
     images: list[Any] = []
-    for turn in value:
-        role = str(turn.get("role", turn.get("from")))
-        role, before = _ROLES.get(role, role), len(images)
-        text = _content(turn.get("content", turn.get("value")), images)
+    for role, content in _turns(value):
+        before = len(images)
+        text = _content(content, images)
         if role == "assistant" and (len(images) > before or IMAGE_MARK in text):
             raise ValueError(
                 "found an image in the assistant's message, expected an answer in text"

@@ -253,7 +253,7 @@ def _parted(text: str) -> Any:
     first; a line each; else what stands between commas."""
     text = text.strip()
     if text.startswith(("[", "{")) or (text.startswith("(") and text.endswith(")")):
-        with contextlib.suppress(SyntaxError, ValueError):
+        with contextlib.suppress(SyntaxError, ValueError, TypeError):  # a list as a key
             return ast.literal_eval(text)
         with contextlib.suppress(ValueError):
             return json.loads(text)

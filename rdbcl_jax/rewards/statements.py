@@ -16,7 +16,7 @@ from rdbcl_jax.rewards import expressions
 from rdbcl_jax.rewards.expression_parser import tidy
 from rdbcl_jax.rewards.expressions import Expression
 from rdbcl_jax.rewards.formulas import DOUBT, MARKS, formula, letters
-from rdbcl_jax.rewards.numerals import Quantity, quantity, unit_of
+from rdbcl_jax.rewards.numerals import Quantity, quantity, unit_of, without_thousands
 from rdbcl_jax.rewards.points import Unreadable
 from rdbcl_jax.rewards.text import closing_brace
 
@@ -150,7 +150,7 @@ def _list(text: str) -> Reading:
 
 def _items(text: str) -> tuple[Reading, ...]:
     if ", " in text and not any(bracket in text for bracket in _OPEN):  # 1,200, 2,500
-        text = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+        text = re.sub("[0-9][0-9,.]*[0-9]", lambda m: without_thousands(m[0]), text)
     parts = [part.strip() for part in _split(text, (",", "and", "or"))]
     kept = [part for part in parts if part]
     if not kept or len(kept) > MOST_ITEMS:

@@ -16,12 +16,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sizes import SIZES
 from rdbcl_jax.data.suites import TaughtSuite, load_suite
+from rdbcl_jax.distributed import meet
 from rdbcl_jax.integrity import damage, manifest, read_manifest
 from rdbcl_jax.json_files import flatten, plain, read_object, write_json
 from rdbcl_jax.messages import did_you_mean
@@ -64,7 +64,7 @@ def make_base(
         model = from_config(draft, dtype="float32", param_dtype="float32")
         params = jax.device_get(model.init(jax.random.key(options.seed)))
         save_pretrained(draft, model, params, like=draft)
-    multihost_utils.sync_global_devices("draft of the base model")
+    meet("draft of the base model")
     if options.steps:
         policy, trained = load_policy(_at(config, draft), mesh)
         trained = _taught(config, suite, policy, trained, on_step)
@@ -74,7 +74,7 @@ def make_base(
         (draft / MADE).parent.mkdir()
         write_json(draft / MADE, content, indent=1)
         draft.rename(directory)  # in one move: what is there is complete
-    multihost_utils.sync_global_devices("base model")
+    meet("base model")
     return directory
 
 

@@ -357,10 +357,7 @@ def _parted(setup: Setup, policy: Policy, anchors: Anchors) -> tuple[Anchors, Tr
     def held(params: Trained) -> Trained:
         return partition.read_in(params, stacks, dtype)
 
-    def copy(params: Trained) -> Trained:
-        return jax.tree.map(lambda a, b: jnp.copy(a) if a is b else a, held(params), params)
-
-    return anchors.frozen(copy, held), anchors.previous
+    return anchors.frozen(held), anchors.previous
 
 
 @phase("evaluation")

@@ -48,12 +48,14 @@ class Anchors:
             kept["ema"] = merged(kept["ema"], policy, ema_decay)
         return dataclasses.replace(self, previous=policy, kept=kept)
 
-    def frozen(
-        self, copy: Callable[[Trained], Trained], held: Callable[[Trained], Trained]
-    ) -> Anchors:
-        """The anchors with a copy of the policy that learns on, which may then be donated; the
-        others as they are `held` while nothing changes them, after a resume too."""
-        previous = copy(self.previous)
+    def frozen(self, held: Callable[[Trained], Trained]) -> Anchors:
+        """The anchors as they are `held` while nothing changes them; that of the policy that learns
+        on shares no array with it, which may then be donated."""
+
+        def apart(a: jax.Array, own: jax.Array) -> jax.Array:
+            return jnp.copy(a) if a is own else a
+
+        previous = jax.tree.map(apart, held(self.previous), self.previous)
         kept = {n: previous if p is self.previous else held(p) for n, p in self.kept.items()}
         return dataclasses.replace(self, previous=previous, kept=kept)
 

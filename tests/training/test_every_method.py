@@ -243,10 +243,10 @@ def test_only_the_policies_that_are_read_are_kept():
     def held(params):
         return jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
 
-    anchors = Anchors.of_base(start, "base").frozen(held, held)
+    anchors = Anchors.of_base(start, "base").frozen(held)
     assert anchors.reference("base") is anchors.previous is not start
     # after a resume it is another, and held as it was before
-    resumed = after("base").frozen(held, held)
+    resumed = after("base").frozen(held)
     assert resumed.previous["w"].dtype == resumed.kept["base"]["w"].dtype == jnp.bfloat16
 
 
