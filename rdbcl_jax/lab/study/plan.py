@@ -30,12 +30,15 @@ class Run:
       group: setting and arm; runs of a group use the same programs, or nearly so.
       config: resolved.
       needs: names of other arms' runs that must be finished first.
+      round: 0 for what tunes, then the report seed's place, from 1. Rounds go one after another, so
+        a study that is stopped compares all that it has over the same seeds.
     """
 
     name: str
     group: tuple[str, str]
     config: ConfigDict
     needs: tuple[str, ...]
+    round: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,9 @@ class _Planner:
             workdirs[other] = str(self.root / needed)
         if referred:
             config = ConfigDict(_filled(config.to_dict(), workdirs))
-        self.runs[name] = Run(name, (setting, arm), config, tuple(needs))
+        seeds = self.study.report_seeds
+        place = seeds.index(seed) + 1 if seed in seeds else 0
+        self.runs[name] = Run(name, (setting, arm), config, tuple(needs), place)
 
 
 def at_chosen(

@@ -23,20 +23,25 @@ def next_job(
     group: tuple[str, ...] | None,
     gate: bool,
 ) -> Job | None:
-    """Bases and gates first; then preferably a run whose programs this worker has compiled, else
-    one whose programs no other worker is compiling.
+    """Bases and gates first, then seed by seed; of these preferably a run whose programs this
+    worker has compiled, else one whose programs no other worker is compiling.
 
     Args:
       group: of the worker's last job.
       gate: whether a run's base must have passed.
     """
     busy, others = {job.name for job in running}, {job.group for job in running}
-    wanted = [_job(standing.workdir, run, gate) for run in ready(plan, standing.scores, busy)]
-    return min(
-        (job for job in wanted if job.name not in busy),
-        key=lambda job: (job.group not in (BASE, GATE), job.group != group, job.group in others),
-        default=None,
-    )
+    runs = ready(plan, standing.scores, busy)
+    wanted = [(_job(standing.workdir, run, gate), run.round) for run in runs]
+
+    def later(choice: tuple[Job, int]) -> tuple:
+        job, place = choice
+        if job.group in (BASE, GATE):
+            return (0,)
+        return (1, place, job.group != group, job.group in others)
+
+    free = [choice for choice in wanted if choice[0].name not in busy]
+    return min(free, key=later)[0] if free else None
 
 
 def _job(workdir: pathlib.Path, run: Run, gate: bool) -> Job:

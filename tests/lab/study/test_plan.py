@@ -33,6 +33,7 @@ def test_chosen_points_wait_for_validation_and_declared_curves_do_not():
     names = [f"main/grpo/kl.beta={b}/seed9" for b in ("0", "0.1")]
     curve = [f"main/grpo/kl.beta={b}/seed{s}" for b in ("0.1", "1") for s in (0, 1)]
     assert list(plan.runs) == names + curve and not plan.points.get(("main", "grpo"))
+    assert [run.round for run in plan.runs.values()] == [0, 0, 1, 2, 1, 2]
     plan = make_plan(study(), {names[0]: 0.7, names[1]: 0.6}, ROOT)
     assert plan.points["main", "grpo"] == {"kl.beta": 0.0}
     assert "main/grpo/kl.beta=0/seed1" in plan.runs and plan.undecided == 0
