@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import re
 
+from rdbcl_jax.rewards.text import LEAD_IN
 from rdbcl_jax.rewards.words import bare
 
 _LONGEST = 256  # characters
 _ROUND = re.compile(r"\[([^\[\]]*)\]|\{([^{}]*)\}|\(([^()]*,[^()]*)\)", re.S)
+_LEAD = re.compile(
+    r"^" + LEAD_IN + r",? ?(?:the |my )?(?:final |correct |right |best )?"
+    r"(?:answers|options|choices|letters)(?: are)?(?: ?: ?| )(?:options |choices |letters )?",
+    re.I,
+)
+_END = re.compile(r" are (?:the )?(?:correct|right)(?: answers| options| choices| ones)?$", re.I)
 _BETWEEN = re.compile(r"\s*[,;&+|、]\s*(?:and\s+)?|\s+and\s+|\s+", re.I)
 _LETTER = re.compile(r"\(([A-Z])\)|\[([A-Z])\]|([\"'*`]{0,2})([A-Z])[.:)]?\3", re.I)
 
 
 def prepare(gold: str) -> frozenset[str]:
-    """Letters, each once: `A, C`, `C and A`, `(A)(C)`, `["A", "C"]`, or `AC` in order and capitals.
+    """Letters, each once: `A, C`, `C and A`, `(A)(C)`, `["A", "C"]`, or `AC` in order and capitals;
+    `the correct answers are A and C`, `A and C are correct`.
 
     Nothing else may stand there, no text of an option and no `or`, nor `A/C`, which may mean it.
     """
@@ -29,7 +37,7 @@ def compare(answer: str, gold: frozenset[str]) -> float:
 
 def _letters(text: str) -> frozenset[str]:
     """Empty where the text is anything else."""
-    text = bare(text)
+    text = bare(_END.sub("", _LEAD.sub("", bare(text))))
     if len(text) > _LONGEST:
         return frozenset()
     if whole := _ROUND.fullmatch(text):

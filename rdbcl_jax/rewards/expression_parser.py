@@ -65,6 +65,10 @@ _TOKEN = re.compile(r"\s+|\\[A-Za-z]+|[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[A-Za-z]+|\*\
 _WORDS = "am an as at be by do go he hi if in is it me my no of on or so to up us we"
 
 
+# what stands after `\frac`, of tokens with blanks between them
+_DIGITS_OVER_DIGITS = re.compile(
+    r"\{ ([0-9]+) \} \{ ([0-9]+) \}|([0-9])([0-9])(?![0-9.])|([0-9]) ([0-9])(?![0-9.])"
+)
 _BRACKETS = {"(": ")", "[": "]", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _ROUNDED = {r"\lfloor": "floor", r"\lceil": "ceil"}
 # what no factor begins with
@@ -255,7 +259,23 @@ class Parser:
                 raise Unreadable("expected digits that repeat")
             places = len(token.partition(".")[2])
             value += Fraction(int(period), (10 ** len(period) - 1) * 10**places)
+        if token.isdigit():
+            value += self._fraction_of_digits()
         return constant(value)
+
+    def _fraction_of_digits(self) -> Fraction:
+        """The rest of a mixed number, as in `2\\frac{1}{2}`, as numerals are read; 0 if none."""
+        if self._next() != r"\frac":
+            return Fraction(0)
+        after = " ".join(self._tokens[self._at + 1 : self._at + 7])
+        found = _DIGITS_OVER_DIGITS.match(after)
+        if not found:
+            return Fraction(0)
+        over, under = (int(digits) for digits in found.groups() if digits)
+        if not under:
+            raise Unreadable("a fraction over 0")
+        self._at += 1 + len(found[0].split())
+        return Fraction(over, under)
 
     def _letters(self, token: str) -> Node | None:
         """Letters side by side are a product, unless they are a word."""

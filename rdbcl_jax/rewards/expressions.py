@@ -90,9 +90,8 @@ def difference(first: Expression, second: Expression) -> Expression:
     return _joined(first, second, operator.sub)
 
 
-def scaled(expression: Expression, factor: Fraction) -> Expression:
-    """The expression times a number."""
-    return _joined(expression, of_number(factor), operator.mul)
+def product(first: Expression, second: Expression) -> Expression:
+    return _joined(first, second, operator.mul)
 
 
 def _joined(first: Expression, second: Expression, operation: Callable) -> Expression:

@@ -17,6 +17,14 @@ _SPAN = re.compile(
     re.DOTALL,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_DISPLAYS = "align|equation|gather|eqnarray|multline|flalign"  # which are in no `$`
+_LINES = re.compile(
+    rf"\\begin\s*\{{(?P<name>(?P<display>{_DISPLAYS})\*?|aligned|gathered|split|cases)\}}"
+    r"(?P<body>.*?)\\end\s*\{(?P=name)\}",
+    re.DOTALL,
+)
+_RELATION = r"\s*(?:[=<>≤≥≈]|\\(?:leq?|geq?|lt|gt|approx|in)(?![a-z]))"
+_NEXT_LINE = re.compile(r"\\\\(?:\[[^\]]*\])?")
 _JOINS = re.compile(r"\s*(?:[,;]|\\quad|\\text\s*\{[^{}]*\}|\band\b|\bor\b|&|\s)*\s*")
 _JOIN = re.compile(r"[,;&]|\band\b|\bor\b")
 DOUBT = re.compile(
@@ -46,7 +54,7 @@ def formula(text: str) -> str:
       Unreadable: several formulas, or doubt about the one.
     """
     lines = [seen(line) for line in re.sub(r"\\n(?![A-Za-z])", "\n", text).splitlines()]
-    text = "\n".join(line for line in lines if line)
+    text = _LINES.sub(_in_one_line, "\n".join(line for line in lines if line))
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z\[\](){}])", r"\\", text)  # escaped twice
     if _BOX.search(text):
@@ -67,6 +75,19 @@ def formula(text: str) -> str:
     if len(spans) == 1 and all(map(_harmless, around)) and not _CHANGES.search(around[0]):
         return formulas[0]
     return _ending(_DELIMITER.sub(" ", text))
+
+
+def _in_one_line(match: re.Match[str]) -> str:
+    """Lines of a display: a chain where a line begins with a relation, else a list."""
+    body = match["body"]
+    if re.search(rf"&(?!{_RELATION})", body):  # columns, as of a function by cases
+        return match[0]
+    lines = [line.replace("&", " ").strip(" \n,;.") for line in _NEXT_LINE.split(body)]
+    joined = ""
+    for line in filter(None, lines):
+        apart = ", " if joined and not re.match(_RELATION, line) else " "
+        joined += apart + line
+    return rf"\[{joined}\]" if match["display"] else joined
 
 
 def _boxed(text: str) -> str:

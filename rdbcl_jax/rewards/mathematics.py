@@ -9,8 +9,10 @@ words. So a text that could be read as several answers states none of them. In p
 - `x = 5` states 5, under a name that counts where both sides name something. Of `x = 2+3 = 5`, the
   last value counts. Without a name, both sides of an equation must be the same: `4 = 3` states
   nothing. What follows `\approx` must be a rounding of what precedes it.
-- Lists and sets have no order, tuples have. `-2 \le x \le 7` is the interval [-2, 7].
-- Units count where both sides have one, `28%` is 28 or 0.28.
+- Lists and sets have no order, tuples have. `-2 \le x \le 7` is the interval [-2, 7], and
+  `x<2 or x>3` the union of two.
+- Lines (`align*`, `cases`) are a list, where the next one does not go on with `= 5`.
+- Units count where both sides have one; `28%` is 28 or 0.28, `45°` is 45 or π/4.
 - Values are equal as numbers are (see `expressions`). Where the gold is a decimal number with at
   least three figures, two of them after the point, a value that rounds to it is equal; a rounded
   answer to an exact gold needs six figures. `math:0.01` allows one per cent instead.
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from rdbcl_jax.rewards import expressions
+from rdbcl_jax.rewards.numerals import same_unit
 from rdbcl_jax.rewards.statements import (
     Group,
     Named,
@@ -112,9 +115,11 @@ def _same_relations(gold: Relation, answer: Relation) -> bool:
 def _same_groups(gold: Group, answer: Group, tolerance: float) -> bool:
     if len(gold.items) != len(answer.items):
         return False
-    brackets = {gold.left + gold.right, answer.left + answer.right} - {""}
+    kinds = {gold.left + gold.right, answer.left + answer.right}
+    brackets = kinds - {"", "or"}
     bare = "" in (gold.left, answer.left)
-    if (len(brackets) > 1 and not bare) or (bare and brackets - {"()", "{}", "}"}):
+    other = (len(brackets) > 1 and not bare) or (bare and brackets - {"()", "{}", "}"})
+    if other and kinds != {"or", "∪∪"}:
         return False
     pairs = zip(gold.items, answer.items, strict=True)
     ordered = bool(brackets) and brackets <= {"()", "(]", "[)", "[]", "<<"}
@@ -154,17 +159,34 @@ def _proportional(g: Reading, a: Reading, h: Reading, b: Reading) -> bool:
 
 
 def _same_values(gold: Value, answer: Value, tolerance: float) -> bool:
-    if gold.unit and answer.unit and gold.unit != answer.unit:
-        return False
+    if not same_unit(gold.unit, answer.unit):
+        return _same_angles(gold, answer, tolerance)
     if expressions.equal(gold.expression, answer.expression, tolerance):
         return True
+    if (gold.unit == "°") != (answer.unit == "°"):
+        return _same_angles(gold, answer, tolerance)
     if (gold.unit == "%") != (answer.unit == "%") and not (gold.unit and answer.unit):
         g, a = (
-            expressions.scaled(v.expression, Fraction(1, 100 if v.unit else 1))
+            expressions.product(v.expression, expressions.of_number(Fraction(1, 100)))
+            if v.unit
+            else v.expression
             for v in (gold, answer)
         )
         return expressions.equal(g, a, tolerance)
     return _rounds(gold, answer, _GOLD_FIGURES) or _rounds(answer, gold, _ANSWER_FIGURES)
+
+
+def _same_angles(gold: Value, answer: Value, tolerance: float) -> bool:
+    """Whether one is in degrees and the other is the same in radians."""
+    if {gold.unit, answer.unit} not in ({"°", "rad"}, {"°", ""}):
+        return False
+    g, a = (
+        expressions.product(v.expression, expressions.parse("π/180"))
+        if v.unit == "°"
+        else v.expression
+        for v in (gold, answer)
+    )
+    return expressions.equal(g, a, tolerance)
 
 
 def _rounds(decimal: Value, exact: Value, figures: int) -> bool:

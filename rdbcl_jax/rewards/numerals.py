@@ -21,17 +21,20 @@ _LARGEST_EXPONENT = 400
 _UNITS = """
 m meter metre | cm centimeter centimetre | mm millimeter millimetre | km kilometer kilometre | nm
 | µm micrometer micron | dm | in inch inches | ft foot feet | yd yard | mi mile | ly
-| g gram | kg kilogram kilo | mg milligram | t ton tonne | lb pound | oz ounce
-| s sec second | min minute | h hr hour | d day | wk week | month | yr year | ms millisecond
+| g gram | kg kgs kilogram kilo | mg milligram | t ton tonne | lb lbs | pound | oz ounce
+| s sec second | min minute | h hr hrs hour | d day | wk week | month | yr yrs year | ms millisecond
 | l liter litre | ml milliliter millilitre | gal gallon | cup | ha hectare | acre
 | ° deg degree | rad radian | °c | °f | k kelvin | a amp ampere | v volt | w watt | kw | kwh | mw
 | n newton | j joule | kj kilojoule | cal calorie | kcal | pa pascal | kpa | mpa | hz hertz | khz
 | mhz | ghz | mol mole | c coulomb | f farad | ω ohm | bit | byte | kb | mb | gb | mph | kph | atm
-| ev | dollar usd | cent | euro eur | gbp | yuan rmb cny | yen jpy | rupee inr | won
+| ev | dollar usd $ | cent | euro eur € | gbp £ | yuan rmb cny | yen jpy | ¥ | rupee inr ₹ | won ₩
+| ruble rub ₽
 | unit | point | person people | student | child children | item | object | piece | way
 """
 _NAMES = {name: entry.split()[0] for entry in _UNITS.split("|") for name in entry.split()}
 _NAMES |= {name + "s": unit for name, unit in _NAMES.items() if len(name) > 2}
+# a name of two units
+_EITHER = {"pound": ("lb", "gbp"), "¥": ("yen", "yuan")}
 _PER = re.compile(r" ?/ ?| per | ?· ?")
 _UNIT = re.compile(
     r"(?P<before>square |sq\.? |cubic )?(?P<name>°? ?[a-zµω]+|°)\.?"
@@ -67,7 +70,7 @@ _ANSWER = re.compile(
     re.I,
 )
 _VARIABLE = re.compile(r"^([A-Za-zα-ω](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?) ?= ?(?=[^=])")
-_CURRENCY = re.compile(r"\\?\$|[£€¥₹₩₽]")
+_CURRENCY = re.compile(r"\\?(\$)|([£€¥₹₩₽])")
 
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|mathrm|mbox|operatorname) ?\{([^{}]*)\}")
 _DEGREES = re.compile(r" ?\^? ?(?:\{ ?\\circ ?\}|\\circ|\\degree)")
@@ -88,7 +91,7 @@ class Quantity:
 
     Attributes:
       value: exact.
-      unit: in one spelling, `%` for percent, empty without one (a currency sign is none).
+      unit: in one spelling, `%` for percent, empty without one.
       places: digits after the decimal point; None without a point, as in `8/3`.
       figures: significant digits, where there is a point.
       strict: its unit may be a magnitude, as in `5m`: a number without one is another.
@@ -126,16 +129,19 @@ def quantity(text: str) -> Quantity | None:
     if len(text) > LONGEST or not any(map(str.isnumeric, text)):
         return None
     text, sign = _without_sign(_plain(text))
-    if currency := _CURRENCY.match(text):
+    currency = _CURRENCY.match(text)
+    if currency:
         text, inner = _without_sign(text[currency.end() :].strip())
         sign *= inner
     number = _NUMBER.match(text)
     found = number and _unsigned(number)
     if number is None or found is None:
         return None
-    return _with_suffix(
-        dataclasses.replace(found, value=sign * found.value), text[number.end() :].rstrip()
-    )
+    found = dataclasses.replace(found, value=sign * found.value)
+    found = _with_suffix(found, text[number.end() :].rstrip())
+    if found is None or currency is None or found.unit:
+        return found
+    return dataclasses.replace(found, unit=_suffix(currency[0]) or "")
 
 
 def _with_suffix(number: Quantity, text: str) -> Quantity | None:
@@ -186,15 +192,21 @@ def same(first: Quantity, second: Quantity, tolerance: Fraction, exact: bool) ->
             for a in first_ones
             for b in second_ones
         )
-    if first.unit != second.unit and (
-        (first.unit and second.unit) or first.strict or second.strict
-    ):
+    strict = first.strict or second.strict
+    if not same_unit(first.unit, second.unit) or (strict and first.unit != second.unit):
         return False
     a, b = first.value, second.value
     pairs = [(a, b)]
     if (first.unit == "%") != (second.unit == "%"):
         pairs.append((a / 100, b) if first.unit == "%" else (a, b / 100))
     return any(_close(a, b, tolerance, exact) for a, b in pairs)
+
+
+def same_unit(first: str, second: str) -> bool:
+    """Whether nothing is counted in another unit; no unit is any."""
+    if not first or not second or first == second:
+        return True
+    return first in _EITHER.get(second, ()) or second in _EITHER.get(first, ())
 
 
 def _close(a: Fraction, b: Fraction, tolerance: Fraction, exact: bool) -> bool:
@@ -217,9 +229,11 @@ def unit_of(text: str) -> str | None:
 
 
 def _suffix(text: str) -> str | None:
-    """The unit after a number; empty where nothing or a currency sign follows."""
-    if not text or _CURRENCY.fullmatch(text):
+    """The unit after a number, as `%`, `km/h`, `€`; empty where nothing follows."""
+    if not text:
         return ""
+    if sign := _CURRENCY.fullmatch(text):
+        return _NAMES[sign[1] or sign[2]]
     return "%" if _PERCENT.fullmatch(text) else unit_of(text)
 
 

@@ -49,7 +49,10 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A tuple, an interval, a set (`{`), a bare list (no bracket), or a union of sets (`∪`)."""
+    """A tuple, an interval, a set (`{`), a bare list (no bracket), or a union of sets (`∪`).
+
+    A bare list of relations with `or` between all of them has that word as its right bracket.
+    """
 
     left: str
     items: tuple[Reading, ...]
@@ -145,7 +148,11 @@ def _list(text: str) -> Reading:
         items = [group[0] if len(group) == 1 else Group("(", group, ")") for group in groups]
     else:
         items = list(groups[0])
-    return items[0] if len(items) == 1 else Group("", tuple(items), "")
+    if len(items) == 1:
+        return items[0]
+    relations = all(isinstance(item, Relation) for item in items)
+    either = relations and len(_split(text, ("or",))) == len(items)
+    return Group("", tuple(items), "or" if either else "")
 
 
 def _items(text: str) -> tuple[Reading, ...]:
