@@ -7,7 +7,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,19 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that JSON's `pairs` make, where `json` would keep the last of two of a name.
+
+    Raises:
+      ValueError: a name stands there twice.
+    """
+    if len(found := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{json.dumps(twice[:40])} is given twice")
+    return found
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -27,8 +27,8 @@ from rdbcl_jax.data.sources.rows import Shards
 from rdbcl_jax.data.tasks import SPLITS
 from rdbcl_jax.data.values import written
 from rdbcl_jax.data.waiting import in_threads, shown
-from rdbcl_jax.json_files import read_json
-from rdbcl_jax.messages import did_you_mean
+from rdbcl_jax.json_files import read_object
+from rdbcl_jax.messages import did_you_mean, line_of
 from rdbcl_jax.remote import of_this_machine
 from rdbcl_jax.rewards.verifiers import get_verifier
 
@@ -290,16 +290,17 @@ def _rows(copy: Copy, source: Path, pattern: str) -> Rows:
     if not copy.class_names:
         opened = Shards([open_source(str(file)) for file in files])
         return len(opened), opened.__getitem__
-    names = dict(
-        line.split(maxsplit=1)
-        for line in (source / copy.class_names).read_text(encoding="utf-8").splitlines()
-        if len(line.split(maxsplit=1)) == 2
-    )
+    named_in = source / copy.class_names
+    try:
+        lines = named_in.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{named_in}: not UTF-8 ({line_of(error)}); fetch it again") from None
+    names = dict(parts for line in lines if len(parts := line.split(maxsplit=1)) == 2)
 
     def of_picture(number: int) -> Row:
         file = files[number]
         if (named := names.get(file.parent.name)) is None:
-            problem = f"{source / copy.class_names} names no class {file.parent.name!r}"
+            problem = f"{named_in} names no class {file.parent.name!r}"
             return Row(str(file), source, file.name, {}, problem)
         place = f"{file.parent.name}/{file.name}"
         return Row(str(file), source, place, {"image": str(file), "class": named.replace("_", " ")})
@@ -341,7 +342,13 @@ def _places(source: Path, pattern: str) -> dict[str, Mapping[str, Any]]:
     for path in sorted(source.glob(pattern)):
         opened = open_source(str(path))
         for number in shown(range(len(opened)), len(opened), f"looking at {path.name}"):
-            columns = opened[number].columns
+            row = opened[number]
+            columns = row.columns
+            if not row.problem and "id" not in columns:
+                raise ValueError(
+                    f"{row.where}: found the columns {', '.join(sorted(columns))}, expected id and "
+                    "image; fetch the file again"
+                )
             with contextlib.suppress(ValueError):  # the rows that name it say that it is missing
                 pictures.check_header((columns.get("image") or {}).get("bytes") or b"")
                 found[str(columns["id"])] = {"path": str(path), "row": number, "column": "image"}
@@ -351,8 +358,14 @@ def _places(source: Path, pattern: str) -> dict[str, Mapping[str, Any]]:
 def _captions(source: Path, pattern: str) -> dict[int, list[str]]:
     found: dict[int, list[str]] = collections.defaultdict(list)
     for path in sorted(source.glob(pattern)):
-        for one in read_json(path, {}).get("annotations", ()):
-            found[int(one["image_id"])].append(str(one["caption"]))
+        annotations = read_object(path).get("annotations", ())
+        try:
+            for one in annotations:
+                found[int(one["image_id"])].append(str(one["caption"]))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"{path}: expected annotations, each with image_id and caption; fetch it again"
+            ) from None
     return found
 
 

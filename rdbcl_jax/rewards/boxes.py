@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from rdbcl_jax.json_files import each_once
 from rdbcl_jax.rewards.text import seen, unwrapped
 
 MAX_BOXES = 100  # in one answer; also bounds the cost of matching
@@ -129,17 +130,10 @@ def from_json(text: str) -> Any:
     text = _unfenced(seen(text))
     for json_text in (text, _as_lists(text)):
         try:
-            return json.loads(json_text, object_pairs_hook=_once)
+            return json.loads(json_text, object_pairs_hook=each_once)
         except (ValueError, RecursionError):
             continue
     raise ValueError(f"expected boxes in JSON, found {text[:80]!r}")
-
-
-def _once(pairs: list[tuple]) -> dict:
-    """A JSON object that gives no key twice."""
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError("a key given twice")
-    return found
 
 
 def _unfenced(text: str) -> str:

@@ -227,3 +227,21 @@ def test_a_picture_that_gqas_files_lack(tmp_path):
     prepared = prepare("gqa", tmp_path, tmp_path / "made")
     assert prepared.counts["gqa"]["train"] == 2
     assert all("there is no good picture 'n0" in problem for problem in prepared.problems)
+
+
+def test_files_beside_the_rows_that_are_of_another_shape(tmp_path):
+    published_files.gqa(tmp_path / "gqa")
+    table = tmp_path / "gqa/train_balanced_images/train-00000-of-00001.parquet"
+    published_files.table(table, {"image": "image"}, [{"image": published_files.stored(0)}])
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet, row 0: found .*image, e"):
+        prepare("gqa", tmp_path / "gqa", tmp_path / "made")
+    published_files.ucit(tmp_path / "ucit")
+    captions = tmp_path / "ucit/instructions/VizWiz/val_coco_type_3000.json"
+    for held in ("[]", '{"annotations": [{"image_id": 1}]}', '{"annotations": ["a mug"]}'):
+        captions.write_text(held)
+        with pytest.raises(ValueError, match=r"val_coco_type_3000\.json.* expected an"):
+            prepare("ucit", tmp_path / "ucit", tmp_path / "made")
+    published_files.imagenet_r(tmp_path)
+    (tmp_path / "imagenet-r/README.txt").write_bytes("n01443537 pingüino".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"README\.txt: not UTF-8"):
+        prepare("imagenet_r", tmp_path, tmp_path / "made")

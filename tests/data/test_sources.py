@@ -101,6 +101,8 @@ def test_json_files_that_hold_lines(tmp_path):
         ('{"data": [{"a": 1}], "test": [{"a": 2}]}', "behind its list of rows, expected one list"),
         ('{"data": [{"a": 1}], "test"', "cut off behind its rows"),
         ("[[1], [2]]", "row 0: expected an object, found \\[1\\]"),
+        ('[{"a": 1, "answer": 3, "answer": 4}]', r'row 0: not JSON \("answer" is given twice\)'),
+        ('{"a": {"b": 1, "c": {"d": 1, "d": 1}}}', r'not JSON \("d" is given twice\)'),
         ("[]", "holds no records"),
         ("", "holds no records"),
     ],
@@ -220,6 +222,14 @@ def test_a_damaged_row_group_costs_its_own_rows(tmp_path):
     found = load_records(path, task="t", problems=problems)
     assert [record.where[-1] for record in found] == [*"012678"]
     assert len(problems) == 3 and "row 3: its row group, 1 from 0 on, cannot be read" in problems[0]
+
+
+def test_a_column_of_an_unknown_time_zone_costs_its_own_rows(tmp_path):
+    table = pa.table({"question": ["when?"] * 2, "answer": ["3"] * 2})
+    zone = pa.array([0, None], pa.timestamp("s", tz="Mars/Phobos"))
+    pq.write_table(table.append_column("taken", zone), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=r"row 0.*column 'taken' cannot be read"):
+        load_records(tmp_path / "data.parquet", task="t")
 
 
 def test_feather_files(tmp_path):

@@ -13,6 +13,7 @@ from typing import Any
 
 from rdbcl_jax.data.sources.rows import Row, Stamp
 from rdbcl_jax.data.values import short
+from rdbcl_jax.json_files import each_once
 
 DEEPEST = 64  # nested lists and objects of a row
 _OTHER_FILES = {  # by their first bytes
@@ -225,7 +226,7 @@ def _no_row(path: Path, number: int, found: bytes) -> ValueError:
 def _object(text: bytes) -> Mapping[str, Any]:
     """The row of a text; ValueError where it is none."""
     try:
-        row = json.loads(text.rstrip().decode())
+        row = json.loads(text.rstrip().decode(), object_pairs_hook=each_once)
     except UnicodeDecodeError as error:
         found = f"byte {text[error.start]:#04x} at column {error.start + 1}"
         raise ValueError(f"not UTF-8 ({found}); save the file as UTF-8") from None
@@ -233,7 +234,7 @@ def _object(text: bytes) -> Mapping[str, Any]:
         raise ValueError(f"not a record: nested more than {DEEPEST} deep") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a name given twice, a number of thousands of digits
         raise ValueError(f"not JSON ({error})") from None
     _check_values(row)
     return _of_kind(row)

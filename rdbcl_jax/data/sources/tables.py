@@ -160,7 +160,8 @@ def columns_of(table: Any, number: int) -> dict[str, Any] | str:
     for name, column in zip(table.schema.names, table.columns, strict=True):
         try:
             row[name] = _as_written(column[number].as_py(), column.type)
-        except (ValueError, OverflowError) as error:  # no UTF-8, a date after the year 9999
+        # no UTF-8, a date after the year 9999, an unknown time zone
+        except (ValueError, OverflowError, KeyError) as error:
             return f"column {name!r} cannot be read ({line_of(error)})"
     return row
 
