@@ -102,7 +102,7 @@ def _grpo(config: RunConfig, **fields) -> Method:
 
 
 def joint(config: RunConfig) -> Method:
-    return _grpo(config, data="joint", revise=replacing(GRPO().chosen(config)))
+    return replacing(_grpo(config, data="joint"), GRPO().chosen(config))
 
 
 def replay(config: RunConfig) -> Method:
@@ -128,7 +128,7 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
 
     least = fewest(options.rehearsed, "replay.fraction leaves no prompt of earlier tasks")
     return dataclasses.replace(
-        method,
+        method.reading("replay").without("rollout.resample"),
         targets=targets,
         data="questions" if options.kept == "questions" else "replay",
         partly_anchored=True,
@@ -137,8 +137,8 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
 
 
 def ewc(config: RunConfig) -> Method:
-    revise = replacing(GRPO().chosen(config))
-    return _grpo(config, consolidation=config.section(EWCOptions).strength, revise=revise)
+    method = _grpo(config, consolidation=config.section(EWCOptions).strength)
+    return replacing(method, GRPO().chosen(config)).reading("ewc")
 
 
 def lwf(config: RunConfig) -> Method:
@@ -150,8 +150,8 @@ def lwf(config: RunConfig) -> Method:
         targets = weight * batch.demonstrated.astype(jnp.float32)
         return own._replace(advantages=own.advantages + targets)
 
-    return dataclasses.replace(method, targets=targets)
+    return dataclasses.replace(method.reading("lwf"), targets=targets)
 
 
 def zero_shot(config: RunConfig) -> Method:
-    return _grpo(config, responses="none")
+    return dataclasses.replace(_grpo(config, responses="none"), reads=frozenset())

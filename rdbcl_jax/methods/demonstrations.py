@@ -22,6 +22,11 @@ Demonstration = Callable[[Record], str | None]  # None: the record has none, and
 
 ANY = ""  # task
 
+# options of `demonstration`; the others are of mixtures
+DEMONSTRATED = tuple(
+    f"demonstrations.{name}" for name in ("target", "no_reasoning", "rollouts", "refiner")
+)
+
 
 @section("demonstrations")
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import dataclasses
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import memorise_or_explore
-from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
-from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
+from rdbcl_jax.methods.demonstrations import DEMONSTRATED, DemonstrationOptions, demonstration
+from rdbcl_jax.methods.grpo import GRPO, clipped, constant, group_baseline
 from rdbcl_jax.methods.method import Method, Targets
 from rdbcl_jax.methods.revisions import memorising
 from rdbcl_jax.sections import Refused, Section, section
@@ -52,12 +52,12 @@ def dyme(config: RunConfig) -> Method:
             advantages = advantages * batch.demonstrated
         return Targets(advantages, constant(chosen.beta, batch))
 
-    return Method(
-        name=config.method,
-        targets=targets,
-        loss=loss(config, chosen),
-        reference=chosen.reference if chosen.beta else None,
+    method = clipped(
+        config,
+        chosen,
+        targets,
         group=own.explore,
         demonstration=taught,
         revise=memorising(taught) if taught else None,
     )
+    return method.reading("dyme", *(DEMONSTRATED if taught else ()))

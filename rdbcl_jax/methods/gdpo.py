@@ -12,7 +12,7 @@ import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import group_advantages, normalise
-from rdbcl_jax.methods.grpo import GRPO, constant, policy_gradient
+from rdbcl_jax.methods.grpo import GRPO, clipped, constant
 from rdbcl_jax.methods.method import Draws, Method, Targets
 from rdbcl_jax.rollout.scored import ScoredRollouts
 
@@ -34,5 +34,4 @@ def gdpo(config: RunConfig) -> Method:
     def targets(batch, policy_logps, entropies):
         return Targets(normalise(batch.given["summed"]), constant(chosen.beta, batch))
 
-    method = policy_gradient(config, chosen, revise=revise, given=("summed",))
-    return dataclasses.replace(method, targets=targets)
+    return clipped(config, chosen, targets, group=True, revise=revise, given=("summed",))

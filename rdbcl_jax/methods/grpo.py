@@ -32,7 +32,7 @@ from rdbcl_jax.config import Reference, RunConfig
 from rdbcl_jax.core.advantages import group_advantages, leave_one_out_advantages
 from rdbcl_jax.core.kl import KLSchedule
 from rdbcl_jax.core.losses import Aggregation, RatioLevel, Surrogate, policy_loss_terms
-from rdbcl_jax.methods.method import Method, Revision, Targets
+from rdbcl_jax.methods.method import Method, Revision, TargetFunction, Targets
 from rdbcl_jax.methods.prompts import Order, PromptOptions
 from rdbcl_jax.methods.revisions import resampling
 
@@ -66,6 +66,8 @@ class GRPO:
         return dataclasses.replace(self, **{n: given[n] for n in names if given[n] is not None})
 
 
+OF_THE_LOSS = ("clip_low", "clip_high", "dual_clip", "ratio_level", "surrogate", "aggregation")
+
 VARIANTS = {
     "grpo": GRPO(),
     "dr_grpo": GRPO(advantage_scale="none", aggregation="constant", beta=0.0),
@@ -85,12 +87,13 @@ VARIANTS = {
 def grpo(config: RunConfig) -> Method:
     """Group-normalised advantages, clipped surrogate, β · KL with the same β for every sample."""
     chosen = VARIANTS[config.method].chosen(config)
-    return policy_gradient(config, chosen, revise=replacing(chosen))
+    return replacing(policy_gradient(config, chosen), chosen)
 
 
-def replacing(chosen: GRPO) -> Revision | None:
-    """What `resample` asks for; None: nothing."""
-    return resampling(chosen.resample) if chosen.resample else None
+def replacing(method: Method, chosen: GRPO) -> Method:
+    """The method with what `resample` asks for."""
+    revise = resampling(chosen.resample) if chosen.resample else None
+    return dataclasses.replace(method, revise=revise).reading("rollout.resample")
 
 
 def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
@@ -100,14 +103,18 @@ def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
     def targets(batch, policy_logps, entropies):
         return Targets(advantages(batch.rewards), constant(chosen.beta, batch))
 
-    return Method(
-        name=config.method,
-        targets=targets,
-        loss=loss(config, chosen),
-        reference=chosen.reference if chosen.beta else None,
-        group=True,
-        **fields,
-    )
+    method = clipped(config, chosen, targets, group=True, **fields)
+    return method.reading("loss.advantage_scale")
+
+
+def clipped(config: RunConfig, chosen: GRPO, targets: TargetFunction, **fields: Any) -> Method:
+    """The policy loss on these targets, with a KL term where β is above 0."""
+    reads = {"kl.beta", *(f"loss.{name}" for name in OF_THE_LOSS)}
+    if chosen.surrogate == "sapo":
+        reads -= {"loss.clip_low", "loss.clip_high"}
+    reference = chosen.reference if chosen.beta else None
+    made = {"loss": loss(config, chosen), "reference": reference, "reads": frozenset(reads)}
+    return Method(name=config.method, targets=targets, **(made | fields))
 
 
 def with_given_advantages(config: RunConfig, chosen: GRPO, revise: Revision) -> Method:
@@ -116,8 +123,7 @@ def with_given_advantages(config: RunConfig, chosen: GRPO, revise: Revision) -> 
     def targets(batch, policy_logps, entropies):
         return Targets(batch.given["advantage"], constant(chosen.beta, batch))
 
-    method = policy_gradient(config, chosen, revise=revise, given=("advantage",))
-    return dataclasses.replace(method, targets=targets)
+    return clipped(config, chosen, targets, group=True, revise=revise, given=("advantage",))
 
 
 def one_shot(config: RunConfig) -> Method:

@@ -191,6 +191,8 @@ class Method:
       fewest_samples: responses of a prompt with which it can be tried.
       consolidation: strength of the quadratic penalty on what mattered to earlier tasks (EWC).
       merge: share of the weights from before a task in the policy that the task leaves.
+      reads: the options of methods that have an effect on it: fields as "kl.beta", and whole
+        sections as "replay". Of the others, those that are set are named when a run starts.
     """
 
     name: str
@@ -218,11 +220,20 @@ class Method:
     fewest_samples: int = 2
     consolidation: float = 0.0
     merge: float = 0.0
+    reads: frozenset[str] = frozenset()
 
     @property
     def rehearses(self) -> bool:
         """Whether a share of a batch comes from earlier tasks."""
         return self.data in ("replay", "questions")
+
+    def reading(self, *options: str) -> Method:
+        """The same, which reads these options too."""
+        return dataclasses.replace(self, reads=self.reads | {*options})
+
+    def without(self, *options: str) -> Method:
+        """The same, which does not read these."""
+        return dataclasses.replace(self, reads=self.reads - {*options})
 
     @property
     def memorises(self) -> bool:

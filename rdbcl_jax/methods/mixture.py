@@ -46,7 +46,11 @@ def sft_rl(config: RunConfig) -> Method:
     if own.mixture == "mixed" and own.share:
         least = fewest(lambda n: round(own.share * n), "demonstrations.share teaches none")
     return dataclasses.replace(
-        method, targets=targets, scheduled=scheduled, partly_anchored=True, fewest_prompts=least
+        method.reading("demonstrations"),
+        targets=targets,
+        scheduled=scheduled,
+        partly_anchored=True,
+        fewest_prompts=least,
     )
 
 

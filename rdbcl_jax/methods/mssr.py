@@ -16,7 +16,7 @@ from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core import beta_tracker
 from rdbcl_jax.core.advantages import entropy_shaped, whiten
 from rdbcl_jax.core.masked import select
-from rdbcl_jax.methods.grpo import GRPO, constant, loss
+from rdbcl_jax.methods.grpo import GRPO, clipped, constant
 from rdbcl_jax.methods.method import Method, Targets, Tracker
 from rdbcl_jax.sections import (
     Count,
@@ -101,16 +101,17 @@ def mssr(config: RunConfig) -> Method:
         return Targets(shaped, constant(chosen.beta, batch))
 
     needs_kl = chosen.beta or (own.tracker and own.adaptive)
-    return Method(
-        name=config.method,
-        targets=targets,
-        loss=loss(config, chosen),
+    method = clipped(
+        config,
+        chosen,
+        targets,
         reference=chosen.reference if needs_kl else None,
         policy=own.shaping != "none",
         entropies=full,
         pretask="success" if own.tracker and own.survey else "",
         tracker=tracker(own) if own.tracker else None,
     )
+    return method.reading("mssr")
 
 
 def tracker(own: MSSROptions) -> Tracker:

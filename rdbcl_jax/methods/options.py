@@ -16,23 +16,20 @@ from rdbcl_jax.methods.method import Method, fewest
 from rdbcl_jax.methods.prompts import PromptOptions, prompt_filter, prompt_sampler
 from rdbcl_jax.methods.rdbcl import portable
 
-# methods that read an option which others have no use for, by its field
-READERS = {
-    "rollout.resample": {*VARIANTS} - {"one_shot"} | {"rdbcl", "joint", "ewc"},
-    "loss.advantage_scale": {*VARIANTS}
-    | {"rdbcl", "rapo", "joint", "replay", "portable_replay", "pseudo_rehearsal"}
-    | {"ewc", "lwf", "pcurl", "sft_rl"},
-}
+# what any method reads that samples responses, and what it reads where it has a KL term
+OF_SAMPLED = ("loss.mask_truncated", "loss.entropy_bonus", "loss.entropy_share", "kl.portability")
+OF_A_KL_TERM = ("kl.kind", "kl.importance_weighted", "kl.reference", "kl.schedule", "kl.floor")
+# where a method does not read them, these are refused, and not only named when a run starts
+REFUSED = ("rollout.resample", "loss.advantage_scale")
 
 
 def check_read(config: RunConfig, method: Method) -> None:
     """Raises ValueError for an option that is set and that the method does not read."""
-    for field, readers in READERS.items():
+    for field in REFUSED:
         asked = operator.attrgetter(field)(config)
-        if asked and config.method not in readers:
+        if asked and field not in method.reads:
             raise ValueError(
-                f"config.{field} is {asked!r}, which {config.method} does not read; "
-                f"expected None, or one of the methods {sorted(readers)}"
+                f"config.{field} is {asked!r}, which {config.method} does not read; expected None"
             )
     schedule = config.kl.schedule
     if schedule not in (None, "constant") and method.reference is None:
@@ -72,7 +69,7 @@ def with_options(config: RunConfig, method: Method) -> Method:
     check_together(config, chosen)
     merge = config.training.merge or method.merge
     method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus, merge=merge)
-    if loss.mask_truncated:
+    if loss.mask_truncated and method.responses == "sampled":
         method = whole(method)
     if loss.entropy_share < 1:
         method = unsure(method, loss.entropy_share)
@@ -89,7 +86,22 @@ def with_options(config: RunConfig, method: Method) -> Method:
             f"config.prompts.filter is {prompts.filter!r}, and {config.method} learns nothing; "
             "expected 'none'"
         )
-    return dataclasses.replace(method, filter=prompt_filter(prompts.filter, prompts.samples))
+    method = dataclasses.replace(method, filter=prompt_filter(prompts.filter, prompts.samples))
+    return reading_any(method)
+
+
+def reading_any(method: Method) -> Method:
+    """The method, which reads the options of any that apply to it."""
+    if method.prompts or method.filter:
+        method = method.reading("prompts")
+    method = method.reading("prompts.order", "prompts.filter")
+    if method.responses != "sampled":
+        return method
+    if method.reference is not None:
+        method = method.reading(*OF_A_KL_TERM)
+    if method.reference == "ema":
+        method = method.reading("kl.ema_decay")
+    return method.reading(*OF_SAMPLED)
 
 
 def scheduled(method: Method, chosen: GRPO) -> Method:

@@ -67,7 +67,7 @@ def pcurl(config: RunConfig) -> Method:
         return dataclasses.replace(scored, given=given)
 
     method = policy_gradient(config, chosen, revise=revise, given=("repetition", "length"))
-    return dataclasses.replace(method, targets=targets, scheduled=True)
+    return dataclasses.replace(method.reading("pcurl"), targets=targets, scheduled=True)
 
 
 def distinct_ngrams(text: str, n: int) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.advantages import group_advantages, retention_reward
 from rdbcl_jax.core.masked import masked_mean
-from rdbcl_jax.methods.grpo import GRPO, constant, group_baseline, loss
+from rdbcl_jax.methods.grpo import GRPO, clipped, constant, group_baseline
 from rdbcl_jax.methods.method import Method, Targets, Tracker
 from rdbcl_jax.sections import Decay, NonNegative, Section, section
 
@@ -74,16 +74,16 @@ def rapo(config: RunConfig) -> Method:
         found = advantages(batch.rewards + retention, batch.prompt_values[:, None])
         return Targets(found, constant(chosen.beta, batch), {"retention": retention})
 
-    return Method(
-        name=config.method,
-        targets=targets,
-        loss=loss(config, chosen),
-        reference=chosen.reference if chosen.beta else None,
+    method = clipped(
+        config,
+        chosen,
+        targets,
         group=True,
         policy=True,
         previous=True,
         tracker=moving_std(own.momentum) if own.ctan else None,
     )
+    return method.reading("rapo", "loss.advantage_scale")
 
 
 def moving_std(momentum: float) -> Tracker:

@@ -79,7 +79,7 @@ class PortabilityOptions(Section):
 def rdbcl(config: RunConfig) -> Method:
     """GRPO whose KL coefficient is high where the previous policy's reasoning carries over."""
     chosen = GRPO().chosen(config)
-    return portable(config, policy_gradient(config, chosen, revise=replacing(chosen)))
+    return portable(config, replacing(policy_gradient(config, chosen), chosen))
 
 
 def portable(config: RunConfig, method: Method) -> Method:
@@ -116,7 +116,7 @@ def portable(config: RunConfig, method: Method) -> Method:
         return found._replace(kl_coef=beta, values={**found.values, "rp": rp})
 
     return dataclasses.replace(
-        method,
+        method.reading("portability").without("kl.beta"),
         targets=targets,
         reference=method.reference or config.kl.reference or "previous",
         policy=method.policy or not static or portability.control == "strength",

@@ -64,7 +64,7 @@ def reinforce_ada(config: RunConfig) -> Method:
         return with_samples(pool, picks, draws.policy, {"advantage": kept})
 
     method = with_given_advantages(config, chosen, revise)
-    return dataclasses.replace(method, fewest_samples=own.keep)
+    return dataclasses.replace(method.reading("reinforce_ada"), fewest_samples=own.keep)
 
 
 def done(

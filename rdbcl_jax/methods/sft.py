@@ -14,19 +14,20 @@ import jax.numpy as jnp
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.losses import LossTerms
 from rdbcl_jax.core.masked import masked_sum_and_count, select
-from rdbcl_jax.methods.demonstrations import DemonstrationOptions, demonstration
+from rdbcl_jax.methods.demonstrations import DEMONSTRATED, DemonstrationOptions, demonstration
 from rdbcl_jax.methods.method import Method, Targets
 
 
 def sft(config: RunConfig) -> Method:
     """The likelihood of every record's demonstration; no KL term."""
-    return supervised(config.method, demonstration(config.section(DemonstrationOptions)))
+    options = config.section(DemonstrationOptions)
+    return supervised(config.method, demonstration(options)).reading(*DEMONSTRATED)
 
 
 def rft_sft(config: RunConfig) -> Method:
     """SFT whose demonstrations are the collected rollouts."""
     options = dataclasses.replace(config.section(DemonstrationOptions), target="rollouts")
-    return supervised(config.method, demonstration(options))
+    return supervised(config.method, demonstration(options)).reading("demonstrations.rollouts")
 
 
 def supervised(name: str = "sft", demonstration=None) -> Method:

@@ -61,7 +61,7 @@ def shuffle_r1(config: RunConfig) -> Method:
         return with_samples(scored, picks, draws.policy, {"advantage": kept * counts})
 
     method = with_given_advantages(config, chosen, revise)
-    return dataclasses.replace(method, fewest_samples=4)
+    return dataclasses.replace(method.reading("shuffle_r1"), fewest_samples=4)
 
 
 def contrasting(advantages: Float[np.ndarray, "P G"]) -> Int[np.ndarray, "P G/2"]:

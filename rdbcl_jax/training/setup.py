@@ -31,6 +31,7 @@ from rdbcl_jax.data.tasks import (
 )
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
+from rdbcl_jax.methods.unread import said
 from rdbcl_jax.models import attention, from_config, lora
 from rdbcl_jax.models.config_files import readable
 from rdbcl_jax.reporting.services import check_services
@@ -62,7 +63,7 @@ class Setup:
         are tokenized once a tokenizer is there.
       left_out: what is wrong with each record that is not among them; see `data.on_bad_record`.
       replaced: what a dry run has others in place of.
-      notes: what is odd about records, and no error.
+      notes: what is odd about options and records, and no error.
     """
 
     config: RunConfig
@@ -109,7 +110,8 @@ def prepare(config: RunConfig) -> Setup:
     _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
     _check_agreement(mesh, tasks, demonstrations)
-    notes = [line for task in [*tasks, *held_out] for line in shared_records(task)]
+    notes = said(config, method)
+    notes += [line for task in [*tasks, *held_out] for line in shared_records(task)]
     return Setup(
         config, method, rewards, mesh, tasks, held_out, demonstrations, left_out, replaced, notes
     )
