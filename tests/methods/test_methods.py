@@ -312,6 +312,12 @@ def test_mssr_tracker():
     # the window's mean counts: 0.005 and 0.031 are above the target together
     after = tracker.observe(after, np.array([2]), np.array([0.0]), 0.031)
     np.testing.assert_allclose(tracker.baselines(after, np.array([2])), [7 / 8])
+    # of a window of two, the first of three has left
+    tracker = method("mssr", **{"rollout.samples": 1, "mssr.window": 2}).tracker
+    state = tracker.start(np.array([0.5], np.float32))
+    for kl in (9.0, 0.005, 0.007):
+        state = tracker.observe(state, np.array([0]), np.array([1.0]), kl)
+    np.testing.assert_allclose(state.kls, [0.005, 0.007])
 
 
 def test_mssr_survey_and_ablations():
