@@ -265,7 +265,8 @@ class KLConfig(Section):
       importance_weighted: multiply the estimate by the importance ratio, gradient included
         (2512.02556, TRL's default): with k3 the gradient is that of KL(policy‖reference).
       reference: the frozen policy: "previous", from before the task; "base", from before the first;
-        "ema", the moving average of the policies at the tasks' boundaries.
+        "ema", the moving average of the policies at the tasks' boundaries (of adapters, see
+        rdbcl_jax.models.averages).
       ema_decay: share of the old average that is kept at a boundary.
     """
 
@@ -321,7 +322,8 @@ class TrainingConfig(Section):
       chunk_size: tokens whose logits exist at one time.
       entropy: log the policy's entropy.
       merge: share of the weights from before a task in the policy that the task leaves (weight
-        merging); 0: as the method does, which for all but `pseudo_rehearsal` is none.
+        merging), of adapters see rdbcl_jax.models.averages; 0: as the method does, which for all
+        but `pseudo_rehearsal` is none.
       collect: responses drawn to each record of a task after it; the right ones are kept in
         WORKDIR/rollouts/ for `rft_sft`.
       checkpoint_every: steps; also after every task. 0: only then.

@@ -29,6 +29,7 @@ from rdbcl_jax.lock import RemoteLock, WorkdirLock, is_seen
 from rdbcl_jax.methods import Method
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models import partition
+from rdbcl_jax.models.averages import averaged
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy, allowed_sizes, load_policy
 from rdbcl_jax.remote import Store
@@ -54,7 +55,7 @@ from rdbcl_jax.training.programs import Programs
 from rdbcl_jax.training.rehearsal import old_prompts
 from rdbcl_jax.training.resume import Start, find_start, forget_beyond
 from rdbcl_jax.training.setup import Setup, prepare
-from rdbcl_jax.training.stage import Anchors, dtype_of_frozen, make_stage, merged
+from rdbcl_jax.training.stage import Anchors, dtype_of_frozen, make_stage
 from rdbcl_jax.training.state import TaskState, restore_state
 from rdbcl_jax.training.stop import Stop, Stopped
 from rdbcl_jax.training.surveys import filtered
@@ -166,7 +167,7 @@ def _train(
             checkpoints.save_memory(k + 1, memory)
         del state, stage  # neither moments nor what was frozen for this task are needed any more
         if method.merge:
-            learned = merged(anchors.previous, learned, method.merge)
+            learned = averaged(anchors.previous, learned, method.merge)
         journal.learned(k, differ(learned, anchors.previous))
 
         # ------------------------------------------------------------ what the task leaves

@@ -15,6 +15,7 @@ from rdbcl_jax.data.indexed import Joined, only
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.tasks import TaskData
 from rdbcl_jax.methods.method import Method
+from rdbcl_jax.models.averages import averaged
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.training.update import Consolidation
 
@@ -45,7 +46,7 @@ class Anchors:
         old average that is kept."""
         kept = dict(self.kept)
         if "ema" in kept:
-            kept["ema"] = merged(kept["ema"], policy, ema_decay)
+            kept["ema"] = averaged(kept["ema"], policy, ema_decay)
         return dataclasses.replace(self, previous=policy, kept=kept)
 
     def frozen(self, held: Callable[[Trained], Trained]) -> Anchors:
@@ -71,11 +72,6 @@ def dtype_of_frozen(config: RunConfig, method: Method) -> np.dtype[Any]:
     if method.consolidation or averaged:  # differences to a policy, and sums of several
         return jnp.dtype(model.param_dtype)
     return jnp.dtype(model.reference_dtype or model.dtype)
-
-
-def merged(policy: Trained, other: Trained, share: float) -> Trained:
-    """`share` of the first's weights and the rest of the second's."""
-    return jax.tree.map(lambda a, b: (share * a + (1 - share) * b).astype(a.dtype), policy, other)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -204,6 +204,34 @@ def test_only_what_learns_is_changed_and_saved(watched, tmp_path, kind):
     assert {id(a) for a in frozen} == shared
 
 
+def test_merged_adapters_add_their_share_of_what_a_task_added(watched, tmp_path, monkeypatch):
+    """Before the first task they add nothing. That holds of A·B, and of no average of factors."""
+    config = engine.small_config()
+    config.training.steps, config.training.merge, config.sequence = 2, 0.25, ("sum",)
+    config.model.lora.rank = 4
+    learned, learn_task = [], run_module.learn_task
+
+    def spy(*args, **kwargs):
+        state, last = learn_task(*args, **kwargs)
+        learned.append(jax.device_get(state.train.params))
+        return state, last
+
+    monkeypatch.setattr(run_module, "learn_task", spy)
+    (tmp_path / "base").symlink_to(watched[0] / "base")
+    train(config, tmp_path)
+    config.model.path = str(tmp_path / "base")
+    _, params = load_policy(config, make_mesh())
+    left = Checkpoints(tmp_path).restore_task(1, params)
+
+    def added(policy):
+        factors = map(np.asarray, jax.tree.leaves(policy))  # A, B, A, B, …
+        return [a.astype(float) @ b for a, b in zip(factors, factors, strict=True)]
+
+    for found, wanted in zip(added(left), added(learned[0]), strict=True):
+        assert np.abs(wanted).max() > 0
+        np.testing.assert_allclose(found, 0.75 * wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_another_config_in_a_started_workdir_is_refused(watched):
     config = engine.small_config()
     config.training.steps, config.seed = 3, 3
