@@ -288,7 +288,8 @@ class OptimizerConfig(Section):
       name: AdamW for fine-tuning; Muon for models trained from scratch.
       learning_rate: its peak, at most 1: Adam and Muon move a parameter by about as much.
       adam_learning_rate: with Muon, for parameters that are not matrices; 0: the same.
-      schedule: after the warm-up; "tail": constant, then linear decay over the last 40 %.
+      schedule: after the warm-up, see rdbcl_jax.training.optimizer; "tail": constant, then linear
+        decay over the last 40 %.
       warmup_steps: updates of a linear warm-up. Schedules count the updates of a task, of which
         `training.updates_per_batch` are made on each batch.
       b1, b2: decay of the moments.

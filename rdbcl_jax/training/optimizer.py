@@ -18,8 +18,13 @@ def learning_rate(
 ) -> optax.Schedule:
     """Of the n-th update, from 1: linear warm-up to `peak` (default: `options.learning_rate`), then
 
-    `constant`; `cosine` or `linear`: decay to 0 over all `updates`; `tail`: constant, then linear
-    decay to 0 over the last 40 %. An update that is left out does not count.
+    `constant`; `cosine` or `linear`: decay over all `updates`; `tail`: constant, then linear decay
+    over the last 40 %. An update that is left out does not count.
+
+    Of N updates and W of warm-up, the first after it still has the peak and the last is one step
+    short of 0, which would be wasted: with progress p = (n − W − 1) / (N − W), `linear` is 1 − p
+    of the peak and `cosine` (1 + cos πp) / 2, as in Hugging Face's schedules (whose warm-up begins
+    at 0, ours at 1/W).
     """
     peak = options.learning_rate if peak is None else peak
     warmup = options.warmup_steps
@@ -32,7 +37,8 @@ def learning_rate(
         "tail": lambda: optax.linear_schedule(peak, 0.0, max(tail, 1), max(rest - tail, 0)),
     }
     warm = optax.linear_schedule(0.0, peak, warmup)
-    return optax.join_schedules([warm, after[options.schedule]()], [warmup])
+    first = warmup + (options.schedule != "tail")  # of those after the warm-up
+    return optax.join_schedules([warm, after[options.schedule]()], [first])
 
 
 def make_optimizer(

@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+import transformers
 
+from rdbcl_jax.config import OptimizerConfig
 from rdbcl_jax.core.advantages import group_advantages
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.sharding import make_mesh, put_batch
@@ -277,16 +281,40 @@ def test_the_update_takes_the_state_over(loaded, sampled):
     assert not kept  # scalars that the optimizer never reads are not even passed
 
 
+def cosine(progress):
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
 @pytest.mark.parametrize(
-    "schedule,last", [("constant", 1.0), ("cosine", 0.0), ("linear", 0.0), ("tail", 0.0)]
+    "schedule,rates",  # of the 5th update, the 13th and the last
+    [
+        ("constant", [1, 1, 1]),
+        ("cosine", [1, 1 / 2, cosine(15 / 16)]),
+        ("linear", [1, 1 / 2, 1 / 16]),
+        ("tail", [1, 7 / 8, 0]),
+    ],
 )
-def test_schedules(schedule, last):
+def test_schedules(schedule, rates):
     """Of all updates, whatever the number of batches that they are made on."""
     config = engine.small_config().optimizer
     config.learning_rate, config.warmup_steps, config.schedule = 1.0, 4, schedule
     rate = learning_rate(config, 20)
-    np.testing.assert_allclose([rate(0), rate(2), rate(4)], [0, 0.5, 1.0])
-    np.testing.assert_allclose(rate(20), last, atol=1e-6)
+    np.testing.assert_allclose([rate(1), rate(2), rate(4)], [0.25, 0.5, 1.0])
+    np.testing.assert_allclose([rate(5), rate(13), rate(20)], rates, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_decay_as_hugging_faces(schedule, warmup):
+    options = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=warmup)
+    rate, optimizer = learning_rate(options, 10), torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs = transformers.get_scheduler(schedule, optimizer, warmup, 10)
+    for n in range(1, 11):
+        if n > warmup:
+            assert float(rate(n)) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)
+        optimizer.step()
+        theirs.step()
+    assert rate(10) > 0.01
 
 
 def test_an_unknown_method_is_refused():
