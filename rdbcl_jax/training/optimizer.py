@@ -37,8 +37,7 @@ def learning_rate(
         "tail": lambda: optax.linear_schedule(peak, 0.0, max(tail, 1), max(rest - tail, 0)),
     }
     warm = optax.linear_schedule(0.0, peak, warmup)
-    first = warmup + (options.schedule != "tail")  # of those after the warm-up
-    return optax.join_schedules([warm, after[options.schedule]()], [first])
+    return optax.join_schedules([warm, after[options.schedule]()], [warmup + 1])
 
 
 def make_optimizer(

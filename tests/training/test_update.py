@@ -291,7 +291,7 @@ def cosine(progress):
         ("constant", [1, 1, 1]),
         ("cosine", [1, 1 / 2, cosine(15 / 16)]),
         ("linear", [1, 1 / 2, 1 / 16]),
-        ("tail", [1, 7 / 8, 0]),
+        ("tail", [1, 1, 1 / 8]),
     ],
 )
 def test_schedules(schedule, rates):
