@@ -262,8 +262,9 @@ class KLConfig(Section):
       portability: scale each sample's by Reasoning Portability, as `rdbcl` does (`portability.*`),
         with any other method that samples.
       kind: its estimator, see rdbcl_jax.core.kl.
-      importance_weighted: multiply the estimate by the importance ratio, gradient included
-        (2512.02556, TRL's default): with k3 the gradient is that of KL(policy‖reference).
+      importance_weighted: multiply the estimate by the token's importance ratio, gradient included
+        (2512.02556, TRL's default): with k3 the gradient is that of KL(policy‖reference). With a
+        ratio per sequence, too, where TRL takes the sequence's.
       reference: the frozen policy: "previous", from before the task; "base", from before the first;
         "ema", the moving average of the policies at the tasks' boundaries (of adapters, see
         rdbcl_jax.models.averages).

@@ -13,6 +13,7 @@ Names of metrics are TRL's wherever TRL has the metric.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -102,10 +103,11 @@ def policy_loss(
         `token_mean`: over all tokens (DAPO). `constant`: sum / (sequences · max_length)
         (Dr. GRPO, 2503.20783).
       max_length: in tokens, the length limit of sampling; for `constant` only.
-      kl_importance_weighted: multiply the KL by r, gradient included (DeepSeek-V3.2,
+      kl_importance_weighted: multiply the KL by the token's r, gradient included (DeepSeek-V3.2,
         2512.02556; TRL 1.16's default, there `use_bias_correction_kl`). With k3 the expected
         gradient is then that of KL(π_θ‖π_ref), also when the samples are off-policy; without,
-        it is that of KL(π_ref‖π_θ), the common GRPO.
+        it is that of KL(π_ref‖π_θ), the common GRPO. With `sequence`, too, where TRL multiplies by
+        the sequence's r, which gives the gradient of neither.
       entropies: of the policy's distribution at each token, nats; they carry a gradient.
       entropy_coef: ≥ 0; the loss is lowered by so many times the entropy, aggregated as the loss is
         (with `token_mean` TRL's bonus, which is the mean over tokens whatever the loss).
@@ -169,7 +171,8 @@ def policy_loss_terms(
     old_logps = logps if old_logps is None else _operand("old_logps", old_logps, mask, full=True)
     advantages = _operand("advantages", advantages, mask)
     weights, normaliser = _token_weights(mask, aggregation, max_length)
-    ratio = _importance_ratio(logps, jax.lax.stop_gradient(old_logps), mask, ratio_level)
+    ratios = functools.partial(_importance_ratio, logps, jax.lax.stop_gradient(old_logps), mask)
+    ratio = ratios(ratio_level)
     if surrogate == "ppo":
         gain, low, high = _clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
     elif surrogate == "cispo":
@@ -185,7 +188,7 @@ def policy_loss_terms(
     if reference_logps is not None:
         reference = _operand("reference_logps", reference_logps, mask, full=True)
         coefficient = _operand("kl_coef", kl_coef, mask)
-        kl_weight = ratio if kl_importance_weighted else 1.0
+        kl_weight = ratios("token") if kl_importance_weighted else 1.0
         kl_sum, kl_metrics = _kl_terms(
             logps, reference, coefficient, weights, mask, kl_kind, kl_weight
         )

@@ -253,7 +253,8 @@ def test_bounded_fraction_and_clip_metrics():
     np.testing.assert_allclose([m["clip_ratio/region_mean"] for m in (up, down)], 1 / 3)
 
 
-def test_importance_weighted_k3_gives_the_reverse_kl_gradient_off_policy():
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_importance_weighted_k3_gives_the_reverse_kl_gradient_off_policy(level):
     """Exact enumeration over all two-token sequences of a categorical policy."""
     rng = np.random.default_rng(0)
     logits, old_logits, reference_logits = (
@@ -275,9 +276,17 @@ def test_importance_weighted_k3_gives_the_reverse_kl_gradient_off_policy():
                 reference_logps=reference[None],
                 kl_coef=1.0,
                 kl_importance_weighted=weighted,
+                ratio_level=level,
             )[0]
 
         return (probability * jax.vmap(one)(logps, old, reference_logits[sequences])).sum()
+
+    def by_the_sequence(logits):
+        """TRL 1.16's with a ratio per sequence, the mean of whose logarithm has a gradient."""
+        logps = jax.nn.log_softmax(logits)[sequences]
+        old, d = old_logits[sequences], reference_logits[sequences] - logps
+        ratio = jnp.exp((logps - old).mean(-1))
+        return (jnp.exp(old.sum(-1)) * ratio * (jnp.exp(d) - d - 1).mean(-1)).sum()
 
     def reverse_kl(logits):
         p = jax.nn.log_softmax(logits)
@@ -286,6 +295,7 @@ def test_importance_weighted_k3_gives_the_reverse_kl_gradient_off_policy():
     exact = jax.grad(reverse_kl)(logits)
     np.testing.assert_allclose(jax.grad(expected)(logits, True), exact, atol=1e-5)
     assert not np.allclose(jax.grad(expected)(logits, False), exact, atol=1e-2)
+    assert not np.allclose(jax.grad(by_the_sequence)(logits), exact, atol=1e-2)
 
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
