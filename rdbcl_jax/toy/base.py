@@ -168,8 +168,10 @@ def _checked(config: RunConfig) -> tuple[BaseOptions, Any, Any]:
     for name, value in options.size.items():
         if name not in fields:
             raise ValueError(f"config.base.size.{name} is no field{did_you_mean(name, fields)}")
-        if not all(0 < n < math.inf for n in np.atleast_1d(value)):
-            raise ValueError(f"config.base.size.{name} is {value!r}, expected a number above 0")
+        listed = isinstance(value, list | tuple)  # of layers, the first of which is 0
+        if not all(0 < n < math.inf or (listed and n == 0) for n in np.atleast_1d(value)):
+            expected = "numbers of layers, from 0 on" if listed else "a number above 0"
+            raise ValueError(f"config.base.size.{name} is {value!r}, expected {expected}")
     return options, suite, make_size(**options.size)
 
 

@@ -9,8 +9,9 @@ import pytest
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.lab.suites import forks
 from rdbcl_jax.models import from_pretrained
+from rdbcl_jax.models.qwen_vl.model import _vision_places
 from rdbcl_jax.rewards.response_format import TAGS, parse
-from rdbcl_jax.toy.base import MADE, Careless, make_base
+from rdbcl_jax.toy.base import MADE, Careless, check_base, draft_model, make_base
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
 from tests.engine import one_device, small_config
@@ -47,6 +48,11 @@ def test_which_ones_is_a_function_of_seed_and_index():
     [
         ("suite", "nope", r"config\.base\..*nope"),
         ("model_type", "qwen2", r"config\.base\.model_type is .qwen2., expected one of"),
+        (
+            "size",
+            {"full_attention_layers": (-1,)},
+            r"layers is \(-1,\), expected numbers of layers",
+        ),
         ("size", {"depht": 3}, r"config\.base\.size\.depht is no field; did you mean 'depth'"),
     ],
 )
@@ -56,6 +62,15 @@ def test_a_base_that_cannot_be_made_is_refused_before_anything_is(tmp_path, fiel
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("layers", [(0,), (0, 1), ()])
+def test_any_vision_layer_may_attend_to_the_whole_image(layers):
+    """The first one, too: transformers counts `fullatt_block_indexes` from 0."""
+    config = RunConfig.of(small_config()).changed({"base.size.full_attention_layers": layers})
+    check_base(config)
+    places, _ = _vision_places(draft_model(config).config.vision)
+    np.testing.assert_array_equal(np.flatnonzero(places), layers)
 
 
 def test_limits_of_pictures_are_tried_before_a_base_is_made():
