@@ -119,6 +119,8 @@ def test_options_of_the_variants_are_theirs_unless_the_config_sets_them():
     assert changed.loss.keywords["clip_high"] == 0.5 and not changed.revise
     assert changed.reference == "previous" and method("dapo").reference is None
     assert method("grpo", **{"kl.reference": "ema"}).reference == "ema"
+    without = {name for name in VARIANTS if method(name).reference is None}  # their β is 0
+    assert without == {"dr_grpo", "dapo", "gspo", "cispo", "sapo"}
 
 
 # ---------------------------------------------------------------------- RDB-CL and its controls
