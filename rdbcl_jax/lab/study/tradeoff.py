@@ -14,7 +14,7 @@ import numpy as np
 
 from rdbcl_jax.lab.study.results import CellResults
 from rdbcl_jax.reporting.metric_table import STUDY
-from rdbcl_jax.reporting.numbers import spread
+from rdbcl_jax.reporting.numbers import DASH, spread
 from rdbcl_jax.reporting.run_files import Run
 from rdbcl_jax.reporting.text_tables import markdown_table
 
@@ -105,6 +105,7 @@ def table(cells: Sequence[CellResults]) -> str:
         found = cell.tradeoff
         if found:
             values = {name: np.array([end[name] for end in found["ends"]]) for name in ENDS}
-            cost = (f"{found['path'][axis][-1]:,.0f}" for axis in AXES)
+            totals = (found["path"][axis][-1] for axis in AXES)
+            cost = (DASH if total is None else f"{total:,.0f}" for total in totals)
             rows.append([cell.arm, *(spread(values[name]) for name in ENDS), *cost])
     return markdown_table(["arm", *(STUDY[name].label for name in (*ENDS, *AXES))], rows)

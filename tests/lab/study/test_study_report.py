@@ -1,6 +1,7 @@
 """The report on arms that lack what others log: no KL term, no samples, no learning, no group."""
 
 import dataclasses
+import json
 import math
 import shutil
 
@@ -219,3 +220,19 @@ def test_the_gate_says_what_failed(runs, tmp_path):
     assert line(text, "gates/a", "## Gate") == ["gates/a", "passed", "1", ""]
     wrong = "sum last 50.0 (asked: 75.0 … 100.0)"
     assert line(text, "gates/b", "## Gate") == ["gates/b", "FAILED", "1", wrong]
+
+
+def test_rows_of_before_sampled_was_logged(runs, tmp_path):
+    """Such a run's cost is not known: a dash in the table, no curve over it, and nothing is NaN."""
+    workdir = tmp_path / "old"
+    shutil.copytree(runs["rdbcl"][0], workdir)
+    lines = [json.loads(text) for text in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in lines:
+        row.pop("sampled", None)
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    cells = [Cell("main", "old", "", {0: workdir}, {}), *record(runs).arms]
+    numbers = write_study_report(record(runs, arms=cells, curves=[]), tmp_path)
+    old = next(cell for cell in numbers.arms if cell.arm == "old")
+    assert old.learning and len(old.learning["accuracy"]) == len(old.learning["step"])
+    text = (tmp_path / "study.md").read_text()
+    assert line(text, "old", "### Strength")[4] == "–" and "nan" not in text.lower()

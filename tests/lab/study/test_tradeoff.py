@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.study import plots, tradeoff
 from rdbcl_jax.lab.study.results import CellResults
 from rdbcl_jax.reporting.run_files import Run
@@ -83,6 +84,14 @@ def test_an_arm_over_two_seeds_in_table_and_picture(tmp_path):
     assert "| 60.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 | 40.0 ± 0.0 | 3 | 100 | 111 |" in row
     plots.tradeoff(cells).savefig(tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_of_rows_of_before_sampled_was_logged_what_was_generated_is_not_known(tmp_path):
+    found = plain(tradeoff.summary([run(tmp_path)], [np.full(3, np.nan)]))  # as study.json has it
+    cells = [cell("x", tradeoff=found)]
+    (row,) = [line for line in tradeoff.table(cells).splitlines() if line.startswith("| x |")]
+    assert row.endswith("| 3 | 90 | – |")
+    plots.tradeoff(cells)
 
 
 def test_without_held_out_tasks_there_is_none(tmp_path):
