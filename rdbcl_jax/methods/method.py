@@ -227,6 +227,13 @@ class Method:
         """Whether a share of a batch comes from earlier tasks."""
         return self.data in ("replay", "questions")
 
+    @property
+    def asks_once(self) -> bool:
+        """Whether the filter and the prompt sampler ask all prompts the same, before the task."""
+        if self.filter is None or self.prompts is None:
+            return False
+        return self.filter.survey == self.prompts.survey
+
     def reading(self, *options: str) -> Method:
         """The same, which reads these options too."""
         return dataclasses.replace(self, reads=self.reads | {*options})

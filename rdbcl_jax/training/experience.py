@@ -98,7 +98,7 @@ class Experience:
         sampler, learner = self.learner.method.prompts, self.learner
         if sampler is None or (survey := sampler.survey) is None:
             return state
-        if index % survey.every if survey.every else index:
+        if index % survey.every if survey.every else index or learner.method.asks_once:
             return state
         key = rng.of_survey(learner.config.seed, self.first_step + index)
         values = surveyed(learner, state.train.params, self.stage.records, survey, key)

@@ -64,7 +64,7 @@ def filtered(
     say: Callable[[str], None],
 ) -> TaskState:
     """The state before a task's first step, with the prompts that pass the method's filter; all of
-    them where none does.
+    them where none does. A prompt sampler that would ask the same is told what they answered.
 
     Args:
       first_step: steps of all tasks before this one.
@@ -74,7 +74,12 @@ def filtered(
         return state
     own = only(stage.records, range(stage.own))
     key = rng.of_filter(learner.config.seed, first_step)
-    passing = asked.keeps(surveyed(learner, state.train.params, own, asked.survey, key))
+    values = surveyed(learner, state.train.params, own, asked.survey, key)
+    if learner.method.asks_once:
+        sampler = learner.method.prompts
+        assert sampler and sampler.refresh  # it asks for the survey
+        state = dataclasses.replace(state, prompts=sampler.refresh(state.prompts, values))
+    passing = asked.keeps(values)
     if passing.any():
         say(f"note: {passing.sum()} of {stage.own} prompts pass prompts.filter")
     else:

@@ -142,6 +142,37 @@ def test_a_filtered_run_resumes_to_the_same_bits(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("order,surveys_of_a_task", [("stages", 1), ("variance", 2)])
+def test_a_filter_and_stages_ask_all_prompts_once(
+    base, tmp_path, monkeypatch, order, surveys_of_a_task
+):
+    """Both want the share of right responses before a task, of as many responses."""
+    asked, surveyed = [], surveys.surveyed
+
+    def spy(learner, params, records, survey, *others):
+        asked.append(survey.samples)
+        return surveyed(learner, params, records, survey, *others)
+
+    monkeypatch.setattr(surveys, "judge", half_right)
+    for module in (surveys, experience):
+        monkeypatch.setattr(module, "surveyed", spy)
+    options = {"prompts.filter": "solvable", "prompts.order": order, "prompts.samples": 2}
+    ranked = []
+    draw = experience.Experience.draw
+
+    def ranks(self, state, index, attempt=0):
+        ranked.append(state.prompts)
+        return draw(self, state, index, attempt)
+
+    monkeypatch.setattr(experience.Experience, "draw", ranks)
+    train(tiny_config(base, "grpo", **options), tmp_path)
+    assert asked == [2] * surveys_of_a_task * 2
+    assert all(map(even, prompts(tmp_path)))
+    if order == "stages":  # the sampler ranks by what they answered, and not by its first guess
+        assert {*ranked[0].tolist()} == {0.0, 0.5} == {*ranked[-1].tolist()}
+
+
+@pytest.mark.slow
 def test_what_passes_is_told_and_where_nothing_does_all_are_learned_from(base, tmp_path, capsys):
     config = tiny_config(base, "sft", **{"prompts.filter": "solvable", "prompts.samples": 1})
     train(config, tmp_path)  # the real judge: nothing is right
