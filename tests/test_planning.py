@@ -26,7 +26,7 @@ from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.training import layout
 from rdbcl_jax.training.footprint import FISHER, LEARN, MOMENTS, PREVIOUS, WRITTEN
 from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
-from rdbcl_jax.training.programs import live, surveys
+from rdbcl_jax.training.programs import Programs, live, surveys
 from tests import engine, plans
 
 A, B, W = jnp.ones((3, 4)), jnp.ones((4, 5)), jnp.ones((7, 4, 4))
@@ -137,6 +137,22 @@ def test_what_chips_receive_is_read_in_this_versions_text():
     summed = jax.jit(lambda a: a.sum(0), out_shardings=NamedSharding(mesh, P()))
     moved = Compiled.of(summed.lower(rows).compile().as_text()).traffic()
     assert moved.links == 2 * 64 * 4 * 3 // 4  # all-reduce over the four of `fsdp`
+
+
+def received(config, mesh, name):
+    """Bytes that each of eight CPU devices receives, by the text of a compiled program."""
+    programs = Programs.of(config, make_mesh(*mesh, devices=jax.devices()[:8]))
+    (program,) = (p for p in programs.of_a_step() if p.name == name)
+    return Compiled.of(program.lowered().compile().as_text()).traffic().links
+
+
+def test_over_fsdp_weights_travel_and_rows_stay(path):
+    """A kernel of attention sees to it; without one XLA split activations by width, as embeddings
+    are, and gave every device all rows: 21 times the bytes of this model's weights."""
+    sizes = {"rollout.prompts": 16, "rollout.samples": 2, "rollout.max_tokens": 8}
+    config = config_of(**{"model.path": str(path), "evaluation.batch_size": 16, **sizes})
+    weights = 4 * make_plan(config, topology_of("gpu:h100x8")).parameters
+    assert 0.5 * weights < received(config, (1, 8, 1), "reference") < 1.5 * weights
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from rdbcl_jax.models.layers import (
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.rope import Rope
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes, gathered
+from rdbcl_jax.sharding import ParamAxes, gathered, in_rows, row_devices
 
 _TAKEN_APART = 2**30  # bytes of layers, at most
 LORA_TARGETS = r"^language_model/layers/.*_proj$"
@@ -304,6 +304,7 @@ class Decoder:
         """Hidden states of the prompts, and the keys and values that responses will read."""
         self._check_length(prompts.tokens.shape[1])
         x, deep = self.embed_prompts(params, prompts)
+        x = self._in_rows(x)
         ropes = self._ropes(self.prompt_positions(prompts))
         pairs = self._pairs(prompts.tokens.shape[1], self.prompt_pairs(prompts))
 
@@ -334,7 +335,7 @@ class Decoder:
             return jnp.broadcast_to(hidden[:, None, -1:], (*tokens.shape, hidden.shape[-1]))
         x_prompt, deep = self.embed_prompts(params, prompts)
         inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
-        x = self.embed_tokens(params, inputs_)
+        x_prompt, x = self._in_rows(x_prompt), self._in_rows(self.embed_tokens(params, inputs_))
         prompt_ropes = self._ropes(self.prompt_positions(prompts))
         length, steps = prompts.tokens.shape[1], jnp.arange(inputs_.shape[-1])
         ropes = self._ropes(self.text_positions(prompts.next_position[:, None, None] + steps), x)
@@ -455,6 +456,11 @@ class Decoder:
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         scale = self.config.text.embedding_scale
         return x if scale == 1 else x * jnp.asarray(scale, self.dtype)
+
+    def _in_rows(self, x):
+        """Activations [P, …] where their prompts lie. Left to XLA they may be split by width, as an
+        embedding is over `fsdp`: then each device has all rows, and they travel, not the weights."""
+        return in_rows(x, self.mesh) if row_devices(self.mesh, len(x)) > 1 else x
 
     @property
     def dtypes(self) -> dict[str, Any]:
