@@ -459,7 +459,7 @@ class Decoder:
 
     def _in_rows(self, x):
         """Activations [P, …] where their prompts lie. Left to XLA they may be split by width, as an
-        embedding is over `fsdp`: then each device has all rows, and they travel, not the weights."""
+        embedding is over `fsdp`: each device then has all rows, and rows travel, not weights."""
         return in_rows(x, self.mesh) if row_devices(self.mesh, len(x)) > 1 else x
 
     @property
