@@ -266,9 +266,9 @@ class KLConfig(Section):
         (2512.02556, TRL's default): with k3 the gradient is that of KL(policy‖reference). With a
         ratio per sequence, too, where TRL takes the sequence's.
       reference: the frozen policy: "previous", from before the task; "base", from before the first;
-        "ema", the moving average of the policies at the tasks' boundaries (of adapters, see
-        rdbcl_jax.models.averages).
-      ema_decay: share of the old average that is kept at a boundary.
+        "ema", the moving average of the policies at the tasks' boundaries.
+      ema_decay: share of the old average that is kept at a boundary; of adapters see
+        rdbcl_jax.models.averages.
     """
 
     beta: NonNegative | None = None
