@@ -37,7 +37,10 @@ def compare(answer: str, gold: frozenset[str]) -> float:
 
 def _letters(text: str) -> frozenset[str]:
     """Empty where the text is anything else."""
-    text = bare(_END.sub("", _LEAD.sub("", bare(text))))
+    text = _LEAD.sub("", bare(text))
+    if said := _END.search(text):
+        text = re.sub("^both ", "", text[: said.start()], flags=re.I)
+    text = bare(text)
     if len(text) > _LONGEST:
         return frozenset()
     if whole := _ROUND.fullmatch(text):

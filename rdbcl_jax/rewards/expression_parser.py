@@ -161,8 +161,10 @@ class Parser:
         return value
 
     def _factor(self) -> Node:
-        """An atom with its powers, factorials and signs of degrees and percent."""
-        base, marks = self._atom(), list[tuple[str, Node]]()
+        """An atom, or a mixed number, with its powers, factorials, signs of degrees and percent."""
+        whole, base, marks = self._next(), self._atom(), list[tuple[str, Node]]()
+        if whole.isdigit() and (rest := self._fraction_of_digits()):
+            base = constant(Fraction(whole) + rest)
         while self._next() in ("^", "**", "!", "°", "%"):
             mark = self._take()
             if mark in ("^", "**"):
@@ -259,8 +261,6 @@ class Parser:
                 raise Unreadable("expected digits that repeat")
             places = len(token.partition(".")[2])
             value += Fraction(int(period), (10 ** len(period) - 1) * 10**places)
-        if token.isdigit():
-            value += self._fraction_of_digits()
         return constant(value)
 
     def _fraction_of_digits(self) -> Fraction:
@@ -272,8 +272,8 @@ class Parser:
         if not found:
             return Fraction(0)
         over, under = (int(digits) for digits in found.groups() if digits)
-        if not under:
-            raise Unreadable("a fraction over 0")
+        if over >= under:  # a factor
+            return Fraction(0)
         self._at += 1 + len(found[0].split())
         return Fraction(over, under)
 

@@ -116,7 +116,9 @@ def _same_groups(gold: Group, answer: Group, tolerance: float) -> bool:
     if len(gold.items) != len(answer.items):
         return False
     kinds = {gold.left + gold.right, answer.left + answer.right}
-    brackets = kinds - {"", "or"}
+    if kinds == {"or", "and"}:
+        return False
+    brackets = kinds - {"", "or", "and"}
     bare = "" in (gold.left, answer.left)
     other = (len(brackets) > 1 and not bare) or (bare and brackets - {"()", "{}", "}"})
     if other and kinds != {"or", "∪∪"}:
@@ -163,8 +165,8 @@ def _same_values(gold: Value, answer: Value, tolerance: float) -> bool:
         return _same_angles(gold, answer, tolerance)
     if expressions.equal(gold.expression, answer.expression, tolerance):
         return True
-    if (gold.unit == "°") != (answer.unit == "°"):
-        return _same_angles(gold, answer, tolerance)
+    if _same_angles(gold, answer, tolerance):
+        return True
     if (gold.unit == "%") != (answer.unit == "%") and not (gold.unit and answer.unit):
         g, a = (
             expressions.product(v.expression, expressions.of_number(Fraction(1, 100)))

@@ -33,9 +33,11 @@ m meter metre | cm centimeter centimetre | mm millimeter millimetre | km kilomet
 """
 _NAMES = {name: entry.split()[0] for entry in _UNITS.split("|") for name in entry.split()}
 _NAMES |= {name + "s": unit for name, unit in _NAMES.items() if len(name) > 2}
+del _NAMES["gbps"]  # gigabits a second
+_MONEY = {_NAMES[sign] for sign in "$€£¥₹₩₽"} | {"yen", "yuan"}
 # a name of two units
 _EITHER = {"pound": ("lb", "gbp"), "¥": ("yen", "yuan")}
-_PER = re.compile(r" ?/ ?| per | ?· ?")
+_PER = re.compile(r"( ?/ ?| per | ?· ?)")
 _UNIT = re.compile(
     r"(?P<before>square |sq\.? |cubic )?(?P<name>°? ?[a-zµω]+|°)\.?"
     r"(?: ?\^? ?\{?(?P<power>[23²³])\}?)?(?P<after> squared| cubed)?"
@@ -138,17 +140,20 @@ def quantity(text: str) -> Quantity | None:
     if number is None or found is None:
         return None
     found = dataclasses.replace(found, value=sign * found.value)
-    found = _with_suffix(found, text[number.end() :].rstrip())
-    if found is None or currency is None or found.unit:
+    found = _with_suffix(found, text[number.end() :].rstrip(), bool(currency))
+    if found is None or currency is None:
         return found
-    return dataclasses.replace(found, unit=_suffix(currency[0]) or "")
+    money = _suffix(currency[0]) or ""
+    if not found.unit:
+        return dataclasses.replace(found, unit=money, other=None)
+    return found if same_unit(found.unit, money) or found.unit not in _MONEY else None
 
 
-def _with_suffix(number: Quantity, text: str) -> Quantity | None:
+def _with_suffix(number: Quantity, text: str, money: bool) -> Quantity | None:
     """The number with what follows it: a magnitude, a unit, or both."""
     touches, text = not text.startswith(" "), text.strip()
     letter = text.rstrip(".")
-    if letter in ("K", "T") and not touches:  # kelvin, tonne: 300 K
+    if letter in ("K", "T") and not touches and not money:  # kelvin, tonne: 300 K
         return dataclasses.replace(number, unit=unit_of(letter) or "", strict=True)
     word = _MAGNITUDE.fullmatch(text)
     power = word and _LETTERS.get(word[1], _WORDS.get(word[1].casefold()))
@@ -206,7 +211,11 @@ def same_unit(first: str, second: str) -> bool:
     """Whether nothing is counted in another unit; no unit is any."""
     if not first or not second or first == second:
         return True
-    return first in _EITHER.get(second, ()) or second in _EITHER.get(first, ())
+    ones, others = re.split("([/·])", first), re.split("([/·])", second)
+    return len(ones) == len(others) and all(
+        a == b or a in _EITHER.get(b, ()) or b in _EITHER.get(a, ())
+        for a, b in zip(ones, others, strict=True)
+    )
 
 
 def _close(a: Fraction, b: Fraction, tolerance: Fraction, exact: bool) -> bool:
@@ -218,14 +227,17 @@ def _close(a: Fraction, b: Fraction, tolerance: Fraction, exact: bool) -> bool:
 def unit_of(text: str) -> str | None:
     """The unit that a text names, in one spelling (`km/h`, `m2`); None if it names none."""
     parts = []
-    for part in _PER.split(text.casefold().strip()):
+    for place, part in enumerate(_PER.split(text.casefold().strip())):
+        if place % 2:
+            parts.append("·" if "·" in part else "/")
+            continue
         match = _UNIT.fullmatch(part)
         name = match and _NAMES.get(match["name"].replace(" ", ""))
         if not match or not name:
             return None
         power = match["before"] or match["after"] or match["power"] or ""
         parts.append(name + _POWERS.get(power.strip(), power))
-    return "/".join(parts)
+    return "".join(parts)
 
 
 def _suffix(text: str) -> str | None:

@@ -15,8 +15,8 @@ from fractions import Fraction
 from rdbcl_jax.rewards import expressions
 from rdbcl_jax.rewards.expression_parser import tidy
 from rdbcl_jax.rewards.expressions import Expression
-from rdbcl_jax.rewards.formulas import DOUBT, MARKS, formula, letters
-from rdbcl_jax.rewards.numerals import Quantity, quantity, unit_of, without_thousands
+from rdbcl_jax.rewards.formulas import DOUBT, bare, formula, letters
+from rdbcl_jax.rewards.numerals import Quantity, quantity, same_unit, unit_of, without_thousands
 from rdbcl_jax.rewards.points import Unreadable
 from rdbcl_jax.rewards.text import closing_brace
 
@@ -37,7 +37,8 @@ class Relation:
 
     sign: str
     difference: Expression
-    interval: Group | None = None  # that of `x > 5`
+    interval: Group | None = None  # that of `x > 5`,
+    bounded: str = ""  # which bounds x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Named:
 class Group:
     """A tuple, an interval, a set (`{`), a bare list (no bracket), or a union of sets (`∪`).
 
-    A bare list of relations with `or` between all of them has that word as its right bracket.
+    A bare list of relations with `or` (or `and`) between all of them has that word as its right
+    bracket.
     """
 
     left: str
@@ -137,22 +139,46 @@ _SUFFIX = re.compile(
 
 def _list(text: str) -> Reading:
     """Items between commas, semicolons, and, or; groups of assignments between semicolons."""
-    text = _AND.sub(r" \1 ", text).strip(MARKS)
+    text = bare(_AND.sub(r" \1 ", text))
     if (number := _numeral(text)) and not _COMMA_LIST.search(text):
         return number
-    text = " ".join(_SPACES.sub(" ", text).split()).strip(MARKS + "$")
+    text = bare(bare(" ".join(_SPACES.sub(" ", text).split())).strip("$"))
     if text.startswith("{") and closing_brace(text, 0) == len(text) - 1:
         text = text[1:-1].strip()  # braces are not printed
     groups = [_items(group) for group in _split(text, (";",))]
+    if len(groups) == 1:
+        groups = _systems(groups[0])
     if len(groups) > 1:
         items = [group[0] if len(group) == 1 else Group("(", group, ")") for group in groups]
     else:
         items = list(groups[0])
     if len(items) == 1:
         return items[0]
-    relations = all(isinstance(item, Relation) for item in items)
-    either = relations and len(_split(text, ("or",))) == len(items)
-    return Group("", tuple(items), "or" if either else "")
+    for word in ("or", "and"):
+        if _of_one(items) and len(_split(text, (word,))) == len(items):
+            return Group("", tuple(items), word)
+    return Group("", tuple(items), "")
+
+
+def _systems(items: tuple[Reading, ...]) -> list[tuple[Reading, ...]]:
+    """x=1, y=2, x=2, y=1 as two solutions: where several names come again in turn."""
+    names = [item.name for item in items if isinstance(item, Named)]
+    distinct = list(dict.fromkeys(names))
+    several = 1 < len(distinct) < len(items) == len(names)
+    if not several or len(items) % len(distinct):
+        return [items]
+    size = len(distinct)
+    parts = [items[i : i + size] for i in range(0, len(items), size)]
+    if any({item.name for item in part if isinstance(item, Named)} != {*names} for part in parts):
+        raise Unreadable("names that come again")
+    return parts
+
+
+def _of_one(items: Sequence[Reading]) -> bool:
+    """Whether all are inequalities of one name; `2 < x < 3` is an interval by now."""
+    bounded = [item.bounded for item in items if isinstance(item, Relation)]
+    kinds = all(isinstance(i, Relation) or (isinstance(i, Group) and i.left in "([") for i in items)
+    return kinds and len({*bounded}) == 1
 
 
 def _items(text: str) -> tuple[Reading, ...]:
@@ -241,7 +267,7 @@ def _equation(parts: list[str], signs: list[str]) -> Reading:
     constants = [v for v in values if isinstance(v, Value) and v.expression.constant]
     if len(constants) == len(values):
         last = constants[-1]
-        if all(v.unit == last.unit and _equal(v, last) for v in constants):
+        if all(same_unit(v.unit, last.unit) and _equal(v, last) for v in constants):
             return last
         raise Unreadable("sides that differ")
     if len(values) > 2:
@@ -287,14 +313,16 @@ def _inequality(parts: list[str], signs: list[str]) -> Reading:
             return Group(brackets[0], items, ")" if brackets[1] == "(" else "]")
         if len(low) == 2:
             relation = _relation(signs[0], *map(_operand, parts))
-            interval = None
-            if _name(low[0]):  # x < 5
+            bounded = next((p for p in parts if p != "e" and _name(p)), None)  # x > a bounds x
+            if bounded is None:
+                return relation
+            if bounded == low[0]:  # x < 5
                 items = (Value(expressions.parse("-∞")), _operand(low[1]))
                 interval = Group("(", items, ")" if brackets[0] == "(" else "]")
-            elif _name(low[1]):  # 5 < x
+            else:  # 5 < x
                 items = (_operand(low[0]), Value(expressions.parse("∞")))
                 interval = Group(brackets[0], items, ")")
-            return dataclasses.replace(relation, interval=interval)
+            return dataclasses.replace(relation, interval=interval, bounded=bounded)
     pairs = zip(parts, signs, parts[1:], strict=False)
     relations = tuple(_relation(sign, _operand(a), _operand(b)) for a, sign, b in pairs)
     return relations[0] if len(relations) == 1 else Group("<", relations, "<")

@@ -19,7 +19,9 @@ _LEAD = re.compile(
     re.I,
 )
 # **Answer:** B
-_MARKED_LEAD = re.compile(r"^(\*\*|__)([a-z ]{0,30}(?:answer|option|choice)(?: is)? ?:?)\1", re.I)
+_MARKED_LEAD = re.compile(
+    r"^(\*\*|__)([a-z ]{0,30}(?:answer|option|choice)s?(?: is| are)? ?:?)\1", re.I
+)
 
 
 def normalise(text: str) -> str:

@@ -83,7 +83,7 @@ def test_how_precisely_a_numeral_is_written():
     [
         *(("cm", "cm"), ("Centimetres", "cm"), ("m", "m"), ("m²", "m2"), ("m^3", "m3")),
         *(("square meters", "m2"), ("sq. ft", "ft2"), ("cubic feet", "ft3"), ("m squared", "m2")),
-        *(("km/h", "km/h"), ("miles per hour", "mi/h"), ("kg·m", "kg/m"), ("° C", "°c")),
+        *(("km/h", "km/h"), ("miles per hour", "mi/h"), ("kg·m", "kg·m"), ("° C", "°c")),
         *(("no", None), ("million", None), ("cm or m", None), ("", None), ("squares", None)),
     ],
 )
