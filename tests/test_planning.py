@@ -23,6 +23,7 @@ from rdbcl_jax.planning.table import lines
 from rdbcl_jax.planning.traffic import Compiled
 from rdbcl_jax.recipes import load_config
 from rdbcl_jax.sharding import make_mesh
+from rdbcl_jax.toy.tiny import write_tiny_model
 from rdbcl_jax.training import layout
 from rdbcl_jax.training.footprint import FISHER, LEARN, MOMENTS, PREVIOUS, WRITTEN
 from rdbcl_jax.training.microbatches import microbatches, prompts_at_once
@@ -144,6 +145,70 @@ def received(config, mesh, name):
     programs = Programs.of(config, make_mesh(*mesh, devices=jax.devices()[:8]))
     (program,) = (p for p in programs.of_a_step() if p.name == name)
     return Compiled.of(program.lowered().compile().as_text()).traffic().links
+
+
+BESIDE = """\
+HloModule jit_h, is_scheduled=true
+
+%begun (own: bf16[64,16]) -> (bf16[64,16], bf16[64,128]) {
+  %own = bf16[64,16] parameter(0)
+  %all.1 = bf16[64,128] all-gather(%own), channel_id=1, replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %start = (bf16[64,16], bf16[64,128]) custom-call(%all.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (own.1: bf16[64,16], x: f32[4]) -> (f32[4], bf16[64,128]) {
+  %own.1 = bf16[64,16] parameter(0)
+  %x = f32[4] parameter(1)
+  %y = f32[4] add(%x, %x)
+  %all.2 = bf16[64,128] all-gather(%own.1), channel_id=1, replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %on = (f32[4], bf16[64,128]) tuple(%y, %all.2)
+}
+
+%ended (own.2: bf16[64,16]) -> bf16[64,128] {
+  %own.2 = bf16[64,16] parameter(0)
+  %all.3 = bf16[64,128] all-gather(%own.2), channel_id=1, replica_groups=[1,8]<=[8], dimensions={1}
+  ROOT %done = bf16[64,128] custom-call(%all.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (w: bf16[64,16], v: f32[4]) -> bf16[64,128] {
+  %w = bf16[64,16] parameter(0)
+  %v = f32[4] parameter(1)
+  %first = (bf16[64,16], bf16[64,128]) fusion(%w), kind=kCustom, calls=%begun
+  %then = (f32[4], bf16[64,128]) fusion(%w, %v), kind=kCustom, calls=%async_collective_fusion.2
+  ROOT %last = bf16[64,128] fusion(%w), kind=kCustom, calls=%ended
+}
+"""
+
+
+def test_a_collective_that_goes_on_beside_other_work_is_received_once():
+    """As XLA writes it for TPUs."""
+    assert Compiled.of(BESIDE).traffic().links == 7 * 64 * 16 * 2
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+def test_an_update_receives_what_it_is_said_to(tmp_path, mesh, rank):
+    """Two micro-batches at least. XLA on CPU sums gradients over `fsdp` for all where others leave
+    each its part; with `tensor` it gathers for what is made anew and for the backward pass apart,
+    at most. The tolerance is a frozen tower, read forward alone, and activations."""
+    size = dataclasses.replace(engine.SIZE, width=256, mlp_width=512, heads=8, kv_heads=8)
+    given = {"model.path": str(write_tiny_model(tmp_path, size)), "model.lora.rank": rank}
+    given |= {"model.remat": "full", "model.freeze_vision": True, "training.chunk_size": 1024}
+    given |= {"rollout.prompts": 16, "rollout.samples": 2, "rollout.max_tokens": 8}
+    given |= {"evaluation.batch_size": 16, "training.prompts_per_device": 1}
+    given |= {f"mesh.{axis}": n for axis, n in zip(("data", "fsdp", "tensor"), mesh, strict=True)}
+    config = config_of(**given)
+    plan = make_plan(config, topology_of("gpu:h100x8"))
+    (said,) = (phase.links for phase in plan.phases if phase.name == "update")
+    _, fsdp, tensor = mesh
+    part = plan.microbatches * 4 * (fsdp - 1) / fsdp / tensor
+    both = 2 * 2 * (4 * 256**2 + 3 * 256 * 512)  # two layers, for prompts and for responses
+    on_cpu = part * (plan.trained if rank else both)
+    anew = part * plan.parameters if fsdp > 1 and tensor > 1 else 0
+    found = received(config, mesh, "update")
+    assert plan.microbatches > 1
+    assert 0.97 * said < found < 1.03 * (said + on_cpu + anew)
 
 
 def test_over_fsdp_weights_travel_and_rows_stay(path):

@@ -13,7 +13,7 @@ from rdbcl_jax.methods import make_method
 from rdbcl_jax.planning.chips import Topology
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.plan import Phase, Plan
-from rdbcl_jax.sharding import make_mesh, row_parts
+from rdbcl_jax.sharding import make_mesh, numbers_in, row_parts
 from rdbcl_jax.training.footprint import FISHER, Footprint, Sizes
 from rdbcl_jax.training.layout import has_kernel
 from rdbcl_jax.training.microbatches import microbatches
@@ -61,6 +61,10 @@ def computed_plan(
     """What is moved is the least that can be: weights and caches once a token; an update is taken
     to be bound by its products or by what it receives.
 
+    Compiled updates receive as much to 1 % over `data` alone. Over `fsdp` they receive up to 1.5
+    times as much on CPU, and 1.9 times on a TPU (two layers of 3B, v5e:4x4): XLA gathers weights
+    for prompts and responses apart, and leaves whole sums of gradients with all.
+
     Args:
       traced: of a config that differs in its mesh, prompts and `training.prompts_per_device` alone.
     """
@@ -82,6 +86,7 @@ def computed_plan(
     gathered = "parameters gathered over fsdp" in found.sampling
     later = 0 if gathered else tokens * _others(sizes.read_with_each_token(mesh), mesh)
     summed = _summed(sizes, mesh)
+    learned = _learned(sizes, mesh)
 
     def phase(name: str, needs: int, memory: int = 0, links: int = 0) -> Phase:
         return Phase(name, held, needs, products.get(name, 0), memory, links)
@@ -95,8 +100,8 @@ def computed_plan(
             shared + later + summed,
         ),
         phase("reference", 0, 0, shared + summed),
-        # gathered forward, again for what is made anew, and backward; gradients are summed
-        phase("update", update, 0, parts * 5 * shared + 4 * summed),
+        # weights forward and backward; sums forward, again for what is made anew, and two backward
+        phase("update", update, 0, parts * (2 * shared + learned) + 4 * summed),
         *_between_steps(sizes, found, mesh, topology.chip.memory, products),
     ]
     return Plan(
@@ -140,6 +145,18 @@ def _between_steps(
 def _others(whole: int, mesh: Mapping[str, int]) -> int:
     """Of so many bytes of weights those that a chip receives from others, split over `fsdp`."""
     return whole * (mesh["fsdp"] - 1) // mesh["fsdp"]
+
+
+def _learned(sizes: Sizes, mesh: Mapping[str, int]) -> int:
+    """Bytes that a chip receives for the gradients of a micro-batch, of what learns alone, in the
+    dtype of products: each of `fsdp` gets its part of their sum, which is summed over `data` too.
+
+    Prompts and responses pass a layer one beside the other, and XLA sums the gradients of each.
+    """
+    numbers = numbers_in(sizes.trained) + numbers_in(sizes.trained["language_model"]["layers"])
+    whole = numbers * jnp.dtype(sizes.config.model.dtype).itemsize // mesh["tensor"]
+    data = mesh["data"]
+    return _others(whole, mesh) + 2 * (whole // mesh["fsdp"]) * (data - 1) // data
 
 
 def _summed(sizes: Sizes, mesh: Mapping[str, int]) -> int:

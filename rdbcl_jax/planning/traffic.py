@@ -44,6 +44,9 @@ _COLLECTIVES = (
     "ragged-all-to-all",
     "collective-permute",
 )
+# XLA for TPUs repeats a collective that goes on beside other work in each fusion of that, and where
+# it ends
+_GOES_ON, _ENDS = "async_collective_fusion", '"AsyncCollectiveDone"'
 
 
 class Traffic(NamedTuple):
@@ -186,7 +189,10 @@ class Compiled:
         """Received from other chips."""
         code = operation.code.removesuffix("-start")
         if code in ("fusion", "async"):
-            inner = self.computations[_called(operation, "calls")]
+            name = _called(operation, "calls")
+            inner = self.computations[name]
+            if name.startswith(_GOES_ON) or any(_ENDS in each.rest for each in inner.values()):
+                return 0
             return sum(self._links(inner, each) for each in inner.values())
         if code not in _COLLECTIVES:
             return 0
