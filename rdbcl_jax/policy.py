@@ -68,7 +68,8 @@ class Policy:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        return tuple(sorted({*self.model.config.eos_token_ids, self.tokenizer.eos_token_id}))
+        named = {*self.model.config.eos_token_ids, self.tokenizer.eos_token_id}
+        return tuple(sorted(named - {None}))  # not every tokenizer names one
 
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Responses [n, T] as text, without the end token; whole, with what the prompt opened."""

@@ -84,9 +84,18 @@ class PromptEncoder:
     @functools.cached_property
     def end_id(self) -> int:
         """The token that ends a demonstration: of those that end a response the one that the chat
-        template writes after an assistant's turn, else the tokenizer's own end."""
+        template writes after an assistant's turn, else the tokenizer's own end.
+
+        Raises ValueError where there is none.
+        """
         own, said = self.tokenizer.eos_token_id, "said"
-        stops = {*self.processor.config.eos_token_ids, own}
+        stops = {*self.processor.config.eos_token_ids, own} - {None}
+        if not stops:
+            raise ValueError(
+                "no token ends a response: expected eos_token_id in the model's "
+                "generation_config.json, or eos_token in its tokenizer_config.json"
+            )
+        own = min(stops) if own is None else own
         if len(stops) == 1:
             return own
         texts = {"user": "asked", "assistant": said}

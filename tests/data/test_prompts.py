@@ -12,6 +12,7 @@ from rdbcl_jax.data.prompts import PromptEncoder, pad
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models import read_processor
 from rdbcl_jax.toy import digits_suite, tiny
+from tests import engine
 
 SIZES = {
     "lengths": (16, 32),
@@ -241,3 +242,19 @@ def test_pad():
     assert tokens.tolist() == [[9, 9, 5], [9, 6, 7]]
     assert mask.tolist() == [[False, False, True], [False, True, True]]
     assert pad([[5]], 2, 9)[0].tolist() == [[5, 9]]
+
+
+def test_a_tokenizer_need_not_name_the_end(tmp_path):
+    path = engine.write_random_model(tmp_path / "model")
+    file = path / "tokenizer_config.json"
+    named = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in named.items() if k != "eos_token"}))
+    policy, _ = engine.load(path)
+    (end,) = policy.model.config.eos_token_ids
+    assert policy.tokenizer.eos_token_id is None
+    assert policy.stop_ids == (end,) and policy.encoder.end_id == end
+    processor = policy.encoder.processor
+    silent = dataclasses.replace(processor.config, eos_token_ids=())
+    encoder = PromptEncoder(policy.tokenizer, dataclasses.replace(processor, config=silent))
+    with pytest.raises(ValueError, match="no token ends a response"):
+        _ = encoder.end_id
