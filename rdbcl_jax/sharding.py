@@ -146,7 +146,7 @@ def gathered(params, axes: ParamAxes, mesh: Mesh):
         return NamedSharding(mesh, P(*(None if a == "fsdp" else a for a in sharding.spec)))
 
     shardings = jax.tree.map(without_fsdp, param_shardings(params, axes, mesh))
-    if not is_gathered(bytes_per_device(params, shardings), memory_of(mesh.devices.flat[0])):
+    if not is_gathered(bytes_per_device(params, shardings), memory_on(mesh)):
         return params
     return jax.lax.with_sharding_constraint(params, shardings)
 
@@ -163,6 +163,26 @@ def memory_of(device) -> int | None:
     if gibibytes := _GIBIBYTES.get(device.device_kind):
         return gibibytes * 2**30
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def memory_on(mesh: Mesh) -> int | None:
+    """Bytes of memory by which to choose what a program on a mesh is."""
+    first = mesh.devices.flat[0]
+    return least_memory() if first in jax.devices() else memory_of(first)
+
+
+@functools.cache
+def least_memory() -> int | None:
+    """Bytes of memory of the run's device that has least, in whole MiB; None: one says nothing.
+
+    What all processes choose alike follows from it: GPUs may differ, by what else is on them. They
+    must ask at the same time, so before programs are compiled in threads.
+    """
+    found = [memory_of(device) or 0 for device in jax.local_devices()]
+    mine = np.array(min(found) // 2**20, np.int32)
+    if jax.process_count() > 1:
+        mine = multihost_utils.process_allgather(mine).min()
+    return int(mine) * 2**20 or None
 
 
 def held_whole(params, axes: ParamAxes, mesh: Mesh) -> str:

@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 
+from rdbcl_jax import sharding
 from rdbcl_jax.policy import allowed_sizes
 from rdbcl_jax.reporting.run_files import read_run
 from rdbcl_jax.reporting.samples import read_samples
 from rdbcl_jax.sharding import RowShard
-from rdbcl_jax.training import metrics
+from rdbcl_jax.training import metrics, setup
 from rdbcl_jax.training.metrics import component_means
 from tests.compiler import QUICK
 from tests.engine import small_config, write_random_model
@@ -186,6 +187,24 @@ def test_processes_take_one_size_whatever_their_rows_need(monkeypatch):
     assert allowed_sizes(config, "prompt_lengths") == (24,)
     with pytest.raises(ValueError, match="patch_slots is empty"):
         allowed_sizes(config, "patch_slots")
+
+
+def test_processes_choose_a_layout_by_the_device_that_has_least(monkeypatch):
+    """Not each by its own: they would run other programs and wait for one another."""
+    here, there = 80 * 2**30, 60 * 2**30
+
+    def gathered(mine):
+        return np.stack([mine, np.int32(there // 2**20)])
+
+    monkeypatch.setattr(sharding, "memory_of", lambda device: here)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr(sharding.multihost_utils, "process_allgather", gathered)
+    monkeypatch.setattr(setup, "least_memory", sharding.least_memory.__wrapped__)
+    monkeypatch.setattr(setup.layout, "with_layout", lambda config, devices, memory, kernel: memory)
+    config = small_config()
+    assert setup._laid_out(config) is None  # a base that is still to be made
+    config.model.path = "any"
+    assert setup._laid_out(config) == there
 
 
 def test_a_reward_that_applies_nowhere_in_one_process_is_counted_by_the_others(monkeypatch):

@@ -38,7 +38,7 @@ from rdbcl_jax.reporting.services import check_services
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.sharding import agree, make_mesh, memory_of, row_parts, row_shard
+from rdbcl_jax.sharding import agree, least_memory, make_mesh, row_parts, row_shard
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
@@ -162,8 +162,8 @@ def _laid_out(config: RunConfig) -> RunConfig:
     devices = jax.devices()
     backend = attention.resolve(config.model.attention, make_mesh(devices=devices))
     kernel = layout.has_kernel(config, backend)
-    # a base that is still to be made is small
-    memory = memory_of(jax.local_devices()[0]) if config.model.path else None
+    least = least_memory()  # by all processes, whatever the config
+    memory = least if config.model.path else None  # a base that is still to be made is small
     return layout.with_layout(config, devices, memory, kernel)
 
 
