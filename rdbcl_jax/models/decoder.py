@@ -362,9 +362,7 @@ class Decoder:
         room for it. Pictures are looked at once, and their tower stays as it is."""
         if self.mesh is None:
             return params
-        names = {"language_model", "lm_head"} & params.keys()
-        own = {name: params[name] for name in names}
-        return params | gathered(own, self.param_axes, self.mesh)
+        return params | gathered(own_of(params), self.param_axes, self.mesh)
 
     def for_decoding(self, params: Params, cache: KeyValues) -> tuple[Params, KeyValues]:
         """Parameters and the prompts' cache as `decode` reads them fastest on this platform.
@@ -458,8 +456,8 @@ class Decoder:
         return x if scale == 1 else x * jnp.asarray(scale, self.dtype)
 
     def _in_rows(self, x):
-        """Activations [P, …] where their prompts lie. Left to XLA they may be split by width, as an
-        embedding is over `fsdp`: each device then has all rows, and rows travel, not weights."""
+        """Activations [P, …] where their prompts lie. Left to XLA they may be split by width, as
+        embeddings are over `fsdp`: each device then has all rows, and these travel, not weights."""
         return in_rows(x, self.mesh) if row_devices(self.mesh, len(x)) > 1 else x
 
     @property
@@ -551,6 +549,11 @@ class Decoder:
                 f"prompts and responses of {length} tokens, where the model's rotary embeddings "
                 f"hold up to {longest}; expected fewer (data.prompt_lengths, rollout.max_tokens)"
             )
+
+
+def own_of(params: Params) -> Params:
+    """A decoder's parameters among a model's: all but what looks at pictures."""
+    return {name: params[name] for name in ("language_model", "lm_head") if name in params}
 
 
 def read_with_each_token(params: Params) -> Params:

@@ -27,7 +27,7 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
-from rdbcl_jax.models.decoder import read_with_each_token
+from rdbcl_jax.models.decoder import own_of, read_with_each_token
 from rdbcl_jax.models.interface import VLM
 from rdbcl_jax.models.partition import Frozen, Trained
 from rdbcl_jax.policy import Policy, abstract_policy
@@ -170,7 +170,7 @@ class Sizes:
             whole=policy.whole(trained),
             trained=trained,
             read=_read(model, trained, model.dtype),
-            decoder=_decoder(_read(model, policy.whole(trained), model.dtype)),
+            decoder=own_of(_read(model, policy.whole(trained), model.dtype)),
             earlier=_read(model, trained, dtype_of_frozen(config, method)),
             moments=bytes_of(jax.eval_shape(optimizer.init, trained)),
             references=references(method),
@@ -190,16 +190,16 @@ class Sizes:
 
     def gathers(self, mesh: Mapping[str, int], memory: int | None) -> bool:
         """Whether a device holds what decoding reads, gathered over `fsdp`."""
-        return is_gathered(self._gathered(mesh), memory)
+        return is_gathered(self._over_tensor(self.decoder, mesh), memory)
 
     def read_with_each_token(self, mesh: Mapping[str, int]) -> int:
         """Bytes of weights that decoding reads on a device: of the embedding a row alone, unless it
         is the head."""
-        read = read_with_each_token(self.decoder)
-        return _split(read, self.axes, {**mesh, "fsdp": 1})
+        return self._over_tensor(read_with_each_token(self.decoder), mesh)
 
-    def _gathered(self, mesh: Mapping[str, int]) -> int:
-        return _split(self.decoder, self.axes, {**mesh, "fsdp": 1})
+    def _over_tensor(self, params: Any, mesh: Mapping[str, int]) -> int:
+        """Bytes on a device of parameters that are split over `tensor` alone."""
+        return _split(params, self.axes, {**mesh, "fsdp": 1})
 
     def on(
         self, mesh: Mapping[str, int], at_once: int | None = None, memory: int | None = None
@@ -230,7 +230,7 @@ class Sizes:
             "logits of a chunk, and their gradient": 2 * chunk // row_parts(mesh),
         }
         if mesh["fsdp"] > 1:  # this one and the next
-            layer = _split(whole, axes, {**mesh, "fsdp": 1}) // self.depth
+            layer = self._over_tensor(whole, mesh) // self.depth
             update["two layers, gathered"] = 2 * layer
         return Footprint(
             parameters=numbers_in(whole),
@@ -257,13 +257,8 @@ class Sizes:
             "logits of a token": self.logits * rows * samples // each // mesh["tensor"],
         }
         if mesh["fsdp"] > 1 and self.gathers(mesh, memory):
-            found["parameters gathered over fsdp"] = self._gathered(mesh)
+            found["parameters gathered over fsdp"] = self._over_tensor(self.decoder, mesh)
         return found
-
-
-def _decoder(params: Any) -> Any:
-    """What `models.decoder` gathers for sampling: all but what looks at pictures."""
-    return {name: params[name] for name in ("language_model", "lm_head") if name in params}
 
 
 def references(method: Method) -> int:
