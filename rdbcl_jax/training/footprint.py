@@ -256,6 +256,9 @@ class Sizes:
             "cache of responses": self.responses * rows * samples // each,
             "logits of a token": self.logits * rows * samples // each // mesh["tensor"],
         }
+        if "lm_head" not in self.decoder:  # a transposed embedding, which XLA for TPUs copies
+            head = jnp.dtype(self.dtype).itemsize * self.width * self.vocabulary
+            found["the head, laid out anew"] = head // mesh["tensor"]
         if mesh["fsdp"] > 1 and self.gathers(mesh, memory):
             found["parameters gathered over fsdp"] = self._over_tensor(self.decoder, mesh)
         return found

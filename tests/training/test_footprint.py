@@ -130,4 +130,7 @@ def test_a_token_reads_no_vision_tower_and_of_an_embedding_a_row(path):
     table = sizes.whole["language_model"]["embed_tokens"]["embedding"]
     head = {"lm_head": {"kernel": jax.ShapeDtypeStruct(table.shape[::-1], sizes.dtype)}}
     untied = dataclasses.replace(sizes, decoder=sizes.decoder | head)
+    # compiled for v5e:4x4, 3B copies bf16[151936,2048] to [2048,151936] before it decodes
+    anew = [s.sampling(ONE_DEVICE, 8, 4).get("the head, laid out anew") for s in (sizes, untied)]
+    assert anew == [each * table.size, None]
     assert untied.read_with_each_token(ONE_DEVICE) == each * text  # the head in its place
