@@ -175,7 +175,7 @@ def test_a_start_from_adapters_has_them_merged(full, lora, tmp_path):
     assert equal(found, merge(own.model, learned)[1])
     _, exported = from_pretrained(export(f"{lora}@1", tmp_path / "out"), dtype="float32")
     # the same sums, by a program of one device and by one of all of them
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 0, 1e-7), found, exported)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 3e-7, 1e-7), found, exported)
 
 
 def test_how_a_start_is_held_is_the_new_config_s_affair(full):
