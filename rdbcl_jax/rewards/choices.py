@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from rdbcl_jax.rewards.text import LEAD_IN
+from rdbcl_jax.rewards.text import THE_RIGHT
 from rdbcl_jax.rewards.words import bare
 
 _LONGEST = 256  # characters
 _ROUND = re.compile(r"\[([^\[\]]*)\]|\{([^{}]*)\}|\(([^()]*,[^()]*)\)", re.S)
 _LEAD = re.compile(
-    r"^" + LEAD_IN + r",? ?(?:the |my )?(?:final |correct |right |best )?"
+    rf"^{THE_RIGHT}"
     r"(?:answers|options|choices|letters)(?: are)?(?: ?: ?| )(?:options |choices |letters )?",
     re.I,
 )

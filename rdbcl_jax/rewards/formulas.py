@@ -25,6 +25,9 @@ _LINES = re.compile(
 )
 _RELATION = r"\s*(?:[=<>≤≥≈]|\\(?:leq?|geq?|lt|gt|approx|in)(?![a-z]))"
 _NEXT_LINE = re.compile(r"\\\\(?:\[[^\]]*\])?")
+# a line of a function by cases: its value, and then where it holds
+_VALUE_FIRST = re.compile(rf"(?:^|{_NEXT_LINE.pattern})[^=<>≤≥\\]*,\s*[^\s\\]")
+_GOES_ON = re.compile(r"[-+*/^(\d)\]}]\s*$")  # before what is a part of a formula
 _JOINS = re.compile(r"\s*(?:[,;]|\\quad|\\text\s*\{[^{}]*\}|\band\b|\bor\b|&|\s)*\s*")
 _JOIN = re.compile(r"[,;&]|\band\b|\bor\b")
 DOUBT = re.compile(
@@ -98,9 +101,8 @@ def _without_lines(text: str) -> str:
     """The text with the lines of displays in one; as it is where those say more than a list."""
     displays = list(_LINES.finditer(text))
     for match in displays:
-        alone = len(displays) == 1 and not re.search(r"[-+*/^(\d)\]}]\s*$", text[: match.start()])
-        values = re.search(rf"(?:^|{_NEXT_LINE.pattern})[^=<>≤≥\\]*,\s*[^\s\\]", match["body"])
-        if match["name"] == "cases" and (values or not alone):  # values before their conditions
+        alone = len(displays) == 1 and not _GOES_ON.search(text[: match.start()])
+        if match["name"] == "cases" and (not alone or _VALUE_FIRST.search(match["body"])):
             return text
     return _LINES.sub(_in_one_line, text)
 

@@ -39,6 +39,7 @@ from rdbcl_jax.rewards.statements import (
 )
 from rdbcl_jax.rewards.text import visible
 
+_WORTH = {"%": expressions.of_number(Fraction(1, 100)), "°": expressions.parse("π/180")}
 _GOLD_FIGURES, _ANSWER_FIGURES = 3, 6  # from which a decimal number may be a rounded value
 
 
@@ -161,31 +162,22 @@ def _proportional(g: Reading, a: Reading, h: Reading, b: Reading) -> bool:
 
 
 def _same_values(gold: Value, answer: Value, tolerance: float) -> bool:
-    if not same_unit(gold.unit, answer.unit):
-        return _same_angles(gold, answer, tolerance)
-    if expressions.equal(gold.expression, answer.expression, tolerance):
+    units, alike = {gold.unit, answer.unit}, same_unit(gold.unit, answer.unit)
+    if alike and expressions.equal(gold.expression, answer.expression, tolerance):
         return True
-    if _same_angles(gold, answer, tolerance):
+    if units == {"%", ""}:
+        return _equal_without("%", gold, answer, tolerance)
+    if units in ({"°", ""}, {"°", "rad"}) and _equal_without("°", gold, answer, tolerance):
         return True
-    if (gold.unit == "%") != (answer.unit == "%") and not (gold.unit and answer.unit):
-        g, a = (
-            expressions.product(v.expression, expressions.of_number(Fraction(1, 100)))
-            if v.unit
-            else v.expression
-            for v in (gold, answer)
-        )
-        return expressions.equal(g, a, tolerance)
-    return _rounds(gold, answer, _GOLD_FIGURES) or _rounds(answer, gold, _ANSWER_FIGURES)
+    return alike and (
+        _rounds(gold, answer, _GOLD_FIGURES) or _rounds(answer, gold, _ANSWER_FIGURES)
+    )
 
 
-def _same_angles(gold: Value, answer: Value, tolerance: float) -> bool:
-    """Whether one is in degrees and the other is the same in radians."""
-    if {gold.unit, answer.unit} not in ({"°", "rad"}, {"°", ""}):
-        return False
+def _equal_without(unit: str, gold: Value, answer: Value, tolerance: float) -> bool:
+    """Whether they are equal once what the unit is worth is multiplied out."""
     g, a = (
-        expressions.product(v.expression, expressions.parse("π/180"))
-        if v.unit == "°"
-        else v.expression
+        expressions.product(v.expression, _WORTH[unit]) if v.unit == unit else v.expression
         for v in (gold, answer)
     )
     return expressions.equal(g, a, tolerance)

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from rdbcl_jax.rewards.text import LEAD_IN, seen, unwrapped
+from rdbcl_jax.rewards.text import THE_RIGHT, seen, unwrapped
 
 LONGEST = 64  # characters of a numeral with its unit
 _LARGEST_EXPONENT = 400
@@ -67,8 +67,8 @@ _POWER_OF_TEN = re.compile(
 )
 # how an answer is led in: the answer is 5, x = 5
 _ANSWER = re.compile(
-    r"^(\*\*|__|)" + LEAD_IN + r",? ?(?:the |my )?"
-    r"(?:final |correct |right |best )?answer(?:(?: is)? ?: ?\1| ?\1 ?(?::| is| would be)) ?",
+    rf"^(\*\*|__|){THE_RIGHT}"
+    r"answer(?:(?: is)? ?: ?\1| ?\1 ?(?::| is| would be)) ?",
     re.I,
 )
 _VARIABLE = re.compile(r"^([A-Za-zα-ω](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?) ?= ?(?=[^=])")

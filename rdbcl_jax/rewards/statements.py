@@ -163,15 +163,13 @@ def _list(text: str) -> Reading:
 def _systems(items: tuple[Reading, ...]) -> list[tuple[Reading, ...]]:
     """x=1, y=2, x=2, y=1 as two solutions: where several names come again in turn."""
     names = [item.name for item in items if isinstance(item, Named)]
-    distinct = list(dict.fromkeys(names))
-    several = 1 < len(distinct) < len(items) == len(names)
-    if not several or len(items) % len(distinct):
+    size = len({*names})
+    if not 1 < size < len(items) == len(names) or len(items) % size:
         return [items]
-    size = len(distinct)
-    parts = [items[i : i + size] for i in range(0, len(items), size)]
-    if any({item.name for item in part if isinstance(item, Named)} != {*names} for part in parts):
+    parts = [slice(start, start + size) for start in range(0, len(items), size)]
+    if any(len({*names[part]}) < size for part in parts):
         raise Unreadable("names that come again")
-    return parts
+    return [items[part] for part in parts]
 
 
 def _of_one(items: Sequence[Reading]) -> bool:

@@ -11,6 +11,8 @@ import unicodedata
 
 # what may stand before "the answer is", in any case
 LEAD_IN = r"(?:(?:so|therefore|thus|hence),? )?"
+# and before "answer"
+THE_RIGHT = LEAD_IN + r",? ?(?:the |my )?(?:final |correct |right |best )?"
 
 # letters and symbols by category, and blank to the eye: Hangul fillers and the empty braille cell
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 from rdbcl_jax.rewards.numerals import without_thousands
-from rdbcl_jax.rewards.text import LEAD_IN, seen, unwrapped, visible
+from rdbcl_jax.rewards.text import THE_RIGHT, seen, unwrapped, visible
 
 LONGEST = 4096  # characters of an answer that is searched for a second one
 
 _LEAD = re.compile(
-    r"^" + LEAD_IN + r",? ?(?:the |my )?(?:final |correct |right |best )?"
+    rf"^{THE_RIGHT}"
     r"(?:answer|option|choice)(?: is| would be)?(?: ?: ?| )(?:option |choice )?",
     re.I,
 )

@@ -27,7 +27,7 @@ from rdbcl_jax.training.learner import Learner
 from rdbcl_jax.training.memory import phase
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState
-from rdbcl_jax.training.surveys import surveyed
+from rdbcl_jax.training.surveys import surveyed, told
 
 # (state, step of the task) -> the encoded batch after the `state.batches` that were taken
 Feed = Callable[[TaskState, int], Any]
@@ -102,9 +102,7 @@ class Experience:
             return state
         key = rng.of_survey(learner.config.seed, self.first_step + index)
         values = surveyed(learner, state.train.params, self.stage.records, survey, key)
-        assert sampler.refresh  # it asked for the survey
-        known = sampler.refresh(state.prompts, values[: self.stage.own])
-        return dataclasses.replace(state, prompts=known)
+        return told(learner, state, values[: self.stage.own])
 
     def observed(self, state: TaskState, scored: ScoredRollouts) -> TaskState:
         """The state whose prompt sampler has seen the rewards of the task's own prompts."""

@@ -55,6 +55,13 @@ def surveyed(
     return all_hosts_sum(values, learner.policy.rows)
 
 
+def told(learner: Learner, state: TaskState, values: Float[np.ndarray, "N"]) -> TaskState:
+    """The state whose prompt sampler, which asked, knows the values of the task's own prompts."""
+    sampler = learner.method.prompts
+    assert sampler and sampler.refresh
+    return dataclasses.replace(state, prompts=sampler.refresh(state.prompts, values))
+
+
 @phase("sampling")
 def filtered(
     learner: Learner,
@@ -76,9 +83,7 @@ def filtered(
     key = rng.of_filter(learner.config.seed, first_step)
     values = surveyed(learner, state.train.params, own, asked.survey, key)
     if learner.method.asks_once:
-        sampler = learner.method.prompts
-        assert sampler and sampler.refresh  # it asks for the survey
-        state = dataclasses.replace(state, prompts=sampler.refresh(state.prompts, values))
+        state = told(learner, state, values)
     passing = asked.keeps(values)
     if passing.any():
         say(f"note: {passing.sum()} of {stage.own} prompts pass prompts.filter")
