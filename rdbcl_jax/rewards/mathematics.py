@@ -34,7 +34,6 @@ from rdbcl_jax.rewards.statements import (
     Relation,
     Table,
     Value,
-    Words,
     read,
 )
 from rdbcl_jax.rewards.text import visible
@@ -61,6 +60,8 @@ def compare(answer: str, gold: Sequence[Reading], tolerance: float) -> float:
 
 
 def _same(gold: Reading, answer: Reading, tolerance: float) -> bool:
+    if gold == answer:  # such as x ≥ x, whose difference, 0, is in no ratio to another
+        return True
     if isinstance(gold, Named) and isinstance(answer, Named):
         return gold.name == answer.name and _same(gold.value, answer.value, tolerance)
     if isinstance(gold, Named):
@@ -89,7 +90,7 @@ def _same(gold: Reading, answer: Reading, tolerance: float) -> bool:
         )
     if isinstance(gold, Ratio) and isinstance(answer, Ratio):
         return _same_ratios(gold, answer, tolerance)
-    return isinstance(gold, Words) and gold == answer
+    return False
 
 
 def _only(reading: Reading) -> Reading:
