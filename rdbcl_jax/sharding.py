@@ -142,13 +142,52 @@ def gathered(params, axes: ParamAxes, mesh: Mesh):
     if mesh.shape["fsdp"] == 1:
         return params
 
-    def without_fsdp(sharding):
-        return NamedSharding(mesh, P(*(None if a == "fsdp" else a for a in sharding.spec)))
-
-    shardings = jax.tree.map(without_fsdp, param_shardings(params, axes, mesh))
+    shardings = jax.tree.map(
+        lambda sharding: NamedSharding(mesh, _without_fsdp(sharding.spec)),
+        param_shardings(params, axes, mesh),
+    )
     if not is_gathered(bytes_per_device(params, shardings), memory_on(mesh)):
         return params
     return jax.lax.with_sharding_constraint(params, shardings)
+
+
+def gathered_once(tree, shardings, dtype):
+    """Inside a jitted function: arrays that lie by `shardings`, gathered over `fsdp` in `dtype`,
+    once for all that read them; of their gradient's sum each device gets its part. What `fsdp` does
+    not split stays as it is. Left to XLA, matrices may stay where they are, and products be made of
+    them part by part with sums for all tokens in float32, and each device gets the whole sum.
+    """
+
+    def one(array, sharding):
+        mesh, spec = sharding.mesh, sharding.spec
+        if "fsdp" not in spec or mesh.shape["fsdp"] == 1:
+            return array
+        if array.dtype != dtype:  # narrow, and only then gathered
+            array = jax.lax.with_sharding_constraint(array.astype(dtype), sharding)
+        return _gathered(sharding, NamedSharding(mesh, _without_fsdp(spec)), array)
+
+    return jax.tree.map(one, tree, shardings)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(split: NamedSharding, whole: NamedSharding, array: Array) -> Array:
+    return jax.lax.with_sharding_constraint(array, whole)
+
+
+def _gathered_backward(split, whole, _, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gathered.defvjp(lambda split, whole, a: (_gathered(split, whole, a), None), _gathered_backward)
+
+
+def unstacked(shardings):
+    """Where a layer of stacks lies that lie by `shardings`."""
+    return jax.tree.map(lambda s: NamedSharding(s.mesh, P(*s.spec[1:])), shardings)
+
+
+def _without_fsdp(spec: P) -> P:
+    return P(*(None if axis == "fsdp" else axis for axis in spec))
 
 
 def is_gathered(size: int, memory: int | None) -> bool:

@@ -191,7 +191,10 @@ def test_a_collective_that_goes_on_beside_other_work_is_received_once():
 def test_an_update_receives_what_it_is_said_to(tmp_path, mesh, rank):
     """Two micro-batches at least. XLA on CPU sums gradients over `fsdp` for all where others leave
     each its part; with `tensor` it gathers for what is made anew and for the backward pass apart,
-    at most. The tolerance is a frozen tower, read forward alone, and activations."""
+    at most. The tolerance is a frozen tower and a head, read forward alone, and activations.
+
+    Prompts and responses pass a layer together: read apart, they had it gathered, and its gradient
+    summed, twice."""
     size = dataclasses.replace(engine.SIZE, width=256, mlp_width=512, heads=8, kv_heads=8)
     given = {"model.path": str(write_tiny_model(tmp_path, size)), "model.lora.rank": rank}
     given |= {"model.remat": "full", "model.freeze_vision": True, "training.chunk_size": 1024}
@@ -203,12 +206,11 @@ def test_an_update_receives_what_it_is_said_to(tmp_path, mesh, rank):
     (said,) = (phase.links for phase in plan.phases if phase.name == "update")
     _, fsdp, tensor = mesh
     part = plan.microbatches * 4 * (fsdp - 1) / fsdp / tensor
-    both = 2 * 2 * (4 * 256**2 + 3 * 256 * 512)  # two layers, for prompts and for responses
-    on_cpu = part * (plan.trained if rank else both)
+    on_cpu = part * plan.trained
     anew = part * plan.parameters if fsdp > 1 and tensor > 1 else 0
     found = received(config, mesh, "update")
     assert plan.microbatches > 1
-    assert 0.97 * said < found < 1.03 * (said + on_cpu + anew)
+    assert 0.95 * said < found < 1.03 * (said + on_cpu + anew)
 
 
 def test_over_fsdp_weights_travel_and_rows_stay(path):

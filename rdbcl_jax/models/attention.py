@@ -37,6 +37,10 @@ class Block(NamedTuple):
     causal: bool = False  # query t sees keys 0..t of this block (then S = T)
     pairs: Bool[Array, "*lead T S"] | None = None  # None: any sees any; the kernels take no other
 
+    def among_itself(self, pairs: Bool[Array, "*lead T T"] | None) -> Block:
+        """For the queries of the same tokens, which see those before them, or by `pairs`."""
+        return self._replace(causal=pairs is None, pairs=pairs)
+
 
 def attend(
     query: Float[Array, "*lead T H Dh"],

@@ -39,7 +39,15 @@ from rdbcl_jax.models.layers import (
 from rdbcl_jax.models.lora import LoRA, adapt
 from rdbcl_jax.models.rope import Rope
 from rdbcl_jax.models.weights import WeightMap
-from rdbcl_jax.sharding import ParamAxes, gathered, in_rows, row_devices
+from rdbcl_jax.sharding import (
+    ParamAxes,
+    gathered,
+    gathered_once,
+    in_rows,
+    param_shardings,
+    row_devices,
+    unstacked,
+)
 
 _TAKEN_APART = 2**30  # bytes of layers, at most
 LORA_TARGETS = r"^language_model/layers/.*_proj$"
@@ -84,8 +92,7 @@ class DecoderConfig:
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: DecoderConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
-        self.attend = attend
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **dtypes):
         self.head_dim = config.head_dim
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
         bias = {"use_bias": config.qkv_bias, "rngs": rngs, **dtypes}
@@ -100,7 +107,7 @@ class Attention(nnx.Module):
         scale = config.score_scale
         self.query_scale = 1.0 if scale is None else scale * math.sqrt(config.head_dim)
 
-    def __call__(self, x, rope, mask, context, place, pairs):
+    def __call__(self, x, rope, attend):
         def heads(projected):
             return projected.reshape(*projected.shape[:-1], -1, self.head_dim)
 
@@ -111,20 +118,16 @@ class Attention(nnx.Module):
         query, key = rotate(query, rope), rotate(key, rope)
         if self.query_scale != 1:
             query *= self.query_scale
-        if place is None:
-            own = Block(key, value, mask, causal=pairs is None, pairs=pairs)
-            kept, out = (key, value), self.attend(query, (*context, own))
-        else:
-            kept, out = place(query, key, value)
+        out, kept = attend(query, key, value)
         return self.o_proj(out.reshape(*x.shape[:-1], -1)), kept
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: DecoderConfig, *, attend: Callable, rngs: nnx.Rngs, **dtypes):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, **dtypes):
         self.sandwich = config.sandwich
         options = {"rngs": rngs, **dtypes}
         self.input_layernorm = config.norm(config.width, **options)
-        self.self_attn = Attention(config, attend=attend, **options)
+        self.self_attn = Attention(config, **options)
         self.post_attention_layernorm = config.norm(config.width, **options)
         if config.sandwich:
             self.pre_feedforward_layernorm = config.norm(config.width, **options)
@@ -136,18 +139,15 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "*lead T D"],
         rope: tuple[Array, Array],
-        mask: Bool[Array, "*lead T"],
-        context: tuple[Block, ...] = (),
-        place: Callable[[Array, Array, Array], tuple[Any, Array]] | None = None,
-        pairs: Bool[Array, "*lead T T"] | None = None,
+        attend: Callable[[Array, Array, Array], tuple[Array, Any]],
     ):
-        """Attention among the T tokens of `x`, causal or by `pairs`, after everything in `context`.
+        """The new `x`, and what `attend` keeps.
 
-        Returns the new `x` and the (key, value) [*lead, T, Hkv, Dh] that later tokens will need.
-        In decoding, `place` gets the queries too, puts keys and values into a cache and attends to
-        it: it returns the cache, which is returned then, and the attention's output.
+        `attend` gets queries [*lead, T, H, Dh], keys and values [*lead, T, Hkv, Dh] of all tokens,
+        whatever they belong to, and knows which see which: it returns its output, as queries are
+        shaped, and what later tokens will need.
         """
-        attended, kept = self.self_attn(self.input_layernorm(x), rope, mask, context, place, pairs)
+        attended, kept = self.self_attn(self.input_layernorm(x), rope, attend)
         if self.sandwich:
             x = x + self.post_attention_layernorm(attended)
             return x + self.post_feedforward_layernorm(
@@ -280,7 +280,8 @@ class Decoder:
         head = head.astype(self.dtype)
         if self.mesh is None:
             return head
-        # gathered over fsdp once here, or it would be for every chunk of tokens
+        # gathered over fsdp once here, or it would be for every chunk of tokens. Its gradient is
+        # summed whole for all: were each to get its part, it would be summed for every chunk
         splits = head.shape[1] % self.mesh.shape["tensor"] == 0
         spec = PartitionSpec(None, "tensor" if splits else None)
         return jax.lax.with_sharding_constraint(head, NamedSharding(self.mesh, spec))
@@ -309,9 +310,12 @@ class Decoder:
         pairs = self._pairs(prompts.tokens.shape[1], self.prompt_pairs(prompts))
 
         def body(x, layer, index):
-            rope, seen = self._of_layer(index, ropes), self._of_layer(index, pairs)
-            x, key_value = self._text_layer(layer, x, rope, prompts.mask, pairs=seen)
-            return _add_level(x, deep, index), laid_out(*key_value)
+            def attend(query, key, value):
+                own = Block(key, value, prompts.mask).among_itself(self._of_layer(index, pairs))
+                return self.attend(query, (own,)), laid_out(key, value)
+
+            x, kept = self._text_layer(layer, x, self._of_layer(index, ropes), attend)
+            return _add_level(x, deep, index), kept
 
         x, (key, value) = self._scan_text(body, x, params)
         return self._final_norm(params, x), KeyValues(key, value, prompts.mask)
@@ -325,35 +329,43 @@ class Decoder:
     ) -> Float[Array, "P G T D"]:
         """The hidden state that predicts each response token: of the token just before it.
 
-        The prompt (and its images) runs once per group, beside its G responses; responses attend
-        to the prompt's keys and causally to their own. Same values and gradients as G copies of
-        prompt + response, at (L + G·T) of their G·(L + T) tokens.
+        The prompt (and its images) runs once per group, in one row with its G responses; responses
+        attend to the prompt's keys and causally to their own. Same values and gradients as G copies
+        of prompt + response, at (L + G·T) of their G·(L + T) tokens. What reads weights reads them
+        for all of these at once: on a mesh each layer is gathered, and its gradient summed, once.
         """
         self._check_length(prompts.tokens.shape[1] + tokens.shape[-1])
         if tokens.shape[-1] == 1:  # the prompt's last token predicts it, and nothing follows
             hidden, _ = self.prefill(params, prompts)
             return jnp.broadcast_to(hidden[:, None, -1:], (*tokens.shape, hidden.shape[-1]))
-        x_prompt, deep = self.embed_prompts(params, prompts)
-        inputs_, inputs_mask = tokens[..., :-1], mask[..., :-1]
-        x_prompt, x = self._in_rows(x_prompt), self._in_rows(self.embed_tokens(params, inputs_))
-        prompt_ropes = self._ropes(self.prompt_positions(prompts))
-        length, steps = prompts.tokens.shape[1], jnp.arange(inputs_.shape[-1])
-        ropes = self._ropes(self.text_positions(prompts.next_position[:, None, None] + steps), x)
+        tokens, mask = tokens[..., :-1], mask[..., :-1]  # nothing follows the last
+        length, steps = prompts.tokens.shape[1], jnp.arange(tokens.shape[-1])
+        x, deep = self.embed_prompts(params, prompts)
+        x = self._in_rows(_joined(x, self.embed_tokens(params, tokens)))
+        positions = self.text_positions(prompts.next_position[:, None, None] + steps)
+        positions = jnp.broadcast_to(positions, (*tokens.shape, positions.shape[-1]))
+        ropes = self._ropes(_joined(self.prompt_positions(prompts), positions))
         prompt_pairs = self._pairs(length, self.prompt_pairs(prompts))
         pairs, back = self._pairs(len(steps)), self._pairs_back(len(steps), length)
 
-        def body(streams, layer, index):
-            x_prompt, x = streams
-            rope, seen = self._of_layer(index, prompt_ropes), self._of_layer(index, prompt_pairs)
-            x_prompt, (key, value) = self._text_layer(
-                layer, x_prompt, rope, prompts.mask, pairs=seen
-            )
-            context = (Block(key, value, prompts.mask, pairs=self._of_layer(index, back)),)
-            rope, seen = self._of_layer(index, ropes), self._of_layer(index, pairs)
-            x, _ = self._text_layer(layer, x, rope, inputs_mask, context, pairs=seen)
-            return (_add_level(x_prompt, deep, index), x), None
+        gather = self._gathering(params)
 
-        (x_prompt, x), _ = self._scan_text(body, (x_prompt, x), params)
+        def body(x, layer, index):
+            def attend(*joined):
+                parts = (_parted(heads, tokens.shape) for heads in joined)
+                (query, key, value), (own_query, own_key, own_value) = zip(*parts, strict=True)
+                context, own = Block(key, value, prompts.mask), Block(own_key, own_value, mask)
+                among = context.among_itself(self._of_layer(index, prompt_pairs))
+                before = context._replace(pairs=self._of_layer(index, back))
+                own = own.among_itself(self._of_layer(index, pairs))
+                out = self.attend(query, (among,))
+                return _joined(out, self.attend(own_query, (before, own))), None
+
+            x, _ = self._text_layer(gather(layer), x, self._of_layer(index, ropes), attend)
+            return _add_level(x, deep, index), None
+
+        x, _ = self._scan_text(body, x, params)
+        x_prompt, x = _parted(x, tokens.shape)
         first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
         return self._final_norm(params, jnp.concatenate([first, x], axis=2))
 
@@ -413,14 +425,14 @@ class Decoder:
         def run(x, layer, index, blocks, cache, *of_stack):
             """Layer `index`, with its blocks of the prompts and its cache, or stacks of them."""
 
-            def place(query, key, value):
+            def attend(query, key, value):
                 new = write(cache, laid_out(key, value), at, *of_stack)
                 own = prompts._replace(blocks=blocks)
                 seen = self._of_layer(index, shown), self._of_layer(index, visible)
                 out = kv_cache.attend(query[:, 0], own, new, *seen, at, *of_stack)
-                return new, out[:, None]
+                return out[:, None], new
 
-            return self._text_layer(layer, x, self._of_layer(index, ropes), None, (), place)
+            return self._text_layer(layer, x, self._of_layer(index, ropes), attend)
 
         layers = params["language_model"]["layers"]
         if isinstance(layers, tuple):
@@ -491,9 +503,16 @@ class Decoder:
         indices = jnp.arange(self.config.text.depth)
         return self.scan(body, carry, params["language_model"]["layers"], indices)
 
-    def _text_layer(self, layer, x, rope, mask, context=(), place=None, pairs=None):
-        run = self.module("language_model/layers", layer)
-        return run(x, rope, mask, context, place, pairs)
+    def _gathering(self, params) -> Callable:
+        """What gathers a layer of `params` once for all that read it."""
+        if self.mesh is None:
+            return lambda layer: layer
+        placed = param_shardings(own_of(params), self.param_axes, self.mesh)
+        placed = unstacked(placed["language_model"]["layers"])
+        return lambda layer: gathered_once(layer, placed, self.dtype)
+
+    def _text_layer(self, layer, x, rope, attend):
+        return self.module("language_model/layers", layer)(x, rope, attend)
 
     def _final_norm(self, params, x):
         return self.module("language_model/norm", params["language_model"]["norm"])(x)
@@ -565,21 +584,36 @@ def read_with_each_token(params: Params) -> Params:
     return params | {"language_model": {k: v for k, v in text.items() if k != "embed_tokens"}}
 
 
+def _joined(of_prompts, of_responses):
+    """[P, L, …] and [P, G, T, …] as one row of each prompt, [P, L + G·T, …]."""
+    count, _, _, *each = of_responses.shape
+    return jnp.concatenate([of_prompts, of_responses.reshape(count, -1, *each)], axis=1)
+
+
+def _parted(joined, shape: tuple[int, ...]):
+    """The inverse, where responses are [P, G, T]."""
+    length = joined.shape[1] - shape[1] * shape[2]
+    return joined[:, :length], joined[:, length:].reshape(*shape, *joined.shape[2:])
+
+
 def _add_level(x, deep, index):
-    """Adds level `index` of `deep`, where there is one."""
-    return x if deep is None else x + deep.at[index].get(mode="fill", fill_value=0)
+    """Adds level `index` of `deep`, where there is one, to prompts, the first tokens of `x`."""
+    if deep is None:
+        return x
+    level = deep.at[index].get(mode="fill", fill_value=0)
+    return x + jnp.pad(level, ((0, 0), (0, x.shape[1] - level.shape[1]), (0, 0)))
 
 
 @functools.lru_cache(maxsize=8)
 def _modules(model: Decoder) -> dict[str, Module]:
     """All modules by their place in the parameters, in the order of `init`'s random keys."""
-    text, attention, dtypes = model.config.text, model.attend, model.dtypes
+    text, dtypes = model.config.text, model.dtypes
     modules = {
         "language_model/embed_tokens": Module(
             lambda rngs: nnx.Embed(text.vocab_size, text.width, rngs=rngs, **dtypes)
         ),
         "language_model/layers": Module(
-            lambda rngs: DecoderLayer(text, attend=attention, rngs=rngs, **dtypes), text.depth
+            lambda rngs: DecoderLayer(text, rngs=rngs, **dtypes), text.depth
         ),
         "language_model/norm": Module(lambda rngs: text.norm(text.width, rngs=rngs, **dtypes)),
         **model.modules(),

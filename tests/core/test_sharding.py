@@ -17,6 +17,7 @@ from rdbcl_jax import (
     shuffle_kl_coefficients,
     token_logprobs,
 )
+from rdbcl_jax.sharding import gathered_once, make_mesh
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 B, T, D, V = 16, 12, 8, 64
@@ -105,3 +106,26 @@ def test_log_probs_keep_every_device_busy(tensor):
     )
     program = gradient.lower(*placed).compile().as_text()
     assert not re.findall(r" (?:all-gather|all-to-all|collective-permute)\(", program)
+
+
+def test_a_matrix_is_gathered_once_and_narrow_and_its_gradient_is_split():
+    mesh = make_mesh(data=1, fsdp=8)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    rng = np.random.default_rng(0)
+    kernel, x = (np.float32(rng.normal(size=shape)) for shape in ((16, 8), (8, 16)))
+
+    def loss(kernel, x, gather=True):
+        if gather:
+            kernel = gathered_once({"kernel": kernel}, {"kernel": split}, "bfloat16")["kernel"]
+        kernel, x = kernel.astype("bfloat16"), x.astype("bfloat16")
+        return ((x @ kernel) ** 2 + (2 * x @ kernel)).astype("float32").sum()
+
+    placed = jax.device_put((kernel, x), split)
+    gradient = jax.jit(jax.grad(loss))
+    found, expected = gradient(*placed), jax.grad(loss)(kernel, x, gather=False)
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.2)
+    assert found.sharding.is_equivalent_to(split, 2)
+    lowered = gradient.lower(*placed)
+    whole = r"sharding_constraint .* <@mesh, \[\{\}, \{\}\]> : tensor<16x8x(\w+)>"
+    assert set(re.findall(whole, lowered.as_text())) == {"bf16"}
+    assert len(re.findall(r" all-gather(?:-start)?\(", lowered.compile().as_text())) == 1
