@@ -142,10 +142,7 @@ def gathered(params, axes: ParamAxes, mesh: Mesh):
     if mesh.shape["fsdp"] == 1:
         return params
 
-    shardings = jax.tree.map(
-        lambda sharding: NamedSharding(mesh, _without_fsdp(sharding.spec)),
-        param_shardings(params, axes, mesh),
-    )
+    shardings = jax.tree.map(_without_fsdp, param_shardings(params, axes, mesh))
     if not is_gathered(bytes_per_device(params, shardings), memory_on(mesh)):
         return params
     return jax.lax.with_sharding_constraint(params, shardings)
@@ -159,12 +156,11 @@ def gathered_once(tree, shardings, dtype):
     """
 
     def one(array, sharding):
-        mesh, spec = sharding.mesh, sharding.spec
-        if "fsdp" not in spec or mesh.shape["fsdp"] == 1:
+        if "fsdp" not in sharding.spec or sharding.mesh.shape["fsdp"] == 1:
             return array
         if array.dtype != dtype:  # narrow, and only then gathered
             array = jax.lax.with_sharding_constraint(array.astype(dtype), sharding)
-        return _gathered(sharding, NamedSharding(mesh, _without_fsdp(spec)), array)
+        return _gathered(sharding, _without_fsdp(sharding), array)
 
     return jax.tree.map(one, tree, shardings)
 
@@ -186,8 +182,9 @@ def unstacked(shardings):
     return jax.tree.map(lambda s: NamedSharding(s.mesh, P(*s.spec[1:])), shardings)
 
 
-def _without_fsdp(spec: P) -> P:
-    return P(*(None if axis == "fsdp" else axis for axis in spec))
+def _without_fsdp(sharding: NamedSharding) -> NamedSharding:
+    spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
+    return NamedSharding(sharding.mesh, P(*spec))
 
 
 def is_gathered(size: int, memory: int | None) -> bool:

@@ -86,8 +86,12 @@ def proportional(a: Expression, b: Expression, c: Expression, d: Expression) -> 
 
 
 def difference(first: Expression, second: Expression) -> Expression:
-    """first − second"""
-    return _joined(first, second, operator.sub)
+    """first − second
+
+    Raises:
+      Unreadable: they have no value at the same point.
+    """
+    return _with_value(_joined(first, second, operator.sub))
 
 
 def product(first: Expression, second: Expression) -> Expression:
@@ -141,9 +145,13 @@ def _valued(node: Node, constant: bool, real: bool) -> Expression:
             tuple(_value(node, Place(context, index), real) for index in range(POINTS))
             for context in (FINE, COARSE)
         )
-    if all(value is None for value in fine):
+    return _with_value(Expression(fine, coarse, constant))
+
+
+def _with_value(expression: Expression) -> Expression:
+    if all(value is None for value in expression.values):
         raise Unreadable("it has no value")
-    return Expression(fine, coarse, constant)
+    return expression
 
 
 def _value(node: Node, place: Place, real: bool) -> Number | None:

@@ -298,10 +298,7 @@ def _relation(sign: str, left: Reading, right: Reading) -> Relation:
         raise Unreadable("a relation of no values")
     if sign in "<≤":
         left, right, sign = right, left, {"<": ">", "≤": "≥"}[sign]
-    difference = expressions.difference(left.expression, right.expression)
-    if all(value is None for value in difference.values):
-        raise Unreadable("sides that never have a value together")
-    return Relation(sign, difference)
+    return Relation(sign, expressions.difference(left.expression, right.expression))
 
 
 def _inequality(parts: list[str], signs: list[str]) -> Reading:
