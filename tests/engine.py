@@ -1,6 +1,10 @@
 """A very small policy with real files, and batches for it: what the engine's tests share."""
 
 import dataclasses
+import functools
+import pathlib
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -66,13 +70,21 @@ def one_device():
 
 def write_random_model(path):
     """A checkpoint directory of random weights, spread enough that no distribution is flat."""
+    return shutil.copytree(_random_model().name, path, dirs_exist_ok=True)
+
+
+@functools.cache
+def _random_model():
+    """Made once a process, in a folder that goes with it: files take copies."""
+    folder = tempfile.TemporaryDirectory(prefix="rdbcl-tests-")
+    path = pathlib.Path(folder.name)
     write_tiny_model(path, SIZE)
     model = from_config(path)
     params = model.init(jax.random.key(1))
     keys = iter(jax.random.split(jax.random.key(2), 100))
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(next(keys), a.shape), params)
     save_pretrained(path, model, params, like=path)
-    return path
+    return folder
 
 
 def load(path, mesh=None):

@@ -19,7 +19,7 @@ from rdbcl_jax.training import metrics, setup
 from rdbcl_jax.training.metrics import component_means
 from tests.compiler import QUICK
 from tests.engine import small_config, write_random_model
-from tests.train_several import KILLED_AT, MESHES, METHODS
+from tests.train_several import KILLED_AT, METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = ("rdbcl_jax.cli", "train", "--config=tests/small_config.py")
@@ -142,29 +142,20 @@ def test_methods_over_processes_of_which_two_hold_the_same_rows(methods, method)
     same_samples(several, one, lead=(0, 2), processes=4)
 
 
-@pytest.fixture(scope="module")
-def meshes(tmp_path_factory, base):
-    folder = tmp_path_factory.mktemp("meshes")
-    return run_both(folder, "tests.train_several", rest=(str(base), "MESHES"))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["-".join(map(str, sizes)) for sizes in MESHES])
-def test_meshes_over_two_processes(meshes, mesh):
-    several, one = (folder / mesh for folder in meshes)
+def test_two_processes_go_on_over_another_mesh_and_equal_one(tmp_path, base):
+    """Killed where both hold the same rows, and gone on with where each has its own."""
+    folders = run_both(tmp_path, "tests.train_several", rest=(str(base), "KILLED"))
+    several, one = (folder / "killed" for folder in folders)
+    assert read_run(several).steps[-1]["step"] == KILLED_AT
+    assert read_samples(several / "processes/1") is None  # process 0 has logged all rows
+    again = ("tests.train_several", str(several.parent), str(base), "RESUMED", "--distributed")
+    finish(*start_joined(2, 1, *again))
     same_steps(several, one)
     assert splits(several) == splits(one)
     same_samples(several, one, lead=(0, 1), processes=2)
-
-
-@pytest.mark.slow
-def test_a_run_goes_on_with_other_processes_and_another_mesh(meshes, base):
-    several, one = (folder / "killed" for folder in meshes)
-    assert read_run(several).steps[-1]["step"] == KILLED_AT
-    assert read_samples(several / "processes/1") is None  # process 0 has logged all rows
-    finish(start(2, "tests.train_several", str(several.parent), str(base), "RESUMED"))
-    same_steps(several, one)
-    assert splits(several) == splits(one)
+    own = set(read_samples(several / "processes/1")["step"].to_pylist())
+    assert own == {KILLED_AT, 2, 3}  # which was logged, but not saved yet
 
 
 @pytest.mark.slow

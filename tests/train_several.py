@@ -1,5 +1,5 @@
-"""`python -m tests.train_several FOLDER BASE METHODS|MESHES|RESUMED [--distributed]`: short runs,
-one after the other, from a base model.
+"""`python -m tests.train_several FOLDER BASE METHODS|KILLED|RESUMED [--distributed]`: short runs
+from a base model.
 
 What methods do on the host is of all processes' rows: a tracker, a memorised response, the records
 of the Fisher information, prompts of earlier tasks.
@@ -8,16 +8,16 @@ of the Fisher information, prompts of earlier tasks.
 import pathlib
 import sys
 
-KILLED_AT = 3  # the second step of the second task
+KILLED_AT = 1  # the second step of the first task: the boundary and the second follow
 
 # over four processes, two of which hold the same rows; others: `python -m tests.over_processes`
 METHODS = {
     "mssr": {"rollout.samples": 1, "mssr.survey": True},
 }
-# (data, fsdp, tensor), over two processes, which share the parameters. On (1, 1, 4), where both
-# hold all rows, a run is killed, and the methods run on (2, 1, 2). More of them, over four:
-# `python -m tests.over_processes`
-MESHES = ((1, 2, 2),)
+# (data, fsdp, tensor) over two processes: where a run is killed, both hold all rows and half of
+# each layer's widths; where it goes on, each has its own rows and half of every parameter. More
+# meshes, over four processes: `python -m tests.over_processes`
+KILLED, RESUMED = (1, 1, 4), (1, 2, 1)
 
 
 def mesh(data: int, fsdp: int, tensor: int) -> dict[str, int]:
@@ -43,16 +43,11 @@ def main(folder: str, base: str, what: str, *flags: str) -> None:
     if what == "METHODS":
         for method, overrides in METHODS.items():
             train(config_of(method, overrides | mesh(2, 1, 2)), workdir / method)
-    elif what == "MESHES":
-        for sizes in MESHES:
-            train(config_of("rdbcl", mesh(*sizes)), workdir / "-".join(map(str, sizes)))
-        config = config_of("mssr", killed | mesh(1, 1, 4))
-        if flags:
-            killed_at(KILLED_AT, config, workdir / "killed")
-        else:
-            train(config, workdir / "killed")
+    elif what == "KILLED" and flags:
+        killed_at(KILLED_AT, config_of("mssr", killed | mesh(*KILLED)), workdir / "killed")
     else:
-        train(config_of("mssr", killed | mesh(1, 2, 1)), workdir / "killed")
+        sizes = RESUMED if what == "RESUMED" else KILLED
+        train(config_of("mssr", killed | mesh(*sizes)), workdir / "killed")
 
 
 if __name__ == "__main__":

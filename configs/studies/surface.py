@@ -5,6 +5,7 @@ RLVR), a constant β, RDB-CL with the same mean β, and RP shuffled among a batc
 
     rdbcl study --config=configs/studies/surface.py --workdir=DIR         full: five seeds
     rdbcl study --config=configs/studies/surface.py:coarse --workdir=DIR  two seeds of these
+    rdbcl study --config=configs/studies/surface.py:points --workdir=DIR  five of the loosest
     rdbcl study --config=configs/studies/surface.py --workdir=DIR --ci    does it all run?
 """
 
@@ -17,13 +18,20 @@ from rdbcl_jax.lab.study import Arm, Curve, Setting, load_config, study_config
 HERE = pathlib.Path(__file__).parent
 BETAS = (0.05, 0.2, 0.8, 3.2)
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
-RP = ({"portability.beta_max": 0.4},)
-ARMS = (
-    Arm("no KL", {"method": "grpo"}, grid=({"kl.beta": 0.0},)),
-    Arm("constant", {"method": "grpo"}, grid=({"kl.beta": 0.2},)),
-    Arm("rdbcl", {"method": "rdbcl"}, grid=RP),
-    Arm("shuffled", {"method": "rdbcl", "portability.control": "shuffled"}, grid=RP),
-)
+
+
+def arms(beta: float) -> tuple[Arm, ...]:
+    """With this constant β, and a range whose middle it is."""
+    scaled = ({"portability.beta_max": 2 * beta},)
+    return (
+        Arm("no KL", {"method": "grpo"}, grid=({"kl.beta": 0.0},)),
+        Arm("constant", {"method": "grpo"}, grid=({"kl.beta": beta},)),
+        Arm("rdbcl", {"method": "rdbcl"}, grid=scaled),
+        Arm("shuffled", {"method": "rdbcl", "portability.control": "shuffled"}, grid=scaled),
+    )
+
+
+ARMS, LOOSE = arms(0.2), arms(0.05)
 
 
 def get_config(form: str = "full") -> ConfigDict:
@@ -31,11 +39,19 @@ def get_config(form: str = "full") -> ConfigDict:
     run.kl.beta = None  # every arm says its own
     if form == "ci":
         return _small(run)
-    rates = tuple(Setting(f"{rate:.0e}", {"optimizer.learning_rate": rate}) for rate in RATES)
-    seeds = range(2) if form == "coarse" else range(5)
+    points = form == "points"
     return study_config(
-        run, ARMS, baseline="no KL", report_seeds=seeds, settings=rates, curves=over(BETAS)
+        run,
+        LOOSE if points else ARMS,
+        baseline="no KL",
+        report_seeds=range(2) if form == "coarse" else range(5),
+        settings=settings(RATES[2:] if points else RATES),
+        curves=() if points else over(BETAS),
     )
+
+
+def settings(rates) -> tuple[Setting, ...]:
+    return tuple(Setting(f"{rate:.0e}", {"optimizer.learning_rate": rate}) for rate in rates)
 
 
 def over(betas) -> list[Curve]:
@@ -54,7 +70,11 @@ def _small(run: ConfigDict) -> ConfigDict:
     """Two tasks, two steps, two rates, one seed: every part once, no number that means much."""
     run.training.steps = 2
     run.data.train_count, run.data.test_count = 64, 64
-    rates = tuple(Setting(f"{rate:.0e}", {"optimizer.learning_rate": rate}) for rate in RATES[:2])
     return study_config(
-        run, ARMS, baseline="no KL", report_seeds=(0,), settings=rates, curves=over((0.2,))
+        run,
+        ARMS,
+        baseline="no KL",
+        report_seeds=(0,),
+        settings=settings(RATES[:2]),
+        curves=over((0.2,)),
     )

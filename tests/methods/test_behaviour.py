@@ -18,6 +18,7 @@ from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.training.experience import demonstrated
 from rdbcl_jax.training.fisher import squared_gradients
 from rdbcl_jax.training.logprobs import compiled_logprobs
+from rdbcl_jax.training.references import with_policy
 from rdbcl_jax.training.state import TrainState
 from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update
 from tests import engine
@@ -78,13 +79,31 @@ def gains(policy, params, batch, method, **options):
     return after - before
 
 
+@pytest.fixture(scope="module")
+def half_right(loaded):
+    """A batch in which every second response is right."""
+    right = jnp.broadcast_to(jnp.arange(4) % 2, (8, 4)).astype(jnp.float32)
+    return engine.train_batch(*engine.rollout(*loaded), rewards=right, accuracies=right)
+
+
+def test_right_responses_gain_on_wrong_ones(loaded, half_right):
+    found = gains(*loaded, half_right, chosen("grpo", **{"kl.beta": 0.0}))
+    assert found[:, 1::2].mean() > found[:, ::2].mean()
+
+
 # those that have grpo's loss are left out
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n not in ("grpo_d", "vas", "one_shot")])
-def test_right_responses_gain_on_wrong_ones(loaded, name):
-    right = jnp.broadcast_to(jnp.arange(4) % 2, (8, 4)).astype(jnp.float32)
-    batch = engine.train_batch(*engine.rollout(*loaded), rewards=right, accuracies=right)
-    found = gains(*loaded, batch, chosen(name, **{"kl.beta": 0.0}))
-    assert found[:, 1::2].mean() > found[:, ::2].mean()
+def test_each_loss_pulls_right_responses_up_and_wrong_ones_down(half_right, name):
+    batch, method = half_right, chosen(name, **{"kl.beta": 0.0})
+    targets = method.targets(with_policy(batch, batch.sampler_logps), batch.sampler_logps, None)
+
+    def loss(logps):
+        options = {"reference_logps": batch.reference_logps, "kl_coef": targets.kl_coef}
+        return method.loss(logps, None, targets.advantages, batch.mask, **options).loss_sum
+
+    pull = -np.asarray(jax.jit(jax.grad(loss))(batch.sampler_logps)).sum(-1)
+    said = np.asarray(batch.mask).any(-1)  # at least one token
+    assert (pull[:, 1::2] > 0)[said[:, 1::2]].all() and (pull[:, ::2] < 0)[said[:, ::2]].all()
 
 
 @pytest.mark.parametrize("control,sign", [("none", 1), ("inverted", -1)])

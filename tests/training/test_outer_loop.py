@@ -110,8 +110,8 @@ def test_batches_and_keys_differ_between_steps_and_tasks(watched):
     assert len({tuple(v) for v in by_step.values()}) == 8
 
 
-# within the first task methods are killed: test_every_method.py
-@pytest.mark.parametrize("kill_at", [pytest.param(2, marks=pytest.mark.long), 4, 6])
+# within the first task and at its end methods are killed: test_every_method.py
+@pytest.mark.parametrize("kill_at", [*(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 6])
 def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch, kill_at):
     """Killed within the first task, at its end, and within the second."""
     workdir, expected, _ = watched
@@ -141,6 +141,7 @@ def test_killed_and_resumed_equals_uninterrupted(watched, tmp_path, monkeypatch,
     assert again.splits == expected.splits
 
 
+@pytest.mark.long  # its layout is read by one function, and no version writes it any more
 def test_a_run_whose_state_was_saved_in_the_first_layout_goes_on(watched, tmp_path, monkeypatch):
     """It was a pair: the train state, and beside it what the host carries."""
     workdir, expected, _ = watched

@@ -13,7 +13,7 @@ FOLDER = pathlib.Path(__file__).parents[3] / "configs/studies"
 OTHERS = {
     "rdb_cl": ("core", "forms", "curve", "orders", "regimes"),
     "neighbours": ("mixtures",),
-    "surface": ("coarse",),
+    "surface": ("coarse", "points"),
     "without_old_data": ("confirm",),
 }
 FORMS = [
