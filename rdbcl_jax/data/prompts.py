@@ -205,7 +205,7 @@ class PromptEncoder:
     @property
     def _pad_id(self) -> int:
         pad_id = self.processor.config.pad_token_id
-        return self.tokenizer.eos_token_id if pad_id is None else pad_id
+        return self.end_id if pad_id is None else pad_id
 
     def messages(self, record: Record, hidden: Hidden) -> list[dict[str, Any]]:
         """The record as a chat: images where `<image>` marks them, else before the text. Its own

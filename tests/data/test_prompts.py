@@ -254,6 +254,11 @@ def test_a_tokenizer_need_not_name_the_end(tmp_path):
     assert policy.tokenizer.eos_token_id is None
     assert policy.stop_ids == (end,) and policy.encoder.end_id == end
     processor = policy.encoder.processor
+    # nor does a model need a token to fill with
+    unfilled = dataclasses.replace(processor.config, pad_token_id=None)
+    encoder = PromptEncoder(policy.tokenizer, dataclasses.replace(processor, config=unfilled))
+    batch = encoder.encode(engine.records(4))
+    assert not batch.mask.all() and (batch.tokens[~batch.mask] == end).all()
     silent = dataclasses.replace(processor.config, eos_token_ids=())
     encoder = PromptEncoder(policy.tokenizer, dataclasses.replace(processor, config=silent))
     with pytest.raises(ValueError, match="no token ends a response"):
