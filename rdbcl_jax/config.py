@@ -324,8 +324,8 @@ class TrainingConfig(Section):
       chunk_size: tokens whose logits exist at one time.
       entropy: log the policy's entropy.
       merge: share of the weights from before a task in the policy that the task leaves (weight
-        merging), of adapters see rdbcl_jax.models.averages; 0: as the method does, which for all
-        but `pseudo_rehearsal` is none.
+        merging), of adapters see rdbcl_jax.models.averages; None: the method's own, which is 0
+        but for `pseudo_rehearsal`.
       collect: responses drawn to each record of a task after it; the right ones are kept in
         WORKDIR/rollouts/ for `rft_sft`.
       checkpoint_every: steps; also after every task. 0: only then.
@@ -337,7 +337,7 @@ class TrainingConfig(Section):
     prompts_per_device: Natural = 0
     chunk_size: Count = 1024
     entropy: bool = True
-    merge: Share = 0.0
+    merge: Share | None = None
     collect: Natural = 0
     checkpoint_every: Natural = 100
     max_skipped: Count = 5

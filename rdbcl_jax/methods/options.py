@@ -67,8 +67,9 @@ def with_options(config: RunConfig, method: Method) -> Method:
             "0 and 1"
         )
     check_together(config, chosen)
-    merge = config.training.merge or method.merge
-    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus, merge=merge)
+    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus)
+    if config.training.merge is not None:
+        method = dataclasses.replace(method, merge=config.training.merge)
     if loss.mask_truncated and method.responses == "sampled":
         method = whole(method)
     if loss.entropy_share < 1:

@@ -252,7 +252,8 @@ def test_pseudo_rehearsal_is_replay_of_questions_with_an_anchor_and_merged_weigh
     pairs = (m.targets(second, POLICY, None) for m in (found, same))
     jax.tree.map(np.testing.assert_array_equal, *pairs)
     own = method("pseudo_rehearsal", **{"kl.beta": 0.1, "training.merge": 0.5})
-    assert own.merge == 0.5
+    assert own.merge == 0.5 and method("grpo").merge == 0
+    assert method("pseudo_rehearsal", **{"training.merge": 0.0}).merge == 0
     np.testing.assert_allclose(own.targets(second, POLICY, None).kl_coef, np.full((2, 2), 0.1))
     with pytest.raises(ValueError, match=r"prompts is 'mastered', .* pseudo_rehearsal keeps none"):
         method("pseudo_rehearsal", **{"replay.prompts": "mastered"})
