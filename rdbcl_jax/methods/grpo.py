@@ -108,11 +108,11 @@ def policy_gradient(config: RunConfig, chosen: GRPO, **fields: Any) -> Method:
 
 
 def clipped(config: RunConfig, chosen: GRPO, targets: TargetFunction, **fields: Any) -> Method:
-    """The policy loss on these targets, with a KL term where β is above 0."""
+    """The policy loss on these targets, with a KL term where β is above 0, or RP's."""
     reads = {"kl.beta", *(f"loss.{name}" for name in OF_THE_LOSS)}
     if chosen.surrogate == "sapo":
         reads -= {"loss.clip_low", "loss.clip_high"}
-    reference = chosen.reference if chosen.beta else None
+    reference = chosen.reference if chosen.beta or config.kl.portability else None
     made = {"loss": loss(config, chosen), "reference": reference, "reads": frozenset(reads)}
     return Method(name=config.method, targets=targets, **(made | fields))
 

@@ -53,7 +53,11 @@ def test_any_method_that_samples_takes_portability(batch):
     for name in ("dr_grpo", "dapo", "mssr", "rapo", "dyme", *NEIGHBOURS[:-1]):  # not sft_rl
         samples = 1 if name == "mssr" else 8
         chosen = method(name, **options, **{"rollout.samples": samples})
-        assert chosen.reference and chosen.previous
+        assert chosen.previous
+        own = "base" if name == "rapo" else "previous"
+        assert chosen.reference == own, name
+        without = method(name, **options, **{"rollout.samples": samples, "kl.beta": 0.0})
+        assert without.reference == own, name  # RP's β is anchored there, whatever β says
         if name not in ("mssr", "grpo_d"):
             found = chosen.targets(batch, POLICY, None)
             np.testing.assert_allclose(found.kl_coef, [[0.5, 0.3]] * 2, rtol=1e-5)
