@@ -101,8 +101,8 @@ class Experience:
         if index % survey.every if survey.every else index or learner.method.asks_once:
             return state
         key = rng.of_survey(learner.config.seed, self.first_step + index)
-        values = surveyed(learner, state.train.params, self.stage.records, survey, key)
-        return told(learner, state, values[: self.stage.own])
+        own = self.stage.own_records
+        return told(learner, state, surveyed(learner, state.train.params, own, survey, key))
 
     def observed(self, state: TaskState, scored: ScoredRollouts) -> TaskState:
         """The state whose prompt sampler has seen the rewards of the task's own prompts."""

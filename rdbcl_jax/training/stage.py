@@ -97,6 +97,11 @@ class Stage:
         """How many of the records, the first, are the task's own."""
         return len(self.records) - self.replayed
 
+    @property
+    def own_records(self) -> Sequence[Record]:
+        """The task's own."""
+        return only(self.records, range(self.own))
+
 
 def make_stage(
     method: Method,

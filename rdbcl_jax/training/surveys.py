@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Array, Float
 
-from rdbcl_jax.data.indexed import only
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods.method import Survey
 from rdbcl_jax.models.partition import Trained
@@ -79,9 +78,8 @@ def filtered(
     """
     if (asked := learner.method.filter) is None:
         return state
-    own = only(stage.records, range(stage.own))
     key = rng.of_filter(learner.config.seed, first_step)
-    values = surveyed(learner, state.train.params, own, asked.survey, key)
+    values = surveyed(learner, state.train.params, stage.own_records, asked.survey, key)
     if learner.method.asks_once:
         state = told(learner, state, values)
     passing = asked.keeps(values)

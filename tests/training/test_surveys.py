@@ -14,6 +14,7 @@ from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.training import experience, rehearsal, run, surveys
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.stage import Stage
+from rdbcl_jax.training.state import TaskState
 from tests.engine import write_random_model
 from tests.tiny_runs import killed_at, made_once, tiny_config
 
@@ -104,6 +105,24 @@ def test_a_sampler_is_shown_what_it_knows_of_prompts_that_pass():
         for i in own[sampler.choose(success[own], np.random.default_rng(seed), 1, 0.0)]
     }
     assert drawn == {0, 3}
+
+
+def test_a_sampler_asks_the_tasks_own_prompts_alone(monkeypatch):
+    """Of those that are replayed it knows nothing, and responses to them would be thrown away."""
+    asked = []
+
+    def spy(learner, params, records, survey, key):
+        asked.extend(records)
+        return np.ones(len(records), np.float32)
+
+    monkeypatch.setattr(experience, "surveyed", spy)
+    method = make_method(tiny_config("", "replay", **{"prompts.order": "variance"}))
+    learner = types.SimpleNamespace(config=types.SimpleNamespace(seed=0), method=method)
+    stage = Stage([*"abcdef"], None, None, 2)
+    start = TaskState(types.SimpleNamespace(params=None), 0, None, 0, method.prompts.start(4))
+    state = experience.Experience(learner, stage, 0, None).surveyed(start, 0)
+    assert asked == [*"abcd"]
+    np.testing.assert_array_equal(state.prompts, method.prompts.refresh(start.prompts, np.ones(4)))
 
 
 # ---------------------------------------------------------------------- whole runs
