@@ -67,9 +67,8 @@ def with_options(config: RunConfig, method: Method) -> Method:
             "0 and 1"
         )
     check_together(config, chosen)
-    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus)
-    if config.training.merge is not None:
-        method = dataclasses.replace(method, merge=config.training.merge)
+    merge = method.merge if config.training.merge is None else config.training.merge
+    method = dataclasses.replace(method, entropy_bonus=loss.entropy_bonus, merge=merge)
     if loss.mask_truncated and method.responses == "sampled":
         method = whole(method)
     if loss.entropy_share < 1:

@@ -16,7 +16,7 @@ from rdbcl_jax.training.run import train
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState
 from tests.engine import write_random_model
-from tests.tiny_runs import killed_at, made_once, tiny_config
+from tests.tiny_runs import killed_at, tiny_config
 
 
 def even(name):
@@ -36,11 +36,8 @@ def half_right(records, texts, **others):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, worker_id):
-    made = made_once(
-        tmp_path_factory, worker_id, "surveyed", lambda folder: write_random_model(folder / "base")
-    )
-    return made / "base"
+def base(tmp_path_factory):
+    return write_random_model(tmp_path_factory.mktemp("model") / "base")
 
 
 # ---------------------------------------------------------------------- which prompts batches hold
