@@ -72,12 +72,15 @@ def run_both(folder, *command, processes=2, rest=(), option=""):
 
 
 def same_steps(several, one):
-    """Every metric of every step, but for times."""
+    """Every metric of every step, but for times. The gradient's norm less closely: Adam's first
+    steps take as long a step where a gradient is no more than rounding, so parameters part there.
+    """
     for mine, other in zip(*(read_run(w).steps for w in (one, several)), strict=True):
         for name in mine.keys() - {"step_time"}:
             expected = mine[name]
             if isinstance(expected, float):
-                expected = pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True)
+                close = 1e-4 if name == "grad_norm" else 1e-5
+                expected = pytest.approx(expected, rel=close, abs=1e-5, nan_ok=True)
             assert other[name] == expected, name
 
 

@@ -32,7 +32,7 @@ from rdbcl_jax.rollout.sampling import Sampling, draw
 from rdbcl_jax.sharding import in_rows, row_devices
 
 _FEW = 4  # rows; a step of them costs little more than one of two
-SHORT = 64  # tokens; no longer responses earn what another program takes to compile
+_EARN = 16  # tokens of a response, for each width: what its program takes to compile
 
 
 class _Written(NamedTuple):
@@ -116,14 +116,16 @@ def widths(rows: int, max_tokens: int) -> tuple[int, ...]:
     """With how many rows a device goes on: halves down to four, then one.
 
     So fewer than half of them are idle, but for the last few, of which a step costs nearly as much
-    for one as for four: it reads all parameters. Quarters where responses are short: every width is
-    a program, and some tokens do not earn what it takes to compile.
+    for one as for four: it reads all parameters. Every width is a program, so there is one for every
+    16 tokens at most: where responses are short some halves are passed over, or all.
     """
-    parts = 2 if max_tokens > SHORT else 4
-    found = [rows]
-    while found[-1] > _FEW:
-        found.append(math.ceil(found[-1] / parts))
-    return (*found, 1) if found[-1] > 1 else tuple(found)
+    halves = [rows]
+    while halves[-1] > _FEW:
+        halves.append(math.ceil(halves[-1] / 2))
+    if halves[-1] > 1:
+        halves.append(1)
+    kept = min(len(halves), max(1, max_tokens // _EARN))
+    return tuple(halves[i * len(halves) // kept] for i in range(kept))
 
 
 def _start(shape, max_tokens, cache) -> _State:

@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from rdbcl_jax.batches import PromptBatch
-from rdbcl_jax.rollout.sampler import SHORT
 from rdbcl_jax.sharding import on_devices, row_devices
 
 T = TypeVar("T")
+SHORT = 64  # tokens; no longer responses earn what another branch takes to compile
 
 
 def lengths(tokens: int) -> tuple[int, ...]:

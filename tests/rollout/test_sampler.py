@@ -136,7 +136,7 @@ def test_rows_leave_on_their_own_device(loaded):
     """Over four devices, each with rows of its own to drop: the same tokens, and no row travels."""
     policy, params = loaded
     vocabulary = policy.model.config.text.vocab_size
-    options = {"max_tokens": 12, "stop_ids": tuple(range(10, vocabulary, 6)), "temperature": 5.0}
+    options = {"max_tokens": 32, "stop_ids": tuple(range(10, vocabulary, 12)), "temperature": 5.0}
     _, expected = engine.rollout(policy, params, samples=2, **options)
     mesh = make_mesh(data=4, devices=jax.devices()[:4])
     model = dataclasses.replace(policy.model, mesh=mesh)
@@ -256,7 +256,13 @@ def test_at_most_half_of_the_rows_are_idle_down_to_four():
     assert widths(1, 256) == (1,)
     assert widths(5, 256) == (5, 3, 1)
     assert widths(64, 256) == (64, 32, 16, 8, 4, 1)
-    assert widths(64, 16) == (64, 16, 4, 1)  # of short responses three quarters
+
+
+def test_every_width_has_sixteen_tokens_to_earn_its_program():
+    of_64 = {1: (64,), 31: (64,), 32: (64, 8), 48: (64, 16, 4), 64: (64, 32, 8, 4)}
+    assert {tokens: widths(64, tokens) for tokens in of_64} == of_64
+    assert widths(64, 96) == widths(64, 4096)
+    assert widths(4, 32) == (4, 1) and widths(1, 16) == (1,)
 
 
 def test_slots_lie_in_few_blocks():
