@@ -116,8 +116,8 @@ def widths(rows: int, max_tokens: int) -> tuple[int, ...]:
     """With how many rows a device goes on: halves down to four, then one.
 
     So fewer than half of them are idle, but for the last few, of which a step costs nearly as much
-    for one as for four: it reads all parameters. Every width is a program, so there is one for every
-    16 tokens at most: where responses are short some halves are passed over, or all.
+    for one as for four: it reads all parameters. Every width is a program, so there is one for 16
+    tokens at most: where responses are short some halves are passed over, or all.
     """
     halves = [rows]
     while halves[-1] > _FEW:
