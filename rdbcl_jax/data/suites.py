@@ -22,6 +22,7 @@ from rdbcl_jax.remote import is_remote
 SUITES = {
     "digits": "rdbcl_jax.toy.digits_suite",
     "forks": "rdbcl_jax.lab.suites.forks",
+    "forks_checked": "rdbcl_jax.lab.suites.forks_checked",
     "puzzles": "rdbcl_jax.lab.suites.puzzles",
     "easy_vqa": "rdbcl_jax.data.easy_vqa",
     "easy_vqa_traced": "rdbcl_jax.lab.suites.easy_vqa_traced",

@@ -21,7 +21,8 @@ class BaseOptions(Section):
 
     Attributes:
       model_type: its family, by a model type that has a tiny model ("qwen2_5_vl", "smolvlm", …).
-      suite: the suite whose tasks it is taught: "digits", "forks", "puzzles", "easy_vqa_traced".
+      suite: the suite whose tasks it is taught: "digits", "forks", "forks_checked", "puzzles",
+        "easy_vqa_traced".
       seed: of its weights and its demonstrations.
       steps, batch_size: of the fine-tuning; no steps: the weights stay random.
       size: fields of the family's `TinySize` that differ from its defaults.
