@@ -49,12 +49,13 @@ def load_snapshots(
       ValueError: a workdir of another model; tokenizers that differ.
     """
     places = [place(config, name) for name in names]  # all found before any is read
-    loaded: dict[str, tuple[Policy, Trained]] = {}
+    loaded: dict[tuple[str, bool], tuple[Policy, Trained]] = {}
     snapshots = []
     for name, (path, workdir, task) in zip(names, places, strict=True):
-        if path not in loaded:
-            loaded[path] = load_policy(_at(config, path, workdir), mesh)
-        policy, learned = loaded[path]
+        key = path, workdir is None  # a run's base is read as the run has it, with its adapters
+        if key not in loaded:
+            loaded[key] = load_policy(_at(config, path, workdir), mesh)
+        policy, learned = loaded[key]
         if workdir and task:
             learned = Checkpoints(workdir).restore_task(task, learned)
         snapshots.append(Snapshot(name, policy, learned))

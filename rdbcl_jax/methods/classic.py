@@ -16,7 +16,9 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
+from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.methods.grpo import GRPO, policy_gradient, replacing
 from rdbcl_jax.methods.method import Method, fewest
@@ -123,8 +125,7 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
         found = method.targets(batch, policy_logps, entropies)
         if anchor == "all":
             return found
-        old = jnp.asarray(batch.replayed)[..., None]
-        return found._replace(kl_coef=jnp.where(old, found.kl_coef, 0.0))
+        return found._replace(kl_coef=jnp.where(of_old_prompts(batch), found.kl_coef, 0.0))
 
     least = fewest(options.rehearsed, "replay.fraction leaves no prompt of earlier tasks")
     return dataclasses.replace(
@@ -134,6 +135,11 @@ def rehearsing(config: RunConfig, method: Method) -> Method:
         partly_anchored=True,
         fewest_prompts=least,
     )
+
+
+def of_old_prompts(batch: TrainBatch) -> Bool[Array, "P 1"]:
+    """The samples of earlier tasks' prompts."""
+    return jnp.asarray(batch.replayed)[..., None]
 
 
 def ewc(config: RunConfig) -> Method:

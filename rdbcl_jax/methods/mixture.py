@@ -30,9 +30,12 @@ def sft_rl(config: RunConfig) -> Method:
 
     def revise(scored: ScoredRollouts, draws: Draws) -> ScoredRollouts:
         shard = draws.policy.rows
-        rows = shard.rows(len(scored.records) * shard.groups)  # among those of all processes
-        count = taught_share(own, draws.task_step, draws.task_steps) * len(rows) * shard.groups
-        return taught(scored, np.flatnonzero(rows < round(count)), teach, draws.policy)
+        size = len(scored.records) * shard.groups  # of all processes
+        count = taught_share(own, draws.task_step, draws.task_steps) * size
+        # at random: a prompt sampler may put the prompts of the highest scores first
+        chosen = draws.rng.permutation(size)[: round(count)]
+        rows = np.flatnonzero(np.isin(shard.rows(size), chosen))
+        return taught(scored, rows, teach, draws.policy)
 
     def targets(batch, policy_logps, entropies):
         group = batch.rewards.shape[-1]

@@ -7,11 +7,12 @@ replay it is kept (docs/studies/rdb_cl.md).
 from __future__ import annotations
 
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.methods.classic import rehearsing
+from rdbcl_jax.methods.classic import ReplayOptions, of_old_prompts, rehearsing
 from rdbcl_jax.methods.method import Method
-from rdbcl_jax.methods.rdbcl import rdbcl
+from rdbcl_jax.methods.rdbcl import every_sample, rdbcl
 
 
 def portable_replay(config: RunConfig) -> Method:
     """`config.replay` chooses the prompts, `config.portability` anchors them."""
-    return rehearsing(config, rdbcl(config))
+    old = config.section(ReplayOptions).anchor == "old"
+    return rehearsing(config, rdbcl(config, of_old_prompts if old else every_sample))

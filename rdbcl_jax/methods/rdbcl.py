@@ -7,10 +7,12 @@ and mapping of RP, and the controls that a claim about it needs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig
@@ -26,7 +28,7 @@ from rdbcl_jax.core.portability import (
     shuffle_kl_coefficients,
     verified_kl_coefficients,
 )
-from rdbcl_jax.methods.grpo import GRPO, VARIANTS, policy_gradient, replacing
+from rdbcl_jax.methods.grpo import GRPO, policy_gradient, replacing
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.sections import NonNegative, Positive, Refused, Section, section
 
@@ -35,6 +37,14 @@ LEVELS = {
     "answer": lambda batch: batch.answer_mask,
     "response": lambda batch: batch.reasoning_mask | batch.answer_mask,
 }
+
+
+# of a batch the samples that a KL term applies to: what is broadcast to [P, G]
+Anchored = Callable[[TrainBatch], Bool[Array, "P #G"] | bool]
+
+
+def every_sample(batch: TrainBatch) -> bool:
+    return True
 
 
 @section("portability")
@@ -76,16 +86,20 @@ class PortabilityOptions(Section):
             raise Refused("verified", f"{said}; expected False")
 
 
-def rdbcl(config: RunConfig) -> Method:
-    """GRPO whose KL coefficient is high where the previous policy's reasoning carries over."""
+def rdbcl(config: RunConfig, anchored: Anchored = every_sample) -> Method:
+    """GRPO whose KL coefficient is high where the previous policy's reasoning carries over; see
+    `portable`."""
     chosen = GRPO().chosen(config)
-    return portable(config, replacing(policy_gradient(config, chosen), chosen))
+    return portable(config, replacing(policy_gradient(config, chosen), chosen), anchored)
 
 
-def portable(config: RunConfig, method: Method) -> Method:
+def portable(config: RunConfig, method: Method, anchored: Anchored = every_sample) -> Method:
     """The method with each sample's β scaled by its portability: it samples what it learns from,
     and rewards it, as it did.
 
+    Args:
+      anchored: the samples that keep their β, where the caller takes it from others. Controls are
+        matched to what RP does to these.
     Raises:
       ValueError: a method whose responses are not sampled, or whose β is for some samples only.
     """
@@ -101,18 +115,21 @@ def portable(config: RunConfig, method: Method) -> Method:
             + ("False, or the method 'portable_replay'" if method.rehearses else "False")
             + (" or another portability.kind than 'static'" if taken else "")
         )
-    aggregation = VARIANTS.get(config.method, GRPO()).chosen(config).aggregation
+    # the default of the loss, where the method has one of its own
+    aggregation = getattr(method.loss, "keywords", {}).get("aggregation", "sequence_mean")
 
     def targets(batch, policy_logps, entropies):
         found = method.targets(batch, policy_logps, entropies)
         rp = sample_portability(batch, policy_logps, portability)
-        beta = coefficients(rp, batch, portability)
+        key = jax.random.fold_in(jax.random.key(config.seed), batch.step)
+        concerned = batch.mask.any(-1) & anchored(batch)
+        beta = coefficients(rp, batch, portability, key, concerned)
         if portability.control == "strength":
             kl = kl_estimate(policy_logps, batch.reference_logps, config.kl.kind)
             kl, count = masked_sum_and_count(kl, batch.mask, axis=-1)
             if aggregation == "sequence_mean":  # else tokens weigh alike
                 kl = divide(kl, count)
-            beta = matched_constant_kl_coefficients(beta, batch.mask.any(-1), kl=kl)
+            beta = matched_constant_kl_coefficients(beta, concerned, kl=kl)
         return found._replace(kl_coef=beta, values={**found.values, "rp": rp})
 
     return dataclasses.replace(
@@ -135,22 +152,21 @@ def sample_portability(batch: TrainBatch, policy_logps, options: PortabilityOpti
     return reasoning_portability(policy_logps, batch.previous_logps, span, kind=options.kind)
 
 
-def coefficients(rp, batch: TrainBatch, options: PortabilityOptions):
-    """β of each sample, [P, G], and what a control makes of it, by the samples that are learned
-    from."""
+def coefficients(rp, batch: TrainBatch, options: PortabilityOptions, key, concerned):
+    """β of each sample, [P, G], by the samples that are learned from, and what a control makes of
+    it among those that are anchored (`concerned`, [P, G])."""
     limits = {"beta_min": options.beta_min, "beta_max": options.beta_max}
-    valid = batch.mask.any(-1)
     if options.control == "accuracy":
         p = masked_mean(batch.accuracies, ~batch.demonstrated, axis=-1)[:, None]
         return accuracy_kl_coefficients(jnp.broadcast_to(p, rp.shape), **limits)
     mapping = {"mapping": options.mapping, "temperature": options.temperature}
-    beta = kl_coefficients(rp, **limits, **mapping, valid=valid)
+    beta = kl_coefficients(rp, **limits, **mapping, valid=batch.mask.any(-1))
     if options.control == "inverted":
         beta = invert_kl_coefficients(beta, **limits)
     if options.verified:
         beta = verified_kl_coefficients(beta, batch.accuracies, beta_min=options.beta_min)
     if options.control == "matched":
-        return matched_constant_kl_coefficients(beta, valid)
+        return matched_constant_kl_coefficients(beta, concerned)
     if options.control == "shuffled":
-        return shuffle_kl_coefficients(jax.random.key(batch.step), beta, valid)
+        return shuffle_kl_coefficients(key, beta, concerned)
     return beta

@@ -2,8 +2,9 @@
 
 Of each group the responses are paired, the i-th best with the i-th worst; the first half of the
 pairs is kept. Then passes over the kept pairs of the batch draw them in proportion to |A₁| + |A₂|.
-Here a pair's advantages are multiplied by how often it was drawn, which in one update is the same
-as a batch that holds it so often. Advantages are those of the whole group, and not taken anew.
+Here a pair's advantages are multiplied by how often it was drawn, which in one update without a KL
+term is the same as a batch that holds it so often. (A KL term counts each pair that was kept once,
+however often it was drawn.) Advantages are those of the whole group, and not taken anew.
 
 Pairs without contrast are never drawn; a batch without any has no signal, and no update is made.
 """

@@ -108,8 +108,11 @@ def _metric_names(groups: Sequence[Group], split: str) -> list[str]:
 def _metric_rows(groups: Sequence[Group], metrics: Sequence[str], split: str) -> list[list[str]]:
     rows = []
     for g in groups:
-        n = f"{len(g.complete)}" + (f" (+{len(g.partial)} partial)" if g.partial else "")
-        cells = (spread(g.values(m, split), signed=metric_table.of(m).signed) for m in metrics)
+        values = [g.values(m, split) for m in metrics]
+        n = f"{max(map(len, values), default=0)}"  # seeds: runs of the same are averaged
+        n += f" (+{len(g.partial)} partial)" if g.partial else ""
+        signs = [metric_table.of(m).signed for m in metrics]
+        cells = (spread(v, signed=s) for v, s in zip(values, signs, strict=True))
         rows.append([g.label, n, *cells])
     return rows
 

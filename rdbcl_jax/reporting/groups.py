@@ -16,7 +16,7 @@ from rdbcl_jax.reporting.page import method_name
 from rdbcl_jax.reporting.run_files import Run
 
 MOST = 3  # fields in a label
-NOT_CONFIGURATION = re.compile(r"(^|[._])(seed|workdir|out_dir|profile)$|^log\.")
+NOT_CONFIGURATION = re.compile(r"^seed$|(^|[._])(workdir|out_dir|profile)$|^log\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,12 @@ class Group:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group by method and configuration; a label names only what sets a method's groups apart, or
     is a number where that is much."""
-    configs = [flatten(run.results.config) | {"tasks": run.tasks} for run in runs]
-    known = dict.fromkeys(name for config in configs for name in config)
-    names = [name for name in known if not NOT_CONFIGURATION.search(name) and name != "method"]
+    configs = [
+        flatten(run.results.config) | {"tasks": run.tasks, "method": run.results.method}
+        for run in runs
+    ]
+    _name_own_bases(configs)
+    names = [name for name in _configuration(configs) if name != "method"]
     differing = [name for name in names if len({_key(c.get(name)) for c in configs}) > 1]
     found: dict[tuple, tuple[list[Run], dict[str, Any]]] = {}
     for run, config in zip(runs, configs, strict=True):
@@ -66,6 +69,24 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
         Group(_label(key, fields, found), members, fields)
         for key, (members, fields) in found.items()
     ]
+
+
+def _configuration(configs: Iterable[dict[str, Any]]) -> list[str]:
+    known = dict.fromkeys(name for config in configs for name in config)
+    return [name for name in known if not NOT_CONFIGURATION.search(name)]
+
+
+def _name_own_bases(configs: Sequence[dict[str, Any]]) -> None:
+    """Where every run of a configuration has a base model of its own seed, that is what they have
+    in common."""
+    names = [name for name in _configuration(configs) if name != "base.seed"]
+    alike: dict[tuple, list[dict[str, Any]]] = {}
+    for config in configs:
+        alike.setdefault(tuple(_key(config.get(name)) for name in names), []).append(config)
+    for members in alike.values():
+        if all("base.seed" in c and c["base.seed"] == c.get("seed") for c in members):
+            for config in members:
+                config["base.seed"] = "the run's own"
 
 
 def _label(key: tuple, fields: dict[str, Any], found: Iterable[tuple]) -> str:

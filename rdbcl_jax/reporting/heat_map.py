@@ -59,7 +59,7 @@ def heat_map(
     hue: str = "accuracy",
 ) -> HeatMap:
     """From a matrix [T + 1, T + H] of fractions, NaN where there is none; `counts` are the records
-    of each column."""
+    of each column whose values are shares of them, else 0."""
     names, rows = [*tasks, *held_out], []
     for i, values in enumerate(matrix):
         after = tasks[i - 1] if i else ""

@@ -3,7 +3,8 @@
 Over seeds: Student's t of the runs. A single run has no such spread; its interval is of the records
 alone: had others of the same kind been asked, each accuracy would be a draw from a binomial. Every
 cell of the accuracy matrix is drawn by itself, though two rows answer the same records: intervals
-of differences between rows are then too wide rather than too narrow.
+of differences between rows are then too wide rather than too narrow. What is no share of right
+answers, such as a CIDEr, has none.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def between(draws: np.ndarray) -> Interval:
 
 def draws_over_records(run: Run, split: str, seed: int) -> dict[str, np.ndarray]:
     """Metric → `DRAWS` values, as other records might have given them; empty for a run that is not
-    complete or does not say how many records there were."""
+    complete or does not say how many records there were. No metric is of a task whose accuracy is
+    no share of right answers."""
     found = run.results.splits.get(split)
     if not run.complete or not found or not found.count:
         return {}
@@ -48,8 +50,9 @@ def draws_over_records(run: Run, split: str, seed: int) -> dict[str, np.ndarray]
         return {}
     rng = np.random.default_rng(seed)
     drawn = rng.binomial(counts, np.clip(matrix, 0, 1), (DRAWS, *matrix.shape)) / counts
-    metrics = _metrics()(drawn[:, :, :tasks])
-    if matrix.shape[1] > tasks:
+    shares = run.results.measures.keys().isdisjoint
+    metrics = _metrics()(drawn[:, :, :tasks]) if shares(run.tasks) else {}
+    if matrix.shape[1] > tasks and shares(run.held_out):
         metrics |= jax.vmap(held_out_metrics)(drawn[:, :, tasks:])
     return {name: np.asarray(values) for name, values in metrics.items()}
 

@@ -32,6 +32,7 @@ class Metric:
       definition: a sentence; of metrics of the accuracy matrix.
       unit: of the values as shown, that is times `scale`.
       signed: a difference, shown with its sign.
+      less: it is better where it is lower.
       log_scale: its axis is logarithmic.
       cut_peaks: rare peaks are left out of its picture.
       digits: after the decimal point, where it is one number.
@@ -44,6 +45,7 @@ class Metric:
     unit: str = ""
     scale: float = 1.0
     signed: bool = False
+    less: bool = False
     log_scale: bool = False
     cut_peaks: bool = False
     digits: int = 3
@@ -117,12 +119,14 @@ CONTINUAL = {  # of the accuracy matrix, shown in this order; `rdbcl_jax.core.co
     "forgetting_first": Metric(
         "forgetting (first)",
         definition="Just-trained minus final accuracy: −bwt.",
+        less=True,
         **PERCENT,
     ),
     "forgetting_max": Metric(
         "forgetting (max)",
         note="from the best, points",
         definition="Best earlier minus final accuracy, averaged over all but the last task.",
+        less=True,
         places=Place.TILE | Place.CURVE,
         **PERCENT,
     ),

@@ -153,6 +153,8 @@ def _maps(run: Run, split: str) -> list[HeatMap]:
     """Accuracy and parse rate."""
     found = run.results.splits.get(split, SplitResults())
     words = "framed: just trained" + ("; slanted: not learned" if run.held_out else "")
+    named = zip(found.count, (*run.tasks, *run.held_out), strict=False)
+    right = [0 if task in run.results.measures else count for count, task in named]
     kinds = [("accuracy", "Accuracy, %", words, "accuracy")]
     if found.parse_rate:
         note = "losing the format is not losing the knowledge"
@@ -162,7 +164,7 @@ def _maps(run: Run, split: str) -> list[HeatMap]:
             run.matrix(split, what, held_out=True),
             run.tasks,
             run.held_out,
-            counts=found.count,
+            counts=right if what == "accuracy" else found.count,
             title=title,
             note=note,
             hue=hue,

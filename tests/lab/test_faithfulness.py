@@ -6,12 +6,16 @@ import json
 import numpy as np
 import pytest
 
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.suites import SUITES, load_suite
 from rdbcl_jax.lab.faithfulness.checks import Check
 from rdbcl_jax.lab.faithfulness.probes import follows, force, overwrite
 from rdbcl_jax.lab.faithfulness.report import passed, write
 from rdbcl_jax.lab.faithfulness.run import run_gate
+from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.response_format import parse
+from rdbcl_jax.sharding import make_mesh
 from tests import engine
 
 PROBED = [suite for suite in map(load_suite, SUITES) if hasattr(suite, "OPTIONS")]
@@ -103,6 +107,18 @@ def test_a_random_model_fails_and_the_files_say_so(tmp_path):
             assert not check["passed"] and check["value"] < 0.2
     table = (tmp_path / "out/gate.md").read_text()
     assert "base: FAILED" in table and "| sum | ! 0 |" in table
+
+
+def test_the_newest_whole_policy_of_a_run_is_gated(tmp_path, monkeypatch):
+    """A save that was cut short left a folder behind."""
+    config = engine.small_config()
+    config.model.path = str(engine.write_random_model(tmp_path / "model"))
+    _, learned = load_policy(RunConfig.of(config), make_mesh())
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save_task(1, learned)
+    (tmp_path / "run/checkpoints/task_02.orbax-checkpoint-tmp").mkdir()
+    monkeypatch.setattr("rdbcl_jax.lab.faithfulness.run.gate", lambda *_, **__: [])
+    assert [*run_gate(config, workdir=tmp_path / "run")] == ["base", "after task 1"]
 
 
 def test_a_check_passes_within_its_range_only():

@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.portability import kl_coefficients
 from rdbcl_jax.lab.portability.measure import (
     KINDS,
@@ -17,6 +19,7 @@ from rdbcl_jax.lab.portability.measure import (
     reasoning_of,
 )
 from rdbcl_jax.lab.portability.report import read_sources, run_score, summarise
+from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
 from rdbcl_jax.sharding import make_mesh
@@ -184,6 +187,20 @@ def test_snapshots(config, workdir):
     assert all(_equal(first.params, plain.params))
     assert not any(_equal(last.params, first.params))
     assert last.policy is first.policy  # read once
+
+
+def test_a_base_and_what_adapters_made_of_it_in_either_order(tmp_path):
+    settings = engine.small_config()
+    settings.model.path = str(engine.write_random_model(tmp_path / "model"))
+    settings.model.lora.rank = 2
+    config, mesh = RunConfig.of(settings), make_mesh()
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        checkpoints.save_task(1, load_policy(config, mesh)[1])
+    names = settings.model.path, f"{tmp_path / 'run'}@1"
+    for order in (names, names[::-1]):
+        found = load_snapshots(config, order, mesh)
+        adapted = {snapshot.name: snapshot.policy.model.lora is not None for snapshot in found}
+        assert adapted == {names[0]: False, names[1]: True}
 
 
 def _equal(a, b):

@@ -14,6 +14,7 @@ import pytest
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.config import RunConfig, default_config
 from rdbcl_jax.core.kl import kl_estimate
+from rdbcl_jax.core.losses import mean_terms
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.methods import METHODS, make_method
 from rdbcl_jax.methods.grpo import VARIANTS
@@ -198,6 +199,28 @@ def test_strength_is_of_the_same_kl_loss(batch, aggregation):
     assert loss("matched") != pytest.approx(loss("none"), rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["grpo", "mssr", "dapo", "dr_grpo"])
+def test_strength_is_of_the_kl_loss_that_the_method_has(batch, name):
+    lengths = jnp.arange(4)[None, None] < jnp.array([[4, 2], [3, 4]])[..., None]
+    batch = changed(batch, mask=lengths)
+
+    def loss(control):
+        asked = {**RANGE, "kl.portability": True, "portability.control": control}
+        chosen = method(name, **asked, **({"rollout.samples": 1} if name == "mssr" else {}))
+        beta = chosen.targets(batch, POLICY, None).kl_coef
+        found = chosen.loss(
+            POLICY,
+            POLICY,
+            jnp.zeros((2, 2)),
+            lengths,
+            reference_logps=batch.reference_logps,
+            kl_coef=beta,
+        )
+        return float(mean_terms(found)[0])
+
+    assert loss("strength") == pytest.approx(loss("none"), rel=1e-5)
+
+
 @pytest.mark.parametrize("control", ["none", "matched", "strength", "shuffled"])
 def test_a_response_that_is_masked_whole_changes_nothing_for_others(batch, control):
     """Its log-probs are of no text: the engine read it masked."""
@@ -265,6 +288,27 @@ def test_replay_anchors_all_samples_or_those_of_old_prompts(batch):
         found = targets("replay", second, **{"kl.beta": 0.3, "replay.anchor": anchor})
         np.testing.assert_allclose(found.kl_coef, expected, rtol=1e-6)
         np.testing.assert_allclose(found.advantages, GROUP, rtol=1e-5)
+
+
+def test_controls_of_an_anchor_on_old_prompts_are_matched_to_these(batch):
+    """The new prompt's samples have no β: what a control makes of those would be none of RP."""
+    batch = changed(batch, replayed=[False, True], mask=batch.mask.at[0, 0, 1:].set(False))
+    kl = (kl_estimate(POLICY, batch.reference_logps, "k3") * batch.mask).sum(-1)
+    weights = kl / batch.mask.sum(-1)
+
+    def beta(control, **changes):
+        asked = {**RANGE, "replay.anchor": "old", "portability.control": control, **changes}
+        return np.asarray(targets("portable_replay", batch, **asked).kl_coef)
+
+    plain = beta("none")
+    assert (plain[0] == 0).all() and plain[1, 0] != plain[1, 1]
+    np.testing.assert_allclose(beta("matched"), [[0, 0], [plain[1].mean()] * 2], rtol=1e-5)
+    strength = beta("strength")
+    np.testing.assert_allclose((strength * weights).sum(), (plain * weights).sum(), rtol=1e-5)
+    dealt = [beta("shuffled", seed=seed) for seed in range(8)]
+    for found in dealt:
+        np.testing.assert_allclose(np.sort(found), np.sort(plain), rtol=1e-6)
+    assert len({found.tobytes() for found in dealt}) == 2  # another seed deals otherwise
 
 
 # ---------------------------------------------------------------------- the other papers

@@ -1,6 +1,7 @@
 """The neighbours' formulas and samplers, against numbers worked out by hand."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from rdbcl_jax.methods.prompts import (
 )
 from rdbcl_jax.methods.reinforce_ada import above_mean, balanced, done
 from rdbcl_jax.methods.shuffle_r1 import contrasting, draw_pairs
+from rdbcl_jax.sharding import RowShard
 from rdbcl_jax.training.experience import halved
 from tests.methods.test_methods import GROUP, POLICY, RANGE, batch, changed, method, targets
 
@@ -208,6 +210,29 @@ def test_what_share_is_taught():
     assert shares("interleaved") == [1, 0, 0, 1]
     assert shares("progressive") == [1, 0.75, 0.5, 0.25]
     assert method("sft_rl", **{"demonstrations.mixture": "progressive"}).scheduled
+
+
+@pytest.mark.parametrize("order", [None, "variance"])
+def test_prompts_are_taught_whatever_their_place_in_the_batch(order, monkeypatch):
+    """A sampler by variance puts those of the highest scores first: all would be taught."""
+    chosen = method("sft_rl", **{"rollout.prompts": 8, "prompts.order": order})
+    monkeypatch.setattr("rdbcl_jax.methods.mixture.taught", lambda s, rows, *_: rows.tolist())
+    scored, found = types.SimpleNamespace(records=[None] * 4), []
+    for step in range(200):
+        halves = []
+        for process in range(2):
+            rows = RowShard((process,), 2)
+            draws = types.SimpleNamespace(
+                policy=types.SimpleNamespace(rows=rows),
+                rng=np.random.default_rng(step),
+                task_step=0,
+                task_steps=9,
+            )
+            places = rows.rows(8)
+            halves += places[chosen.revise(scored, draws)].tolist()
+        assert len(halves) == 4  # half of the batch, over all processes
+        found += halves
+    np.testing.assert_allclose(np.bincount(found, minlength=8) / 200, np.full(8, 0.5), atol=0.12)
 
 
 # ---------------------------------------------------------------------- which prompts

@@ -9,6 +9,7 @@ from scipy import stats
 from rdbcl_jax.reporting.compare import compare_runs
 from rdbcl_jax.reporting.groups import group_runs, paired
 from rdbcl_jax.reporting.numbers import percent, spread
+from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import Run, read_run
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.reporting.text_tables import latex_escape
@@ -20,6 +21,7 @@ def results(method, seed, last, *, done=True, tasks=("a", "b"), **config):
     rows = [[0.25, 0.25], [0.5, 0.25], [last, last]] if done else [[0.25, 0.25], [0.5, 0.25]]
     split = SplitResults(rows, rows, [8, 8], {"last": last} if done else {})
     status = "done" if done else "running"
+    config = {"seed": seed, **config}
     return RunResults(method, seed, status, list(tasks), splits={"test": split}, config=config)
 
 
@@ -40,10 +42,11 @@ def nine(write):
     """Three seeds of GRPO and of two RDB-CL settings; one of the nine is partial."""
     paths = []
     for seed in range(3):
-        paths.append(write(f"grpo{seed}", results("grpo", seed, 0.5 + 0.1 * seed)))
+        own = {"base": {"seed": seed}}
+        paths.append(write(f"grpo{seed}", results("grpo", seed, 0.5 + 0.1 * seed, **own)))
         for beta in (0.1, 0.2):
             done = (seed, beta) != (2, 0.2)
-            config = {"kl": {"beta_max": beta, "fresh": 1}, "data_seed": seed}
+            config = {"kl": {"beta_max": beta, "fresh": 1}, **own}
             found = results("rdbcl", seed, 0.6 + beta * seed, done=done, **config)
             paths.append(write(f"rdbcl{beta}-{seed}", found))
     return paths
@@ -103,7 +106,7 @@ SIGNED = ("bwt", "bwt_over_t", "fwt_zeroshot", "held_out_change")
 
 def test_what_differs(nine, tmp_path):
     text = compare_runs(nine, tmp_path / "out").read_text()
-    assert "<code>kl.beta_max</code>" in text and "data_seed" not in text
+    assert "<code>kl.beta_max</code>" in text and "base.seed" not in text
 
 
 def test_baseline(nine, tmp_path):
@@ -203,6 +206,61 @@ def test_one_run_each_is_told_over_its_records(write, tmp_path):
     assert [high - mean, mean - low] == pytest.approx([reach, reach], abs=0.4)
     assert "<b>" not in rows["RDB-CL − GRPO"][1][0]
     assert rows["MSSR − GRPO"][1][0].startswith("<b>−30.0 [")
+
+
+def test_what_is_no_share_of_right_answers_has_no_interval(write, tmp_path):
+    """CIDEr goes up to 10: a binomial said 135.0 [100.0, 100.0]."""
+    paths = []
+    for method, last in (("grpo", 1.35), ("rdbcl", 1.9)):
+        found = results(method, 0, 0.5)
+        rows = [[0.2, 0.2, 0.8], [0.5, 0.2, 1.0], [0.5, 0.5, last]]
+        metrics = {"last": 0.5, "held_out_last": last}
+        split = SplitResults(rows, np.ones((3, 3)).tolist(), [256] * 3, metrics)
+        paths.append(
+            write(
+                method,
+                dataclasses.replace(
+                    found, splits={"test": split}, held_out=["c"], measures={"c": "CIDEr-D"}
+                ),
+            )
+        )
+    for _, (last, held_out) in interval_rows(
+        compare_runs(paths, tmp_path / "out").read_text()
+    ).values():
+        assert "[" in last and held_out == "–"
+    page = write_report(paths[0]).read_text()
+    assert "on c: 135.00 %" in page and "on c: 135.00 % ±" not in page
+    assert "on b: 50.00 % ± 3.12 (standard error" in page
+
+
+def test_records_of_another_seed_are_another_configuration(write, tmp_path):
+    """`data.seed` draws the test records: their accuracies are of other questions."""
+    lasts = {0: 0.5, 1: 0.6, 2: 0.7}
+    paths = [
+        write(f"g{s}", results("grpo", 0, last, data={"seed": s})) for s, last in lasts.items()
+    ]
+    paths.append(write("r", results("rdbcl", 0, 0.72, data={"seed": 2})))
+    groups = group_runs([read_run(path) for path in paths])
+    assert [g.label for g in groups] == [
+        *(f"GRPO (seed={s})" for s in lasts),
+        "RDB-CL",
+    ]
+    assert "<code>data.seed</code>" in compare_runs(paths, tmp_path / "out").read_text()
+
+
+def test_a_base_of_each_runs_own_seed_is_no_configuration_and_one_that_is_shared_is(write):
+    own = [write(f"o{s}", results("grpo", s, 0.5, base={"seed": s, "steps": 9})) for s in range(3)]
+    shared = [
+        write(f"s{s}", results("rdbcl", s, 0.5, base={"seed": 0, "steps": 9})) for s in range(3)
+    ]
+    assert [len(g.runs) for g in group_runs([read_run(p) for p in (*own, *shared)])] == [3, 3]
+    assert [g.label for g in group_runs([read_run(p) for p in own])] == ["GRPO"]
+
+
+def test_runs_of_one_seed_count_once(write, tmp_path):
+    paths = [write(f"a{n}", results("grpo", 0, 0.5 + n / 10)) for n in range(2)]
+    compare_runs(paths, tmp_path / "out")
+    assert "| GRPO | 1 | 55.0 |" in (tmp_path / "out/compare.md").read_text()
 
 
 def test_learning_curves_of_all_groups_lie_over_one_another(tmp_path):

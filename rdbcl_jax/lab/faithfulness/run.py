@@ -41,7 +41,7 @@ def run_gate(
     config = config.changed({"model.path": str(checkpoint or base)})
     policy, trained = load_policy(config, mesh)
     found = {"base": gate(policy, trained, config, options, zero_shot=True)}
-    done = [int(p.name[5:]) for p in sorted(pathlib.Path(workdir or "").glob("checkpoints/task_*"))]
+    done = Checkpoints(workdir).tasks() if workdir is not None else []
     if workdir is not None and done:
         trained = Checkpoints(workdir).restore_task(done[-1], trained)
         found[f"after task {done[-1]}"] = gate(policy, trained, config, options)

@@ -15,7 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rdbcl_jax.messages import did_you_mean
 from rdbcl_jax.recipes import load_config
+from rdbcl_jax.reporting.metric_table import CONTINUAL
 from rdbcl_jax.results import RENAMED
 
 Overrides = Mapping[str, Any]
@@ -96,7 +98,8 @@ def study_config(
       tuning_seeds: those whose validation accuracies choose grids' points; none of `report_seeds`.
       curves: fields to sweep.
       settings: every arm and every curve is run in each of them.
-      metric: by which points are chosen and arms compared; a name in `continual_metrics`.
+      metric: by which points are chosen, the highest, and arms compared: of `continual_metrics`,
+        and of `held_out_metrics` where tasks are held out (`evaluation.tasks`).
     """
     return ConfigDict(
         {
@@ -136,6 +139,7 @@ class Study:
         self._check()
 
     def _check(self) -> None:
+        self._check_metric()
         for what, name in (
             ("the baseline", self.baseline),
             *((f"curve {curve.name!r}", curve.arm) for curve in self.curves),
@@ -167,6 +171,20 @@ class Study:
         for curve in self.curves:
             for point in curve.points.values():
                 self.config(next(iter(self.settings)), curve.arm, point, self.report_seeds[0])
+
+    def _check_metric(self) -> None:
+        best = [name for name, metric in CONTINUAL.items() if not metric.less]
+        if self.metric not in best:
+            less = ", of which less is better" if self.metric in CONTINUAL else ""
+            raise ValueError(
+                f"metric is {self.metric!r}{less}; expected one of {best}, since points are chosen "
+                f"by the highest{did_you_mean(self.metric, best)}"
+            )
+        if self.metric.startswith("held_out_") and not self.run.evaluation.tasks:
+            raise ValueError(
+                f"metric is {self.metric!r}, and no task is held out; expected some in "
+                "run.evaluation.tasks"
+            )
 
     def config(self, setting: str, arm: str, point: Overrides, seed: int) -> ConfigDict:
         """The config of one run, references to other arms still in it."""

@@ -475,7 +475,7 @@ def _surface(found: Surface) -> str:
     """Of each arm its best point, how many are nearly as good, and the greatest gains on others."""
     arms = list(found.means)
     gains = (f"largest gain on {arm}" for arm in arms)
-    header = ["arm", "best", f"points within {WITHIN:.0%} of it", *gains]
+    header = ["arm", "best", f"share of its points at most {100 * WITHIN:g} below", *gains]
     rows = [
         [
             arm,
@@ -495,7 +495,9 @@ def _surface(found: Surface) -> str:
 
 def _gain(found: Surface, arm: str, other: str) -> str:
     """The largest difference of bests within one setting, and where."""
-    gaps = np.nanmax(found.means[arm], 1) - np.nanmax(found.means[other], 1)
+    gaps = found.bests(arm) - found.bests(other)
+    if not np.isfinite(gaps).any():
+        return DASH  # no setting has a finished run of both
     where = int(np.nanargmax(gaps))
     return f"{_signed(gaps[where])} ({found.settings[where]})"
 

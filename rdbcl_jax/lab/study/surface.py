@@ -10,7 +10,7 @@ import numpy as np
 
 from rdbcl_jax.lab.study.results import CurvePoint, StudyResults
 
-WITHIN = 0.05  # of its best, where a point counts as good
+WITHIN = 0.05  # below its best, where a point counts as good; as accuracies are
 
 Key = tuple[str, float]  # setting, x
 
@@ -30,6 +30,10 @@ class Surface(NamedTuple):
 
     def best(self, arm: str) -> float:
         return float(np.nanmax(self.means[arm]))
+
+    def bests(self, arm: str) -> np.ndarray:
+        """An arm's best in each setting; NaN where nothing was run."""
+        return np.fmax.reduce(self.means[arm], axis=1)
 
     def forgiving(self, arm: str) -> float:
         """The share of an arm's points within `WITHIN` of its own best."""

@@ -23,8 +23,9 @@ GRADIENT = 1e-3  # of an advantage: what equal rewards leave by rounding is belo
 NOTE = (
     "Mean accuracy on the tasks learned (new) and on those that were not (old), test split, %;"
     " forgotten is old before minus after, in points. Tokens are of responses: *learned* those that"
-    " gave a gradient (a KL term, or an advantage that is not 0), *generated* those that the policy"
-    " sampled while it learned. Rollouts collected for another arm are in neither."
+    " gave a gradient (a KL term, or an advantage that is not 0; none of a batch whose advantages"
+    " are all 0, of which no update is made), *generated* those that the policy sampled while it"
+    " learned. Rollouts collected for another arm are in neither."
 )
 
 
@@ -95,7 +96,8 @@ def tokens(run: Run, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     kept, lengths = per_step(nothing + 1), per_step(column["length"])
     drawn = np.divide(sampled, kept, out=np.zeros(len(kept)), where=kept > 0)  # DAPO draws more
-    return per_step(column["length"] * gradient), lengths * drawn
+    made = [not row.get("no_signal") for row in run.steps]  # of other batches no update is made
+    return per_step(column["length"] * gradient) * made, lengths * drawn
 
 
 def table(cells: Sequence[CellResults]) -> str:

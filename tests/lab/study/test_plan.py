@@ -42,6 +42,19 @@ def test_chosen_points_wait_for_validation_and_declared_curves_do_not():
     assert after.needs == ("main/grpo/kl.beta=0/seed1",)
 
 
+@pytest.mark.parametrize(
+    "metric,said",
+    [
+        ("lst", "metric is 'lst'; expected one of .* did you mean 'last'"),
+        ("forgetting_max", "'forgetting_max', of which less is better; expected one of"),
+        ("held_out_last", "'held_out_last', and no task is held out; .* run.evaluation.tasks"),
+    ],
+)
+def test_points_are_chosen_by_a_metric_that_runs_have_and_of_which_more_is_better(metric, said):
+    with pytest.raises(ValueError, match=said):
+        study(metric=metric)
+
+
 def test_a_run_waits_for_the_run_that_it_refers_to_and_is_lost_with_it():
     scores = {"main/grpo/kl.beta=0/seed9": 0.7, "main/grpo/kl.beta=0.1/seed9": 0.6}
     plan = make_plan(study(), scores, ROOT)

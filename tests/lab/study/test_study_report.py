@@ -146,6 +146,14 @@ def test_a_curve_in_several_settings_is_a_surface(runs, tmp_path):
     assert line(text, "rdbcl", "## Over beta")[1:4] == ["60.0", "75%", "+35.0 (fast)"]
     assert line(text, "none", "## Over beta")[1:] == ["50.0", "50%", "–", "−10.0 (slow)"]
     assert (tmp_path / "surface-beta.png").exists()
+    # an arm that never ran where another did has no gain on it, and the page is written
+    apart = [c for c in cells.values() if (c.arm, c.setting) != ("none", "fast")]
+    apart = [c for c in apart if (c.arm, c.setting) != ("rdbcl", "slow")]
+    curves = [("beta", float(x), cell) for x, cell in enumerate(apart)]
+    given = record(runs, arms=arms[:1], baseline="none", curves=curves)
+    write_study_report(given, tmp_path / "apart")
+    text = (tmp_path / "apart/study.md").read_text()
+    assert line(text, "rdbcl", "## Over beta")[3] == "–"
 
 
 def test_accuracy_wherever_it_was_measured(runs, tmp_path):

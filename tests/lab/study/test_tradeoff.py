@@ -68,6 +68,14 @@ def test_which_tokens_count(tmp_path, changes, sampled, learned, generated):
     np.testing.assert_array_equal(found, [[learned] * 3, [generated] * 3])
 
 
+def test_of_a_batch_of_which_no_update_was_made_no_token_counts(tmp_path):
+    """Whatever its β: the run without a KL term would not count it either."""
+    given = run(tmp_path, extra=[("kl_coef", np.full(12, 0.1))])
+    given.steps[1]["no_signal"] = True
+    learned, _ = tradeoff.tokens(given, np.full(3, 4.0))
+    np.testing.assert_array_equal(learned, [37, 0, 37])
+
+
 def test_ends_are_of_the_test_split(tmp_path):
     found = tradeoff.ends(run(tmp_path))
     expected = {"new_before": 0.1, "new_after": 0.6, "old_before": 0.8, "old_after": 0.4}
