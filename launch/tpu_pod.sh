@@ -56,11 +56,14 @@ alive=(--ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=10)
 vm() { local verb=$1 && shift && gcloud compute tpus tpu-vm "$verb" "$@" "${where[@]}"; }
 queue() { local verb=$1 && shift && gcloud compute tpus queued-resources "$verb" "$tpu" "${where[@]}" "$@"; }
 state_of_queue() { queue describe '--format=value(state.state)' 2> /dev/null; }
-state_of_slice() { vm describe "$tpu" '--format=value(state)' 2> /dev/null; }
+state_of_slice() { # GONE where gcloud knows of none, nothing where it cannot say
+  if vm describe "$tpu" '--format=value(state)' 2> "$errors"; then return; fi
+  ! grep -q NOT_FOUND "$errors" || echo GONE
+}
 
 printf -v line '%q ' "$@"
 printf -v line 'cd %q && %s' "$directory" "${line% }"
-log=$(mktemp) && made='' left=$retries command='' lost=''
+log=$(mktemp) && errors=$(mktemp) && made='' left=$retries command='' lost=''
 
 stop_command() { [ -z "$command" ] || kill -- "-$command" 2> /dev/null; }
 
@@ -70,7 +73,7 @@ remove() {
 }
 at_end() {
   local code=$?
-  rm -f "$log"
+  rm -f "$log" "$errors"
   [ -z "$made" ] || [ -n "$keep" ] || remove
   exit $code
 }
@@ -135,10 +138,12 @@ while true; do
     exit 0
   fi
   state=$(state_of_slice)
-  why="$tpu is ${state:-gone}, and its run not at its end"
-  if [ "$state" != READY ]; then
+  why="$tpu is $state, and its run not at its end"
+  if [ -z "$state" ]; then # which says nothing of the slice, nor of the run on it
+    lost=yes why="gcloud cannot say how $tpu is"
+  elif [ "$state" != READY ]; then
     [ -n "$accelerator" ] ||
-      fail "$tpu is ${state:-gone}, and was not made here: with --accelerator and --runtime it is made again" 1
+      fail "$tpu is $state, and was not made here: with --accelerator and --runtime it is made again" 1
     remove
   elif [ "$code" = 255 ]; then
     lost=yes why="the connection to $tpu was lost"

@@ -186,7 +186,7 @@ class Checkpoints:
             return found if path.exists() else "is not there"
         try:
             saved = read_manifest(file)
-        except (ValueError, OSError):
+        except (ValueError, IsADirectoryError):  # any other OSError may pass, and nothing is lost
             return f"has a damaged manifest, {MANIFESTS}/{file.name}"
         found = damage(path, saved, hashed=self.verify)
         if not found:
@@ -227,7 +227,7 @@ class Checkpoints:
         """Whether its save was begun and has not come to its end, or never did."""
         try:
             return read_json(self._manifest(name), None) == UNFINISHED
-        except (ValueError, OSError):
+        except (ValueError, IsADirectoryError):
             return False
 
     def _manifest(self, name: str) -> Any:
@@ -300,6 +300,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):  # the state is whole, and finds no room
+                raise
             first = str(error).strip().split("\n")[0][:300]
             raise Damaged(f"{self.directory / name} cannot be read: {first}") from error
 

@@ -100,7 +100,9 @@ def _train(parser: argparse.ArgumentParser) -> Run:
         print(_reading(RunConfig.of(config)), flush=True)
         if args.distributed:
             from rdbcl_jax.distributed import join_processes
+            from rdbcl_jax.lock import check_free
 
+            check_free(args.workdir)
             join_processes()
         from rdbcl_jax.training.run import train
 

@@ -20,6 +20,7 @@ import time
 from typing import Any, TextIO
 
 from rdbcl_jax.json_files import parse_json
+from rdbcl_jax.remote import at, is_remote
 
 FILE = "run.lock"
 _BEAT, _DEAD = 10.0, 60.0  # seconds between touches, and without one
@@ -48,6 +49,20 @@ def is_held(workdir: pathlib.Path) -> bool:
             return owner.get("host", socket.gethostname()) != socket.gethostname() and is_fresh
     except OSError:
         return False
+
+
+def check_free(workdir: str | os.PathLike) -> None:
+    """For one of several processes, before it joins the others: to join those of a run that goes on
+    would end that run.
+
+    Raises:
+      Held: another process has the workdir.
+    """
+    if is_remote(workdir):
+        RemoteLock(at(workdir)).check_free()
+    elif is_held(path := pathlib.Path(workdir)):
+        with open(path / FILE, encoding="utf-8") as file:
+            raise Held(_belongs(path, _owner(file)))
 
 
 def is_seen(workdir: pathlib.Path, owner: dict[str, Any], seconds: float) -> bool:
@@ -102,26 +117,22 @@ class WorkdirLock:
             self._file.close()
 
     def _take(self, file: TextIO) -> None:
-        held = False
+        held, known = False, True
         try:
             # POSIX: of the process, so that its children do not keep it alive
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (*_TAKEN, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            held = error.errno in _TAKEN
+            held = known = error.errno in _TAKEN
         owner = _owner(file)
         elsewhere = "host" in owner and owner["host"] != socket.gethostname()
         seen = time.time() - os.fstat(file.fileno()).st_mtime
-        if held or (elsewhere and seen < _DEAD):
-            advice = "wait for it, stop it, or use another workdir"
-            if not held:
-                advice += f" (its last sign of life was {seen:.0f} s ago; from {_DEAD:.0f} s on it "
-                advice += "is taken for dead)"
-            raise Held(
-                f"{self.workdir} belongs to another run: process {owner.get('pid', '?')} on "
-                f"{owner.get('host', '?')}, since {owner.get('since', '?')}; {advice}"
-            )
+        if held:
+            raise Held(_belongs(self.workdir, owner))
+        # the kernel tells of this host's processes, unless the file system has no locks
+        if owner and (elsewhere or not (known or _has_ended(owner))) and seen < _DEAD:
+            raise Held(_belongs(self.workdir, owner, seen))
         file.truncate(0)
         self.owner = _this_process()
         json.dump(self.owner, file)
@@ -131,8 +142,10 @@ class WorkdirLock:
         while not self._over.wait(_BEAT):
             try:
                 os.utime(self.path)
-            except OSError:
+            except FileNotFoundError:
                 return  # removed by hand: nothing to keep alive
+            except OSError:
+                pass  # the next one may get through
 
 
 class RemoteLock:
@@ -167,17 +180,22 @@ class RemoteLock:
         if self._read() == self.owner:
             self._write("")
 
+    def check_free(self) -> None:
+        """Raises Held as the `with` block would, and takes nothing."""
+        self._check(self._read())
+
+    def check_mine(self) -> None:
+        """Raises Held where another run has taken the workdir meanwhile, which it may once this one
+        has given no sign of life for a while."""
+        if (owner := self._read()) and owner != self.owner:
+            raise Held(f"{_belongs(self.workdir, owner)}: it has taken over this one's workdir")
+
     def _check(self, owner: dict[str, Any]) -> None:
         if not owner or owner == self.owner or _has_ended(owner):
             return
         seen = time.time() - self.path.stat().mtime
         if seen < _DEAD:
-            raise Held(
-                f"{self.workdir} belongs to another run: process {owner.get('pid', '?')} on "
-                f"{owner.get('host', '?')}, since {owner.get('since', '?')}; wait for it, stop it, "
-                f"or use another workdir (its last sign of life was {seen:.0f} s ago; from "
-                f"{_DEAD:.0f} s on it is taken for dead)"
-            )
+            raise Held(_belongs(self.workdir, owner, seen))
 
     def _read(self) -> dict[str, Any]:
         return _object(self.path.read_text()) if self.path.exists() else {}
@@ -190,6 +208,19 @@ class RemoteLock:
             with contextlib.suppress(Exception):  # the next one may get through
                 if self._read() == self.owner and not self._over.is_set():
                     self._write(json.dumps(self.owner))
+
+
+def _belongs(workdir: Any, owner: dict[str, Any], seen: float | None = None) -> str:
+    """What is said of a workdir that another has; `seen`: seconds since its last sign of life,
+    where that is all that is known."""
+    advice = "wait for it, stop it, or use another workdir"
+    if seen is not None:
+        advice += f" (its last sign of life was {seen:.0f} s ago; from {_DEAD:.0f} s on it is "
+        advice += "taken for dead)"
+    return (
+        f"{workdir} belongs to another run: process {owner.get('pid', '?')} on "
+        f"{owner.get('host', '?')}, since {owner.get('since', '?')}; {advice}"
+    )
 
 
 def _this_process() -> dict[str, Any]:

@@ -203,6 +203,7 @@ class Store:
         self.there = at(name) if is_remote(name) else None
         self.local = Path(name)
         self._known: dict[str, tuple[int, int]] = {}  # size and time of what is the same there
+        self._mine = True
         self._lock, self._over = threading.Lock(), threading.Event()
 
     def __enter__(self) -> Store:
@@ -219,8 +220,10 @@ class Store:
                     error.filename = self._named(error.filename)
             try:
                 self.push()
-            finally:
-                shutil.rmtree(self.local, ignore_errors=True)
+            except Exception as failed:
+                failed.add_note(f"what could not be brought to {self.name} is in {self.local}")
+                raise
+            shutil.rmtree(self.local, ignore_errors=True)
 
     def pull(self, *, but: tuple[str, ...] = ("checkpoints/", "run.lock")) -> None:
         """Copies what is there, for those who hold its lock: from then on it is kept up to date."""
@@ -236,9 +239,13 @@ class Store:
         if self.there is not None:
             threading.Thread(target=self._beat, daemon=True).start()
 
+    def let_go(self) -> None:
+        """Nothing is brought there any more: somebody else has it."""
+        self._mine = False
+
     def push(self) -> None:
         """Brings what is there up to date: a new file is written before an old one is removed."""
-        if self.there is None:
+        if self.there is None or not self._mine:
             return
         with self._lock:
             now = self._here()

@@ -89,11 +89,27 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices=None) -
 
 
 def _mesh(sizes: Sequence[int], devices: Sequence[Any]) -> Mesh:
-    """Neighbours in the mesh are neighbours in the chips' torus, as far as may be."""
+    """Neighbours in the mesh are neighbours in the chips' torus, as far as may be. Over several TPU
+    slices, which a slower network connects, lies `data` alone."""
+    tpus = devices[0].platform == "tpu"
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if tpus else 1
+    data, *rest = sizes
+    if data % slices:
+        raise ValueError(
+            f"mesh.data is {data}, and over the {slices} TPU slices lies that axis alone; expected "
+            f"a multiple of {slices}"
+        )
+
+    def lay_out(**options: bool) -> np.ndarray:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(sizes, devices, **options)
+        within, over = (data // slices, *rest), (slices, 1, 1)
+        return mesh_utils.create_hybrid_device_mesh(within, over, devices, **options)
+
     try:
-        laid_out = mesh_utils.create_device_mesh(sizes, devices)
+        laid_out = lay_out()
     except NotImplementedError:  # unless several axes of the mesh share one of the torus
-        laid_out = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        laid_out = lay_out(allow_split_physical_axes=True)
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

@@ -133,7 +133,9 @@ def _results(name: str | pathlib.Path) -> pathlib.Path:
 def _parts(name: str) -> tuple[pathlib.Path, str]:
     """(workdir, K as it is written); K is empty without one."""
     folder, mark, number = name.rpartition("@")
-    return (at(folder), number or "?") if mark else (at(name), "")
+    if not mark or "/" in number:  # such as /home/me@lab/run
+        return at(name), ""
+    return at(folder), number or "?"
 
 
 def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:

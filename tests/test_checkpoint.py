@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import re
 import shutil
 import threading
@@ -87,6 +88,27 @@ def saved(tmp_path_factory):
     with Checkpoints(folder) as checkpoints:
         checkpoints.save_step(1, make_state())
     return folder
+
+
+def test_what_may_pass_is_no_damage(saved, tmp_path, monkeypatch):
+    """A state that is taken for damaged is given up, and later ones removed."""
+    shutil.copytree(saved, tmp_path / "run")
+    checkpoints = Checkpoints(tmp_path / "run")
+
+    def stale(file):
+        raise OSError(errno.ESTALE, "Stale file handle", str(file))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Stale file handle"):
+        patch.setattr("rdbcl_jax.checkpoint.read_manifest", stale)
+        checkpoints.problem("step_00000001")
+
+    def no_room(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match=r"^RESOURCE_EXHAUSTED"):
+        patch.setattr("rdbcl_jax.checkpoint.ocp.load", no_room)
+        checkpoints.restore_step(1, make_state())
+    assert checkpoints.problem("step_00000001") == ""
 
 
 @pytest.mark.parametrize("how", DAMAGE)

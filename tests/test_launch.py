@@ -153,8 +153,15 @@ elif verb == "describe" and kind == "queued-resources":
     if state["queue"] == "ACTIVE":
         state["slice"] = "READY"
     print(state["queue"])
+elif verb == "describe" and state["silent"]:
+    state["silent"] -= 1
+    print("ERROR: (gcloud.compute.tpus.tpu-vm.describe) There was a problem", file=sys.stderr)
+    code = 1
+elif verb == "describe" and not state["slice"]:
+    print("ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource", file=sys.stderr)
+    code = 1
 elif verb == "describe":
-    print(state["slice"]) if state["slice"] else sys.exit(1)
+    print(state["slice"])
 elif verb == "scp":
     copied = subprocess.run(["cp", args[4], here / "home" / args[5].partition(":")[2]])
     code = copied.returncode
@@ -196,7 +203,7 @@ def cloud(tmp_path, monkeypatch):
 
         def is_(self, **state):
             known = {"queue": None, "slice": None, "preempted": 0, "at": "--distributed", "code": 0}
-            known |= {"lost": 0, "goes_on": 0}
+            known |= {"lost": 0, "goes_on": 0, "silent": 0}
             (tmp_path / "state").write_text(json.dumps(known | state))
 
         @property
@@ -279,6 +286,19 @@ def test_a_lost_connection_ends_no_run(launcher, cloud):
     cloud.is_(goes_on=1)
     done = pod(launcher, *MADE, "--retries=5", python="true")
     assert done.returncode == 1 and "the command failed on v5e-0 with 1" in done.stderr
+
+
+def test_a_slice_of_which_nothing_is_known_stays(launcher, cloud):
+    """The launcher's network breaks: its connection and its question fail alike."""
+    cloud.is_(lost=1, silent=1)
+    done = pod(launcher, *MADE, "--retries=3", python="true")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("gcloud cannot say how v5e-0 is") == 1
+    assert [call[1] for call in cloud.calls].count("create") == 1
+    cloud.is_(slice="READY", lost=9, silent=9)
+    done = pod(launcher, "--retries=1", python="true")
+    assert done.returncode == 1 and "v5e stays: its run may go on there" in done.stderr
+    assert cloud.state["slice"] == "READY"
 
 
 def test_a_launcher_that_is_told_to_stop_does_so_at_once(launcher, cloud, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from rdbcl_jax.lab.study.run import run_study
 from rdbcl_jax.lock import Held, RemoteLock, is_held
 from rdbcl_jax.remote import Store, at, copy_of, is_remote, local, opened
 from rdbcl_jax.training.collect import collect
+from rdbcl_jax.training.run import one_run
 from tests.cloud import bucket, upload
 from tests.engine import write_random_model
 from tests.test_distributed import TRAIN, finish, same_steps, splits, start, start_joined
@@ -102,6 +104,39 @@ def test_a_workdir_is_kept_up_to_date_and_a_kill_loses_what_was_not_yet(gs):
     assert remote.files_below(at(name)).keys() == {"samples/merged", "report.html"}
     with pytest.raises(FileNotFoundError, match="there is no such folder"), opened(f"{gs}/none"):
         pass
+
+
+def test_what_could_not_be_brought_there_is_kept_and_named(gs, monkeypatch):
+    name = f"{gs}/stores/expired"
+    with pytest.raises(PermissionError, match="token expired") as error, Store(name) as store:
+        (store.local / "results.json").write_text("all of it")
+        monkeypatch.setattr(Store, "push", fails)
+    assert error.value.__notes__ == [f"what could not be brought to {name} is in {store.local}"]
+    assert (store.local / "results.json").read_text() == "all of it"
+    shutil.rmtree(store.local)
+
+
+def fails(self):
+    raise PermissionError("token expired")
+
+
+def test_a_run_whose_workdir_was_taken_over_ends_with_its_next_save(gs, monkeypatch):
+    monkeypatch.setattr(RemoteLock, "SETTLED", 0.0)
+    name = f"{gs}/stores/taken"
+    with (
+        pytest.raises(Held, match=r"process 7 on elsewhere, .* has taken over"),
+        Store(name) as store,
+        one_run(store) as still_mine,
+    ):
+        still_mine()
+        owner = {"host": "elsewhere", "pid": 7, "since": "a minute ago"}
+        (at(name) / lock.FILE).write_text(json.dumps(owner))
+        (store.local / "results.json").write_text("of the first")
+        with pytest.raises(Held):
+            lock.check_free(name)
+        still_mine()
+    assert remote.files_below(at(name)).keys() == {lock.FILE}  # nothing over the other's
+    assert json.loads((at(name) / lock.FILE).read_text()) == owner
 
 
 def test_one_run_has_a_workdir_until_it_gives_no_sign(gs, tmp_path, monkeypatch):

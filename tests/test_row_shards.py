@@ -129,6 +129,27 @@ def test_parts_are_those_that_the_sharding_puts_on_the_devices(sizes):
             assert (start, stop) == (part * 8 // len(devices), (part + 1) * 8 // len(devices))
 
 
+def test_over_slices_lies_data_alone():
+    """Whose coordinates are the same."""
+    devices = [
+        dataclasses.replace(
+            chip,
+            id=chip.id + 16 * number,
+            process_index=chip.process_index + 4 * number,
+            slice_index=number,
+        )
+        for number in range(2)
+        for chip in chips("v6e:4x4")
+    ]
+    for sizes in ((2, 16, 1), (32, 1, 1), (4, 4, 2)):
+        mesh = make_mesh(*sizes, devices=devices)
+        assert tuple(mesh.shape.values()) == sizes
+        halves = np.split(mesh.devices, 2)
+        assert [{d.slice_index for d in half.flat} for half in halves] == [{0}, {1}]
+    with pytest.raises(ValueError, match=r"mesh.data is 1, .* 2 TPU slices .* a multiple of 2"):
+        make_mesh(1, 32, 1, devices=devices)
+
+
 @pytest.mark.parametrize("processes", [[[0, 0], [0, 1], [1, 1]], [[0, 0], [0, 0], [1, 1]]])
 def test_rows_that_overlap_in_part_or_are_uneven_make_no_groups(processes):
     assert row_groups(np.array(processes)) == {}

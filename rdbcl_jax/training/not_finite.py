@@ -49,11 +49,12 @@ def _quantities(
     learner: Learner, params: Trained, batch: Any, samples: dict
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, values that lead with the rows of this process); 0 where a value is not used."""
+    # first, in all processes at once: one that finds something in its own rows asks no further
+    policy = local_rows(learner.logprobs(params, batch.prompts, batch))
     rewards = local_rows(batch.rewards)
     yield "the reward", np.where(np.isnan(rewards), 0.0, rewards)  # NaN: does not apply
     mask = local_rows(batch.mask)
     yield "the sampler's log-probs", np.where(mask, local_rows(batch.sampler_logps), 0.0)
-    policy = local_rows(learner.logprobs(params, batch.prompts, batch))
     yield "the policy's log-probs", np.where(mask, policy, 0.0)
     for name in ("old", "previous", "reference"):
         logps = getattr(batch, f"{name}_logps")

@@ -24,7 +24,7 @@ from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rollout.sampler import sample
 from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.sharding import abstract, batch_shardings, bytes_per_device
-from rdbcl_jax.training.fisher import squared_gradients
+from rdbcl_jax.training.fisher import at_once, squared_gradients
 from rdbcl_jax.training.footprint import between_tasks, references
 from rdbcl_jax.training.learner import Learner, make_learner
 from rdbcl_jax.training.logprobs import compiled_logprobs
@@ -176,10 +176,12 @@ class Programs:
     def _fisher(self) -> Program:
         """Beside the parameters as its sampler reads them lies the sum of the batches before."""
         config, options = self.config, self.config.section(EWCOptions)
-        prompts = self.prompts(min(config.evaluation.batch_size, options.sequences))
+        size = config.evaluation.batch_size
+        prompts = self.prompts(at_once(options.sequences, size, self.policy.rows))
         sampler = self._sampler("fisher", prompts, 1, greedy=False)
         rollouts = self._placed(sampler.jitted.eval_shape(*sampler.args, **sampler.kwargs))
-        args = (self.policy.model, self.trained, self.policy.frozen, prompts, rollouts)
+        counted = self._placed(prompts_like(prompts, bool))
+        args = (self.policy.model, self.trained, self.policy.frozen, prompts, rollouts, counted)
         given = {
             "temperature": config.rollout.temperature,
             "chunk_size": config.training.chunk_size,

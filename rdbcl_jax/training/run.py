@@ -25,7 +25,7 @@ from rdbcl_jax.data.tasks import EVALUATED, SPLITS
 from rdbcl_jax.distributed import meet, most_anywhere, on_main
 from rdbcl_jax.evaluation import Answer, Evaluation, evaluate
 from rdbcl_jax.finite import differ
-from rdbcl_jax.lock import RemoteLock, WorkdirLock, is_seen
+from rdbcl_jax.lock import Held, RemoteLock, WorkdirLock, is_seen
 from rdbcl_jax.methods import Method
 from rdbcl_jax.methods.classic import EWCOptions
 from rdbcl_jax.models import partition
@@ -74,9 +74,14 @@ def train(config: RunConfig | Mapping[str, Any], workdir: str | pathlib.Path) ->
         # ------------------------------------------------------------ all checked, nothing made
         setup = prepare(RunConfig.of(config))
         _check_store(store, setup.config)
-        with one_run(store), Stop() as stop:
+        with one_run(store) as still_mine, Stop() as stop:
+
+            def first() -> None:
+                still_mine()
+                store.push()
+
             kept = setup.config.checkpoint.to_dict()
-            checkpoints = Checkpoints(store.name, **kept, first=store.push)
+            checkpoints = Checkpoints(store.name, **kept, first=first)
             start = find_start(store.local, setup, checkpoints)
             with (
                 _ending_together(),
@@ -214,8 +219,9 @@ def _ending_together() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_run(store: Store) -> Iterator[None]:
-    """The workdir is this run's alone; of several processes the main one holds it for all."""
+def one_run(store: Store) -> Iterator[Callable[[], None]]:
+    """The workdir is this run's alone; of several processes the main one holds it for all. What is
+    given raises Held where that has come to an end, as it can on gs://: a save asks."""
     lock: Any = (
         WorkdirLock(store.local) if store.there is None else RemoteLock(store.there, store.local)
     )
@@ -232,7 +238,12 @@ def one_run(store: Store) -> Iterator[None]:
         stack.callback(store.push)  # before the lock is given back
         store.keep_up()
         on_main(lambda: _check_folders(store.local))
-        yield
+        remote = jax.process_index() == 0 and isinstance(lock, RemoteLock)
+        try:
+            yield lock.check_mine if remote else lambda: None
+        except Held:
+            store.let_go()
+            raise
 
 
 def _check_shared(workdir: pathlib.Path, owner: dict[str, Any], seconds: float = 60.0) -> None:
@@ -406,16 +417,16 @@ def _consolidate(
     learner: Learner, setup: Setup, k: int, learned: Trained, anchors: Anchors, journal: Journal
 ) -> Anchors:
     """EWC: adds what mattered to task k to what mattered before it."""
-    options, count = setup.config.section(EWCOptions), setup.config.evaluation.batch_size
+    options, config = setup.config.section(EWCOptions), setup.config
     with journal.timed("learning"):
         found = estimate_fisher(
             learner.policy,
             learned,
             setup.tasks[k].train[: options.sequences],
-            sampling_of(learner.policy, setup.config.rollout),
-            rng.of_fisher(setup.config.seed, k),
-            batch_size=min(count, options.sequences),
-            chunk_size=setup.config.training.chunk_size,
+            sampling_of(learner.policy, config.rollout),
+            rng.of_fisher(config.seed, k),
+            batch_size=config.evaluation.batch_size,
+            chunk_size=config.training.chunk_size,
         )
     if anchors.fisher is not None:
         found = jax.tree.map(_decayed(options.decay), found, anchors.fisher)

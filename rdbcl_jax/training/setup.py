@@ -38,7 +38,7 @@ from rdbcl_jax.reporting.services import check_services
 from rdbcl_jax.rewards.calls import TrainerState
 from rdbcl_jax.rewards.response_format import in_format
 from rdbcl_jax.rewards.scoring import RewardConfig, score
-from rdbcl_jax.sharding import agree, least_memory, make_mesh, row_parts, row_shard
+from rdbcl_jax.sharding import agree, least_memory, make_mesh, row_parts
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.toy.base import check_base, draft_directory, draft_model
 from rdbcl_jax.toy.options import BaseOptions
@@ -109,7 +109,7 @@ def prepare(config: RunConfig) -> Setup:
     check_rows(config, mesh)
     _check_rewards(method, rewards, tasks, config.training.steps * len(tasks))
     demonstrations = list(_demonstrations(method, tasks))
-    _check_agreement(mesh, tasks, demonstrations)
+    _check_agreement([*tasks, *held_out], demonstrations)
     notes = said(config, method)
     notes += [line for task in [*tasks, *held_out] for line in shared_records(task)]
     return Setup(
@@ -232,23 +232,26 @@ def _demonstrations(
 
 
 def _check_agreement(
-    mesh: jax.sharding.Mesh,
     tasks: Sequence[TaskData],
     demonstrations: Sequence[tuple[Sequence[Record], list[str]]],
 ) -> None:
-    """Finds processes that hold the same rows, but would not learn the same from them.
+    """Finds processes that have read other things than the rest: each takes its rows of a batch out
+    of its own list, and as many batches as that comes to.
 
     Raises:
       ValueError: they have read different records or demonstrations.
     """
-    if row_shard(mesh).alone:
+    if jax.process_count() == 1:
         return
-    records = [digest_of(task.train) for task in tasks]
-    if not agree(repr((records, [texts for _, texts in demonstrations]))):
+    records = {f"{t.name}, {s}": digest_of(getattr(t, s)) for t in tasks for s in SPLITS}
+    taught = {"demonstrations": [texts for _, texts in demonstrations]}
+    # one after the other, since all processes ask the same: the first that differs is named
+    differing = [name for name, found in (records | taught).items() if not agree(repr(found))]
+    if differing:
         raise ValueError(
-            "processes that hold the same rows of a batch, since mesh.tensor spans them, have read "
-            "different records or demonstrations; expected the same files on all hosts, and a "
-            "demonstrations.refiner that returns the same wherever it is asked"
+            f"the processes have read different records or demonstrations: {differing[0]}; "
+            "expected the same files on all hosts, and a demonstrations.refiner that returns the "
+            "same wherever it is asked"
         )
 
 

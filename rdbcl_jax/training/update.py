@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from rdbcl_jax.batches import TrainBatch
 from rdbcl_jax.core.kl import kl_estimate
-from rdbcl_jax.core.losses import mean_terms
+from rdbcl_jax.core.losses import Metrics, mean_terms
 from rdbcl_jax.core.masked import divide, masked_mean, masked_sum_and_count
 from rdbcl_jax.methods.method import Method
 from rdbcl_jax.models import partition
@@ -185,9 +186,16 @@ def _gradients(model, method: Method, config: UpdateConfig, params, frozen, batc
         "sampler/logp_difference/mean": gap.mean(),
         "sampler/logp_difference/max": gap.max(),
     }
-    for name in samples.keys() - {"kl", "advantage"}:
-        metrics |= {f"{name}/mean": samples[name].mean(), f"{name}/std": samples[name].std()}
-    return grads, metrics, samples
+    return grads, metrics | spreads(samples), samples
+
+
+def spreads(samples: dict[str, Float[Array, "P G"]]) -> Metrics:
+    """Mean and standard deviation of what a method says of its samples. In the order of the names:
+    a set's is another in each process, and so would the program be, which is kept for later runs.
+    """
+    names = sorted(samples.keys() - {"kl", "advantage"})
+    found = {n: {"mean": samples[n].mean(), "std": samples[n].std()} for n in names}
+    return {f"{name}/{kind}": v for name, own in found.items() for kind, v in own.items()}
 
 
 def _accumulate(grad, model, method: Method, config, params, batch: TrainBatch):

@@ -13,10 +13,12 @@ from rdbcl_jax.methods import make_method
 from rdbcl_jax.methods.grpo import VARIANTS
 from rdbcl_jax.methods.revisions import memorising, replenished
 from rdbcl_jax.rewards.scoring import score as score_texts
+from rdbcl_jax.rollout.sampling import sampling_of
 from rdbcl_jax.rollout.scored import Responses, score_rollouts
+from rdbcl_jax.sharding import make_mesh, replicated
 from rdbcl_jax.toy import digits_suite
 from rdbcl_jax.training.experience import demonstrated
-from rdbcl_jax.training.fisher import squared_gradients
+from rdbcl_jax.training.fisher import estimate_fisher, squared_gradients
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.references import with_policy
 from rdbcl_jax.training.state import TrainState
@@ -323,11 +325,35 @@ def test_ewc_pulls_back_what_mattered(loaded):
     )
 
 
+def test_every_record_counts_once_in_the_fisher_information_whatever_the_batches(loaded):
+    """Five records: a batch of four and one that is filled, or one over eight devices."""
+    policy, params = loaded
+    sampling = sampling_of(policy, engine.small_config().rollout, greedy=True)
+    sampling = dataclasses.replace(sampling, max_tokens=4)
+    options = {"chunk_size": 64, "key": jax.random.key(0), "sampling": sampling}
+    records = engine.records(5)
+    one = estimate_fisher(policy, params, records, batch_size=4, **options)
+    mesh = make_mesh(data=8)
+    shared = dataclasses.replace(
+        policy, mesh=mesh, model=dataclasses.replace(policy.model, mesh=mesh)
+    )
+    there = jax.device_put(params, replicated(mesh))
+    many = estimate_fisher(shared, there, records, batch_size=16, **options)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(b).max()),
+        many,
+        one,
+    )
+
+
 def test_fisher_is_the_sum_of_squared_gradients_of_sequences(loaded):
     policy, params = loaded
     prompts, rollouts = engine.rollout(policy, params, samples=1, count=4)
     options = {"temperature": 1.0, "chunk_size": 64}
-    found = squared_gradients(policy.model, params, policy.frozen, prompts, rollouts, **options)
+    counted = np.array([True, True, False, True])  # the third only fills the batch
+    found = squared_gradients(
+        policy.model, params, policy.frozen, prompts, rollouts, counted, **options
+    )
 
     def log_likelihood(params, row):
         logps = compiled_logprobs(
@@ -335,7 +361,7 @@ def test_fisher_is_the_sum_of_squared_gradients_of_sequences(loaded):
         )
         return jnp.where(rollouts.mask, logps, 0)[row].sum()
 
-    grads = [jax.grad(log_likelihood)(params, row) for row in range(4)]
+    grads = [jax.grad(log_likelihood)(params, row) for row in (0, 1, 3)]
     expected = jax.tree.map(lambda *g: sum(x**2 for x in g), *grads)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(

@@ -7,6 +7,7 @@ bits.
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -18,20 +19,24 @@ import sys
 import time
 import types
 
+import jax
 import pytest
 from PIL import Image
 
+from rdbcl_jax import lock
 from rdbcl_jax.checkpoint import UNFINISHED, Checkpoints
 from rdbcl_jax.config import RunConfig
-from rdbcl_jax.lock import FILE, Held, WorkdirLock, is_held
+from rdbcl_jax.data.tasks import TaskData
+from rdbcl_jax.lock import FILE, Held, WorkdirLock, check_free, is_held
 from rdbcl_jax.remote import at, files_below, opened
 from rdbcl_jax.reporting.run_log import RunLog
-from rdbcl_jax.training import identity
+from rdbcl_jax.toy import digits_suite
+from rdbcl_jax.training import identity, setup
 from rdbcl_jax.training.resume import find_start
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import prepare
 from rdbcl_jax.training.stop import Stopped
-from rdbcl_jax.workdir import place
+from rdbcl_jax.workdir import _parts, place
 from tests.cloud import bucket, upload
 from tests.engine import write_random_model
 from tests.reliability import faults
@@ -369,12 +374,80 @@ def test_a_workdir_has_one_run_until_that_is_killed(config, tmp_path):
         with pytest.raises(ValueError, match=f"belongs to another run: process {owner.pid} on"):
             train(config, tmp_path)
         assert is_held(tmp_path)
+        with pytest.raises(Held, match=f"process {owner.pid} on"):
+            check_free(tmp_path)
         owner.kill()
         owner.wait()
         assert not is_held(tmp_path)  # though its last sign of life is a moment old
+        check_free(tmp_path)
     with WorkdirLock(tmp_path):
         assert is_held(tmp_path)
     assert not is_held(tmp_path)
+
+
+def test_one_of_several_processes_asks_before_it_joins(tmp_path):
+    """To join those of a run that goes on ends them: JAX takes it for one of theirs, restarted."""
+    command = [sys.executable, "-m", "rdbcl_jax.cli", "train", "--config=quickstart"]
+    nobody = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:9", "JAX_NUM_PROCESSES": "2"}
+    with WorkdirLock(tmp_path):
+        done = subprocess.run(
+            [*command, f"--workdir={tmp_path}", "--distributed"],
+            env={**os.environ, **nobody, "JAX_PROCESS_ID": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert f"{tmp_path} belongs to another run: process {os.getpid()} on" in done.stderr
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test", "held out", "taught"])
+def test_hosts_that_have_read_other_files_are_told(monkeypatch, split):
+    """Whether they share rows or not: each takes its own out of its own list, and a batch more of
+    an evaluation would wait for ever."""
+    records = digits_suite.make_records("sum", "train", 3, 0)
+
+    def read(of_split="", held=False):
+        parts = {s: records[: 2 if s == of_split else 3] for s in ("train", "validation", "test")}
+        return TaskData("b" if held else "a", **parts)
+
+    tasks = [read(), read(held=True)]
+    others = [read(split), read("test" if split == "held out" else "", held=True)]
+    texts = [(records, ["x"])], [(records, ["y" if split == "taught" else "x"])]
+    said = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(setup, "agree", lambda text: said.append(text) or True)
+    setup._check_agreement(others, texts[1])  # the other host's, and its own are the same
+    theirs = iter(said)
+    monkeypatch.setattr(setup, "agree", lambda text: text == next(theirs))
+    name = {"held out": "b, test", "taught": "demonstrations"}.get(split, f"a, {split}")
+    with pytest.raises(ValueError, match=f"have read different records .*: {name}; expected the"):
+        setup._check_agreement(tasks, texts[0])
+    assert next(theirs, None) is None  # all that the other host asks is asked here
+
+
+def test_a_workdirs_path_may_hold_the_mark_of_a_task(tmp_path):
+    workdir = tmp_path / "me@lab/run"
+    for name, task in ((f"{workdir}", ""), (f"{workdir}@2", "2"), (f"{workdir}@", "?")):
+        assert _parts(name) == (workdir, task)
+
+
+def test_where_a_file_system_has_no_locks_a_sign_of_life_tells_on_one_host_too(
+    tmp_path, monkeypatch
+):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", lockf)
+    host = lock.socket.gethostname()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        owner = {"host": host, "pid": living.pid, "since": "just now"}
+        (tmp_path / FILE).write_text(json.dumps(owner))
+        with pytest.raises(Held, match=f"process {living.pid} on .* last sign of life was 0 s"):
+            WorkdirLock(tmp_path).__enter__()
+        living.communicate(b"\n")
+    with WorkdirLock(tmp_path):  # its process is no more
+        assert json.loads((tmp_path / FILE).read_text())["pid"] == os.getpid()
 
 
 def test_an_owner_on_another_host_is_dead_once_it_gives_no_sign(tmp_path):

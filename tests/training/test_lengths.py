@@ -163,7 +163,8 @@ def test_the_fisher_information_is_that_of_whole_lengths(loaded, batch, monkeypa
 
     def squared():
         options = {"temperature": 1.0, "chunk_size": 64}
-        given = (policy.model, params, policy.frozen, batch.prompts, first)
+        counted = np.ones(len(first.mask), bool)
+        given = (policy.model, params, policy.frozen, batch.prompts, first, counted)
         return jax.tree.leaves(squared_gradients.__wrapped__(*given, **options))
 
     found = squared()

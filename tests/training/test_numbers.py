@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from rdbcl_jax.training import experience, run
 from rdbcl_jax.training import task as one_task
 from rdbcl_jax.training.memory import PHASES, OutOfMemory, within_memory
 from rdbcl_jax.training.metrics import reward_means
+from rdbcl_jax.training.not_finite import what_was_not_finite
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.supervised import fine_tune
@@ -264,3 +266,27 @@ def test_out_of_memory_is_one_line_with_its_phase(base, tmp_path, monkeypatch, p
 def test_other_errors_of_xla_pass():
     with pytest.raises(jax.errors.JaxRuntimeError), within_memory(RunConfig(), "update"):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_every_process_asks_for_the_log_probs_whatever_it_finds_in_its_own_rows():
+    """They are computed by all processes together: one that asks alone waits for ever."""
+    asked = []
+
+    def logprobs(*_):
+        asked.append(True)
+        return jnp.zeros((1, 2, 3))
+
+    shape = (1, 2, 3)
+    batch = types.SimpleNamespace(
+        prompts=None,
+        rewards=jnp.array([[jnp.inf, 0.0]]),
+        mask=jnp.ones(shape, bool),
+        sampler_logps=jnp.zeros(shape),
+        old_logps=None,
+        previous_logps=None,
+        reference_logps=None,
+    )
+    scored = types.SimpleNamespace(records=[types.SimpleNamespace(id="r0")])
+    learner = types.SimpleNamespace(logprobs=logprobs)
+    found = what_was_not_finite(learner, {}, scored, batch, ({}, {}))
+    assert found == "the reward of record 'r0' (inf)" and asked == [True]

@@ -19,7 +19,7 @@ from rdbcl_jax.sharding import make_mesh, put_batch
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.state import TrainState, make_init
-from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update
+from rdbcl_jax.training.update import Consolidation, UpdateConfig, make_update, spreads
 from tests import engine
 from tests.engine import method
 
@@ -180,6 +180,14 @@ def broken_batches(sampled):
             *sampled, rewards=unlimited, reference_logps=np.zeros(shape, np.float32)
         ),
     )
+
+
+def test_what_is_logged_of_samples_comes_in_one_order_in_every_process():
+    names = ("rp", "kl_coef", "retention", "advantage", "kl", "a", "z", "m", "q", "b")
+    found = spreads({name: np.full((2, 2), 3.0) for name in names})
+    ordered = sorted({*names} - {"kl", "advantage"})
+    assert [*found] == [f"{name}/{kind}" for name in ordered for kind in ("mean", "std")]
+    assert found["rp/mean"] == 3 and found["rp/std"] == 0
 
 
 def test_a_step_that_is_not_finite_changes_no_bit(loaded, sampled):
