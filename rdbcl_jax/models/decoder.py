@@ -369,6 +369,14 @@ class Decoder:
         first = jnp.broadcast_to(x_prompt[:, None, -1:], (*x.shape[:2], 1, x.shape[-1]))
         return self._final_norm(params, jnp.concatenate([first, x], axis=2))
 
+    def fits_kernels(self, prompts: PromptBatch, length: int) -> bool:
+        """Whether the kernels of attention take all of it: no windows that are shorter, no pairs
+        but causal ones, heads of 128 numbers at most (which is cuDNN's limit)."""
+        text = self.config.text
+        whole = text.window is None or not any(text.sliding) or length <= text.window
+        causal = jax.eval_shape(self.prompt_pairs, prompts) is None
+        return whole and causal and text.head_dim <= 128
+
     def gathered(self, params: Params) -> Params:
         """Parameters whose decoder a device reads without asking others at every token, if there is
         room for it. Pictures are looked at once, and their tower stays as it is."""

@@ -135,6 +135,11 @@ class VLM(Protocol):
         runs once for its G responses."""
         ...
 
+    def fits_kernels(self, prompts: PromptBatch, length: int) -> bool:
+        """Whether the kernels of attention take whatever it asks for of such prompts and responses,
+        of so many tokens together; else some scores are held. Arrays may be abstract."""
+        ...
+
     def gathered(self, params: Params) -> Params:
         """Parameters as the sampler wants them to lie on the mesh: read at every token."""
         ...

@@ -79,7 +79,7 @@ def computed_plan(
     products = {name: n * mine for name, n in traced.products.items()}
     held = sum(found.held.values())
     sampling, update = sum(found.sampling.values()), sum(found.update.values())
-    update += 0 if has_kernel(config, config.model.attention) else found.scores
+    update += found.scores_held(has_kernel(config, config.model.attention))
     weight = jnp.dtype(config.model.dtype).itemsize
     shared = _others(found.parameters * weight // mesh["tensor"], mesh)  # all weights once
     tokens = rollout.max_tokens

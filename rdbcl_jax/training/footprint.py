@@ -65,8 +65,8 @@ class Footprint:
       parameters, trained: how many numbers the model has, and how many of them learn.
       held: from step to step, by what it is: exact.
       update, sampling: what each needs beside that, by what it is: an estimate.
-      scores: beside these, where attention has no kernel (on GPUs and CPUs): the scores of one
-        layer.
+      scores: beside these, where attention has no kernel: the scores of one layer.
+      kernels: whether kernels take all that the model asks for, where the chip has them.
     """
 
     parameters: int
@@ -75,11 +75,16 @@ class Footprint:
     update: dict[str, int]
     sampling: dict[str, int]
     scores: int
+    kernels: bool
+
+    def scores_held(self, kernel: bool) -> int:
+        """`kernel`: the chip has some for attention."""
+        return 0 if kernel and self.kernels else self.scores
 
     def most(self, kernel: bool) -> int:
-        """At one time; `kernel`: attention has one, as on TPUs."""
+        """At one time; `kernel`: the chip has some for attention."""
         beside = max(sum(self.update.values()), sum(self.sampling.values()))
-        return sum(self.held.values()) + beside + (0 if kernel else self.scores)
+        return sum(self.held.values()) + beside + self.scores_held(kernel)
 
 
 def between_tasks(held: Mapping[str, int], references: int, *, evaluated: bool) -> int:
@@ -114,7 +119,7 @@ class Sizes:
       batch: of a prompt and its pictures.
       kept: by the backward pass.
       layer: what one layer keeps while it is made again.
-      scores: of a layer's attention, see `Footprint`.
+      scores, kernels: of a layer's attention, see `Footprint`.
       cache, responses: keys and values of the prompt and of its rollouts.
       logits: of a token of each rollout.
     """
@@ -137,6 +142,7 @@ class Sizes:
     kept: int
     layer: int
     scores: int
+    kernels: bool
     cache: int
     responses: int
     logits: int
@@ -163,7 +169,8 @@ class Sizes:
         kept = loss.kept(config.model.remat)
         hidden, cache = jax.eval_shape(model.prefill, policy.whole(trained), prompts)
         key, value, _ = cache
-        slots = config.rollout.samples * (config.rollout.max_tokens - 1)
+        rollout = config.rollout
+        slots = rollout.samples * (rollout.max_tokens - 1)
         return cls(
             config=config,
             axes=model.param_axes,
@@ -183,6 +190,7 @@ class Sizes:
             kept=kept,
             layer=(loss.kept("none") - kept) // key.shape[0],
             scores=loss.scores(),
+            kernels=model.fits_kernels(prompts, prompts.tokens.shape[1] + rollout.max_tokens),
             cache=bytes_of((key, value)),
             responses=bytes_of((key, value)) * slots // prompts.tokens.shape[1],
             logits=config.rollout.samples * model.config.vocab_size * 4,
@@ -241,6 +249,7 @@ class Sizes:
                 mesh, self.config.rollout.prompts, self.config.rollout.samples, memory
             ),
             scores=self.scores * at_once,
+            kernels=self.kernels,
         )
 
     def sampling(

@@ -1,6 +1,7 @@
 """What is Gemma 3's own: sliding layers, pictures seen in both directions, its prompts and options,
 and the model without vision. What all families keep is in the contract."""
 
+import dataclasses
 import json
 
 import jax
@@ -70,6 +71,18 @@ def test_windows_narrower_than_a_response():
         models.params, model.prepare(**inputs), expected[:, None], mask
     )
     assert worst(hidden[:, 0] @ model.lm_head(models.params), logits) <= 1e-4
+
+
+def test_kernels_fit_text_within_a_window_alone():
+    """Where they do not, scores are held, and layouts and plans count them."""
+    model = pair("gemma3").model
+    text, seen = (model.prepare(**processed("gemma3", p)) for p in (([7], "left"), PROMPTS[0]))
+    window = model.config.text.window
+    assert model.fits_kernels(text, window) and not model.fits_kernels(text, window + 1)
+    assert not model.fits_kernels(seen, 8)
+    wide = dataclasses.replace(model.config.text, head_dim=256)
+    wide = dataclasses.replace(model, config=dataclasses.replace(model.config, text=wide))
+    assert not wide.fits_kernels(text, 8)
 
 
 def test_an_image_is_seen_in_both_directions():

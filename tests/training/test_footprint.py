@@ -105,6 +105,8 @@ def test_adapters_need_less_and_a_kernel_too(path):
     for kernel in (True, False):
         assert adapters.most(kernel) < full.most(kernel)
     assert full.most(kernel=True) < full.most(kernel=False)
+    unserved = dataclasses.replace(full, kernels=False)
+    assert unserved.most(kernel=True) == full.most(kernel=False)
 
 
 def test_sizes_that_are_left_open_are_named(path):
