@@ -151,6 +151,7 @@ def test_a_curve_in_several_settings_is_a_surface(runs, tmp_path):
     apart = [c for c in apart if (c.arm, c.setting) != ("rdbcl", "slow")]
     curves = [("beta", float(x), cell) for x, cell in enumerate(apart)]
     given = record(runs, arms=arms[:1], baseline="none", curves=curves)
+    (tmp_path / "apart").mkdir()
     write_study_report(given, tmp_path / "apart")
     text = (tmp_path / "apart/study.md").read_text()
     assert line(text, "rdbcl", "## Over beta")[3] == "–"
