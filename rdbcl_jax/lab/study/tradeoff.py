@@ -23,9 +23,8 @@ GRADIENT = 1e-3  # of an advantage: what equal rewards leave by rounding is belo
 NOTE = (
     "Mean accuracy on the tasks learned (new) and on those that were not (old), test split, %;"
     " forgotten is old before minus after, in points. Tokens are of responses: *learned* those that"
-    " gave a gradient (a KL term, or an advantage that is not 0; none of a batch whose advantages"
-    " are all 0, of which no update is made), *generated* those that the policy sampled while it"
-    " learned. Rollouts collected for another arm are in neither."
+    " gave a gradient (a KL term, or an advantage that is not 0), *generated* those that the policy"
+    " sampled while it learned. Rollouts collected for another arm are in neither."
 )
 
 
