@@ -35,9 +35,14 @@ class Held(ValueError):
 def is_held(workdir: pathlib.Path) -> bool:
     """Whether a process has the workdir, this one too. The kernel knows, of one that was killed a
     moment ago too; where it does not, the owner's sign of life is fresh."""
+    return _holder(workdir) is not None
+
+
+def _holder(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What is known of the process that has the workdir; None: `is_held` by none."""
     path = (workdir / FILE).absolute()
     if path in _OWN:  # not opened: to close it would give back this process's own lock
-        return True
+        return _this_process()
     try:
         with open(path, encoding="utf-8") as file:
             is_fresh = time.time() - os.fstat(file.fileno()).st_mtime < _DEAD
@@ -45,10 +50,13 @@ def is_held(workdir: pathlib.Path) -> bool:
             try:
                 fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the file is closed
             except OSError as error:
-                return error.errno in _TAKEN or (bool(owner) and is_fresh)
-            return owner.get("host", socket.gethostname()) != socket.gethostname() and is_fresh
+                held = error.errno in _TAKEN or (bool(owner) and is_fresh)
+            else:
+                here = socket.gethostname()
+                held = owner.get("host", here) != here and is_fresh
+            return owner if held else None
     except OSError:
-        return False
+        return None
 
 
 def check_free(workdir: str | os.PathLike) -> None:
@@ -60,9 +68,8 @@ def check_free(workdir: str | os.PathLike) -> None:
     """
     if is_remote(workdir):
         RemoteLock(at(workdir)).check_free()
-    elif is_held(path := pathlib.Path(workdir)):
-        with open(path / FILE, encoding="utf-8") as file:
-            raise Held(_belongs(path, _owner(file)))
+    elif (owner := _holder(pathlib.Path(workdir))) is not None:
+        raise Held(_belongs(workdir, owner))
 
 
 def is_seen(workdir: pathlib.Path, owner: dict[str, Any], seconds: float) -> bool:
@@ -166,10 +173,10 @@ class RemoteLock:
         self._over = threading.Event()
 
     def __enter__(self) -> RemoteLock:
-        self._check(self._read())
+        self.check_free()
         self._write(json.dumps(self.owner))
         time.sleep(self.SETTLED)
-        self._check(self._read())
+        self.check_free()
         _OWN.update(self._here)
         threading.Thread(target=self._beat, daemon=True).start()
         return self
@@ -180,17 +187,15 @@ class RemoteLock:
         if self._read() == self.owner:
             self._write("")
 
-    def check_free(self) -> None:
-        """Raises Held as the `with` block would, and takes nothing."""
-        self._check(self._read())
-
     def check_mine(self) -> None:
         """Raises Held where another run has taken the workdir meanwhile, which it may once this one
         has given no sign of life for a while."""
         if (owner := self._read()) and owner != self.owner:
             raise Held(f"{_belongs(self.workdir, owner)}: it has taken over this one's workdir")
 
-    def _check(self, owner: dict[str, Any]) -> None:
+    def check_free(self) -> None:
+        """Raises Held where another has it; takes nothing."""
+        owner = self._read()
         if not owner or owner == self.owner or _has_ended(owner):
             return
         seen = time.time() - self.path.stat().mtime

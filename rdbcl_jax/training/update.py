@@ -193,9 +193,10 @@ def spreads(samples: dict[str, Float[Array, "P G"]]) -> Metrics:
     """Mean and standard deviation of what a method says of its samples. In the order of the names:
     a set's is another in each process, and so would the program be, which is kept for later runs.
     """
-    names = sorted(samples.keys() - {"kl", "advantage"})
-    found = {n: {"mean": samples[n].mean(), "std": samples[n].std()} for n in names}
-    return {f"{name}/{kind}": v for name, own in found.items() for kind, v in own.items()}
+    found: Metrics = {}
+    for name in sorted(samples.keys() - {"kl", "advantage"}):
+        found |= {f"{name}/mean": samples[name].mean(), f"{name}/std": samples[name].std()}
+    return found
 
 
 def _accumulate(grad, model, method: Method, config, params, batch: TrainBatch):

@@ -41,8 +41,8 @@ def run_gate(
     config = config.changed({"model.path": str(checkpoint or base)})
     policy, trained = load_policy(config, mesh)
     found = {"base": gate(policy, trained, config, options, zero_shot=True)}
-    done = Checkpoints(workdir).tasks() if workdir is not None else []
-    if workdir is not None and done:
-        trained = Checkpoints(workdir).restore_task(done[-1], trained)
+    checkpoints = None if workdir is None else Checkpoints(workdir)
+    if checkpoints and (done := checkpoints.tasks()):
+        trained = checkpoints.restore_task(done[-1], trained)
         found[f"after task {done[-1]}"] = gate(policy, trained, config, options)
     return found
