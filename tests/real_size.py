@@ -101,7 +101,9 @@ def write(name: str, path: pathlib.Path) -> None:
     (path / "config.json").write_text(json.dumps(written))
     torch.manual_seed(0)
     dtype = torch.float32 if name.startswith("SmolVLM") else torch.bfloat16
-    model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        own_config = AutoConfig.from_pretrained(path)
+        model = AutoModelForImageTextToText.from_config(own_config, dtype=dtype)
     kept = {file: (path / file).read_text() for file in ("config.json", "generation_config.json")}
     model.save_pretrained(path, max_shard_size="5GB")
     for file, text in kept.items():  # as published, in transformers 4's layout
