@@ -1,6 +1,6 @@
 """A recipe's own steps on the accelerator of this machine, beside what `rdbcl plan` says of it.
 
-    python -m tests.on_device RECIPE TOPOLOGY [--folder=DIR] [--field.path=NUMBER …]
+    python -m tests.on_device RECIPE TOPOLOGY [--folder=DIR] [--steps=8] [--field.path=NUMBER …]
     python -m tests.on_device rdbcl_qwen2_5_vl_3b:lora gpu:h100x1
 
 The model has the published size and random weights, so no response ends before the longest; every
@@ -23,7 +23,6 @@ import threading
 import time
 from typing import Any
 
-STEPS = 8
 GIB = 2**30
 
 
@@ -110,13 +109,13 @@ def config_of(recipe: str, folder: pathlib.Path, changes: list[str]) -> Any:
     config.data.images_per_prompt = (1,)
     config.rewards.functions = {"brief": "tests.engine:brief"}  # random weights are never right
     config.rewards.weights = {"format": 0.2, "accuracy": 1.0, "brief": 1.0}
-    config.training.steps, config.training.checkpoint_every = STEPS, 0
+    config.training.checkpoint_every = 0
     config.log.to = ()
     return config
 
 
-def run(recipe: str, folder: pathlib.Path, changes: list[str]) -> None:
-    """All steps; what was seen goes to a file."""
+def run(recipe: str, folder: pathlib.Path, changes: list[str], last: int) -> None:
+    """`last` steps; what was seen goes to a file."""
     import jax
 
     from rdbcl_jax.reporting.run_log import RunLog
@@ -125,6 +124,7 @@ def run(recipe: str, folder: pathlib.Path, changes: list[str]) -> None:
 
     watch, inner, write_step = Watch(), memory.within_memory, RunLog.write_step
     steps: list[dict[str, float]] = []
+    device = jax.local_devices()[0]
 
     @contextlib.contextmanager
     def watched(config, phase):
@@ -134,18 +134,17 @@ def run(recipe: str, folder: pathlib.Path, changes: list[str]) -> None:
     def write(self, row):
         write_step(self, row)
         steps.append({name: row[name] for name in ("step_time", "completions/mean_length")})
-        print(f"step {row['step']}: {row}", flush=True)
-        watch.waits = len(steps) < STEPS // 2
-        if len(steps) == STEPS:
+        print(row, flush=True)
+        found = {"device": device.device_kind, "steps": steps, "stats": device.memory_stats()}
+        found |= {"most": watch.most, "seconds": watch.seconds}
+        (folder / "found.json").write_text(json.dumps(found))
+        watch.waits = len(steps) < last // 2
+        if len(steps) == last:
             raise Enough
 
     memory.within_memory, RunLog.write_step = watched, write  # type: ignore[method-assign]
     with contextlib.suppress(Enough):
         train(config_of(recipe, folder, changes), folder / "run")
-    device = jax.local_devices()[0]
-    found = {"device": device.device_kind, "steps": steps, "stats": device.memory_stats()}
-    found |= {"most": watch.most, "seconds": watch.seconds}
-    (folder / "found.json").write_text(json.dumps(found))
 
 
 def plan(recipe: str, topology: str, folder: pathlib.Path, changes: list[str]) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def table(found: dict[str, Any], planned: dict[str, Any]) -> str:
         cells += [f"{took:.2f}" if took else "", f"{least:.2f}" if least else ""]
         cells += [f"{planned['flops'][phase] / took / 989e12:.0%}" if took and least else ""]
         lines.append("| " + " | ".join(cells) + " |")
-    last = found["steps"][STEPS // 2 + 1 :]
+    last = found["steps"][len(found["steps"]) // 2 + 1 :]
     seconds = sum(s["step_time"] for s in last) / len(last)
     lines.append(f"\na step: {seconds:.2f} s, at least {sum(planned['seconds'].values()):.2f}; "
                  f"{planned['tokens'] / seconds:,.0f} tokens a second")  # fmt: skip
@@ -187,6 +186,7 @@ def main() -> None:
     options.add_argument("recipe")
     options.add_argument("topology")
     options.add_argument("--folder", type=pathlib.Path)
+    options.add_argument("--steps", type=int, default=8)
     options.add_argument("--part", choices=("write", "run"))
     args, changes = options.parse_known_args()
     if args.part == "write":
@@ -198,12 +198,12 @@ def main() -> None:
         known = published(load_config(name, *([form] if form else [])).model.path)
         return write(known, args.folder / "model")
     if args.part == "run":
-        return run(args.recipe, args.folder, changes)
+        return run(args.recipe, args.folder, changes, args.steps)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or pathlib.Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         call = [sys.executable, "-m", "tests.on_device", args.recipe, args.topology]
-        call += [f"--folder={folder}", *changes]
+        call += [f"--folder={folder}", f"--steps={args.steps}", *changes]
         for part in ("write", "run"):  # a process each: what one holds is not held by the next
             if part == "write" and (folder / "model/config.json").exists():
                 continue

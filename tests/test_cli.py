@@ -437,12 +437,13 @@ def test_report_of_no_run(tmp_path):
 # ------------------------------------------------------------------------------ recipes
 
 RECIPES = sorted(file.stem for file in (ROOT / "configs").glob("*.py"))
-# real pictures need hundreds of padded positions
+# real pictures need hundreds of padded positions, long responses a program for each width
 SMALL = {
     "dry_run": True,
     "sequence": ("sum", "gqa"),
     "data.prompt_lengths": (64,),
     "data.patch_slots": (80,),
+    "rollout.max_tokens": 48,
     "training.prompts_per_device": 1,
 }
 

@@ -99,7 +99,7 @@ def computed_plan(
             _decoded(sizes, found.sampling, mesh),
             shared + later + summed,
         ),
-        phase("reference", 0, 0, shared + summed),
+        phase("reference", sum(found.reference.values()), 0, shared + summed),
         # weights forward and backward; sums forward, again for what is made anew, and two backward
         phase("update", update, 0, parts * (2 * shared + learned) + 4 * summed),
         *_between_steps(sizes, found, mesh, topology.chip.memory, products),

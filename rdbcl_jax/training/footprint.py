@@ -43,7 +43,7 @@ from rdbcl_jax.sharding import (
     row_parts,
 )
 from rdbcl_jax.training.logprobs import response_logprobs
-from rdbcl_jax.training.microbatches import prompts_at_once
+from rdbcl_jax.training.microbatches import passes_at_once, prompts_at_once
 from rdbcl_jax.training.optimizer import make_optimizer
 from rdbcl_jax.training.stage import dtype_of_frozen
 
@@ -64,7 +64,8 @@ class Footprint:
     Attributes:
       parameters, trained: how many numbers the model has, and how many of them learn.
       held: from step to step, by what it is: exact.
-      update, sampling: what each needs beside that, by what it is: an estimate.
+      update, sampling, reference: what each needs beside that, by what it is: an estimate. A pass
+        forward alone has no more of a layer than an update keeps of it.
       scores: beside these, where attention has no kernel: the scores of one layer.
       kernels: whether kernels take all that the model asks for, where the chip has them.
     """
@@ -74,6 +75,7 @@ class Footprint:
     held: dict[str, int]
     update: dict[str, int]
     sampling: dict[str, int]
+    reference: dict[str, int]
     scores: int
     kernels: bool
 
@@ -237,6 +239,8 @@ class Sizes:
             "one layer, recomputed": self.layer * at_once,
             "logits of a chunk, and their gradient": 2 * chunk // row_parts(mesh),
         }
+        together = rows if passes_at_once(self.config, mesh) else at_once
+        reference = {"one layer": self.layer * together, "logits of a chunk": chunk}
         if mesh["fsdp"] > 1:  # this one and the next
             layer = self._over_tensor(whole, mesh) // self.depth
             update["two layers, gathered"] = 2 * layer
@@ -248,6 +252,7 @@ class Sizes:
             sampling=self.sampling(
                 mesh, self.config.rollout.prompts, self.config.rollout.samples, memory
             ),
+            reference=reference,
             scores=self.scores * at_once,
             kernels=self.kernels,
         )

@@ -24,10 +24,9 @@ from rdbcl_jax.rollout.sampling import Sampling, sampling_of
 from rdbcl_jax.rollout.scored import ScoreFunction
 from rdbcl_jax.sharding import abstract
 from rdbcl_jax.training.ahead import Ahead
-from rdbcl_jax.training.lengths import lengths
 from rdbcl_jax.training.logprobs import compiled_logprobs
 from rdbcl_jax.training.memory import phase
-from rdbcl_jax.training.microbatches import microbatches
+from rdbcl_jax.training.microbatches import microbatches, passes_at_once
 from rdbcl_jax.training.optimizer import learning_rate, make_optimizer
 from rdbcl_jax.training.stage import Stage
 from rdbcl_jax.training.state import TaskState, TrainState, make_init
@@ -63,11 +62,9 @@ class Learner:
     def logprob_options(self) -> dict[str, Any]:
         """Of `compiled_logprobs`: with each of them it is another program.
 
-        A batch is taken in the parts of the update where responses may be much shorter than the
-        longest, unless each part would gather the parameters anew.
+        A batch is taken in the parts of the update, unless `passes_at_once`.
         """
-        alike = len(lengths(self.sampling.max_tokens)) == 1
-        once = alike or self.policy.mesh.shape["fsdp"] > 1
+        once = passes_at_once(self.config, self.policy.mesh.shape)
         return {
             "temperature": self.config.rollout.temperature,
             "chunk_size": self.config.training.chunk_size,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.sharding import row_parts
+from rdbcl_jax.training.lengths import lengths
 
 
 def prompts_at_once(config: RunConfig, mesh: Mapping[str, int]) -> int:
@@ -21,3 +22,9 @@ def microbatches(config: RunConfig, mesh: Mapping[str, int]) -> int:
     """Parts that the gradients of a batch are accumulated over."""
     rows = config.rollout.prompts // row_parts(mesh)
     return max(rows // prompts_at_once(config, mesh), 1)
+
+
+def passes_at_once(config: RunConfig, mesh: Mapping[str, int]) -> bool:
+    """Whether log-probs are those of a whole batch at a time, where an update may take it in parts:
+    if responses are all of one length, or each part would gather the parameters anew."""
+    return len(lengths(config.rollout.max_tokens)) == 1 or mesh["fsdp"] > 1

@@ -30,6 +30,7 @@ class Worker:
     def __init__(self, module: str, log: pathlib.Path, python: str = sys.executable):
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
+        path = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
                 [python, "-m", f"tests.benchmarks.{module}"],
@@ -38,7 +39,7 @@ class Worker:
                 stderr=stderr,
                 text=True,
                 cwd=ROOT,
-                env={**_SHARING, **os.environ, "PYTHONPATH": str(ROOT)},
+                env={**_SHARING, **os.environ, "PYTHONPATH": os.pathsep.join(path)},
             )
 
     def send(self, **request) -> None:
