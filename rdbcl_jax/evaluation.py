@@ -12,16 +12,16 @@ import numpy as np
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.core.continual_metrics import continual_metrics, held_out_metrics
-from rdbcl_jax.data.indexed import Joined
+from rdbcl_jax.data.indexed import Joined, verifiers_of
 from rdbcl_jax.data.records import Record
 from rdbcl_jax.models.partition import Trained
 from rdbcl_jax.policy import Policy
 from rdbcl_jax.results import SplitResults
 from rdbcl_jax.rewards.response_format import parse
-from rdbcl_jax.rewards.scoring import Scores, judge
+from rdbcl_jax.rewards.scoring import judge
 from rdbcl_jax.rewards.verifiers import get_verifier
 from rdbcl_jax.rollout.sampling import sampling_of
-from rdbcl_jax.rollout.scored import ScoredRollouts, ScoreFunction, generate_scored
+from rdbcl_jax.rollout.scored import ScoredRollouts, generate_scored
 from rdbcl_jax.sharding import all_hosts_sum
 
 
@@ -64,18 +64,20 @@ def evaluate(
       keep: is given every answer to a record of this process, with its task's place in `tasks`.
     """
     owners = np.repeat(np.arange(len(tasks)), [len(records) for records in tasks])
-    records = Joined(tasks)
+    records, judges = Joined(tasks), over_splits(tasks)
     totals = np.zeros((3, len(tasks)))
     for scored, valid in generate_scored(
         policy,
         params,
         records,
-        over_splits(tasks, judge),
+        judge,
         sampling_of(policy, config.rollout, greedy=True),
         jax.random.key(0),  # greedy: never drawn from
         batch_size=config.evaluation.batch_size,
     ):
-        scores, ids = scored.scores, scored.responses.host_prompts.record_ids[valid]
+        numbers = scored.responses.host_prompts.record_ids
+        scored = judged_over_splits(scored, numbers, judges)
+        scores, ids = scored.scores, numbers[valid]
         for row, value in enumerate((scores.accuracy, scores.parsed, np.ones(len(valid)))):
             np.add.at(totals[row], owners[ids], value[valid])
         if keep:
@@ -89,27 +91,37 @@ def evaluate(
     )
 
 
-def over_splits(tasks: Sequence[Sequence[Record]], score: ScoreFunction) -> ScoreFunction:
-    """`score`, whose accuracy is that over the whole split of a task where the verifier has one:
-    such a number depends on all gold answers."""
-    judged: dict[tuple[str, str], Callable[[str], float]] = {}
+def over_splits(tasks: Sequence[Sequence[Record]]) -> dict[int, Callable[[str], float]]:
+    """What judges an answer over the whole split of its task, where the verifier does: such a
+    number depends on all gold answers. By the record's number among those of all tasks: its id
+    tells it from others of its source, and two splits may be two sources with the same ids."""
+    judges: dict[int, Callable[[str], float]] = {}
+    first = 0
     for records in tasks:
-        for name in {record.verifier for record in records}:
+        for name in verifiers_of(records):
             if over_split := get_verifier(name).over_split:
-                own = [record for record in records if record.verifier == name]
-                of_split = over_split([record.answers or (record.answer,) for record in own])
-                for number, record in enumerate(own):
-                    judged[record.task, record.id] = functools.partial(of_split, number)
+                own = [i for i, record in enumerate(records) if record.verifier == name]
+                golds = [records[i].answers or (records[i].answer,) for i in own]
+                of_split = over_split(golds)
+                for number, i in enumerate(own):
+                    judges[first + i] = functools.partial(of_split, number)
+        first += len(records)
+    return judges
 
-    def scored(records: Sequence[Record], texts: Sequence[str], **others: Any) -> Scores:
-        found = score(records, texts, **others)
-        accuracy = found.accuracy.copy()
-        for row, (record, text) in enumerate(zip(records, texts, strict=True)):
-            if of_split := judged.get((record.task, record.id)):
-                accuracy[row] = of_split(parse(text).answer)
-        return dataclasses.replace(found, accuracy=accuracy)
 
-    return scored if judged else score
+def judged_over_splits(
+    scored: ScoredRollouts, numbers: Sequence[int], judges: Mapping[int, Callable[[str], float]]
+) -> ScoredRollouts:
+    """With the accuracy over its split for each record that has a judge. `numbers`: of the records,
+    among those of all tasks."""
+    if not judges:
+        return scored
+    accuracy = scored.scores.accuracy.copy()
+    for row, (number, text) in enumerate(zip(numbers, scored.texts, strict=True)):
+        if of_split := judges.get(int(number)):
+            accuracy[row] = of_split(parse(text).answer)
+    scores = dataclasses.replace(scored.scores, accuracy=accuracy)
+    return dataclasses.replace(scored, scores=scores)
 
 
 def _answers(scored: ScoredRollouts, valid: np.ndarray) -> Iterator[Answer]:

@@ -367,6 +367,14 @@ def test_rewards_are_tried_before_anything_is_written(tmp_path, name, message):
     assert prepare(RunConfig.of(config)).method.responses == "none"
 
 
+def test_weights_of_no_task_are_noted():
+    config = runpy.run_path(str(ROOT / "configs/quickstart.py"))["get_config"]()
+    config.sequence = ("sum", "walk")
+    config.rewards.task_weights = {"smu": {"accuracy": 1.0}, "walk": {"accuracy": 1.0}}
+    (note,) = (line for line in prepare(RunConfig.of(config)).notes if "task_weights" in line)
+    assert note == "rewards.task_weights.smu: to no effect, the run has the tasks sum, walk"
+
+
 @pytest.mark.parametrize(
     "command, module, line",
     [

@@ -122,6 +122,7 @@ class _Seen(NamedTuple):
       files: that hold its images.
       needs: sizes of batches, in the order of `SIZES`.
       asked: tells its question and pictures from others.
+      verifier: judges it.
     """
 
     problem: str = ""
@@ -133,6 +134,7 @@ class _Seen(NamedTuple):
     files: tuple[str, ...] = ()
     needs: tuple[int, ...] = (0, 0, 0)
     asked: int = 0
+    verifier: str = ""
 
 
 def _looked_at(
@@ -147,7 +149,7 @@ def _looked_at(
     look = functools.partial(_look, records, check, encoder, known, root)
     seen = shown(in_threads(look, records.rows), len(records), f"checking {task!r}")
     good, problems, needs = [], list[str](), set[tuple[int, ...]]()
-    asked = list[int]()
+    asked, verifiers = list[int](), set[str]()
     ids: dict[str, str] = {}
     files: dict[str, None] = {}
     said, held, ours = hashlib.sha256(), hashlib.sha256(), True
@@ -165,6 +167,7 @@ def _looked_at(
         ids[one.id] = one.where
         good.append(int(row))
         asked.append(one.asked)
+        verifiers.add(one.verifier)
         needs.add(one.needs)
         said.update(one.said.encode())
         held.update(one.digest)
@@ -176,7 +179,8 @@ def _looked_at(
         digest += f", pictures {held.hexdigest()[:16]}"
     sizes = {name: sorted({need[k] for need in needs}) for k, name in enumerate(SIZES)}
     measures = SIZES if encoder and check.level == "full" else SIZES[2:]
-    facts = Facts(digest, {name: sizes[name] for name in measures}, asked)
+    needed = {name: sizes[name] for name in measures}
+    facts = Facts(digest, needed, asked, sorted(verifiers))
     return _Found(np.array(good, np.int64), problems, facts), [*files] if ours else None
 
 
@@ -217,7 +221,8 @@ def _look(
     ours = get_verifier(record.verifier).prepare.__module__.startswith("rdbcl_jax.")
     said = says(record)
     asked = _number(digest or repr((record.system, record.prompt, _places(record))).encode())
-    return _Seen(problem, record.id, record.where, ours, said, digest, files, needs, asked)
+    judge = record.verifier
+    return _Seen(problem, record.id, record.where, ours, said, digest, files, needs, asked, judge)
 
 
 def _number(content: bytes) -> int:
@@ -275,7 +280,7 @@ def _places(record: Record) -> list[str]:
 
 def digest_of(records: Sequence[Record]) -> str:
     """Tells these records from others; those of a source were read when they were looked at."""
-    if isinstance(records, Records) and records.facts:
+    if isinstance(records, Records) and records.facts and records.facts.digest:
         return records.facts.digest
     digest = hashlib.sha256()
     for record in records:
@@ -358,7 +363,7 @@ class _Kept:
             held = read_json(self.file, None)
             if not held or held["stamps"] != _stamps(held["files"]):
                 return None
-            facts = Facts(held["digest"], held["needs"], held["asked"])
+            facts = Facts(held["digest"], held["needs"], held["asked"], held["verifiers"])
             return _Found(np.array(held["rows"], np.int64), held["problems"], facts)
         except (OSError, ValueError, LookupError, TypeError):  # damaged, or no file of ours
             return None

@@ -18,22 +18,29 @@ from rdbcl_jax.data.records import Record
 from rdbcl_jax.data.sources import Row, Source
 
 _MADE = 4096  # records that are kept as they were made, without the pictures of their rows
-_WHOLE_BYTES = 2**27  # of pictures, of records kept with them: one is read soon after its record
+_WHOLE_BYTES = 2**27  # of records that are kept with them: a picture is read soon after its record
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What was found when every record was looked at.
+    """What was found when every record was looked at, or more than these.
 
     Attributes:
-      digest: what all of them say.
+      digest: what all of them say; empty: these are some of those that were looked at.
       needs: sizes of batches (`data.prompt_lengths` and so on) to the sizes that records need.
       asked: a number for what each record asks, question and pictures: the same, the same question.
+      verifiers: all that judge one of them.
     """
 
     digest: str
     needs: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     asked: Sequence[int] = ()
+    verifiers: Sequence[str] = ()
+
+    def of(self, indices: Sequence[int]) -> Facts:
+        """Of some of the records: sizes and verifiers are among those of all."""
+        asked = [self.asked[index] for index in indices] if self.asked else ()
+        return dataclasses.replace(self, digest="", asked=asked)
 
 
 class Records(Sequence[Record]):
@@ -42,7 +49,7 @@ class Records(Sequence[Record]):
     Args:
       make: the record of a row; ValueError where it is none.
       rows: which, in order; all by default.
-      facts: None: they have not been looked at, or these are some of those that were.
+      facts: None: they have not been looked at.
     """
 
     def __init__(
@@ -71,8 +78,9 @@ class Records(Sequence[Record]):
 
     def only(self, indices: Sequence[int]) -> Records:
         """Some of them, in this order."""
-        chosen = self.rows[np.asarray(indices, np.int64)]
-        return Records(self.source, self.make, chosen)
+        facts = self.facts and self.facts.of(indices)
+        rows = self.rows[np.asarray(indices, np.int64)]
+        return Records(self.source, self.make, rows, facts)
 
     def _light(self, row: int) -> Record:
         """The record; pictures of the row itself are left there."""
@@ -89,7 +97,8 @@ class Records(Sequence[Record]):
         record = self._kept.get(row)
         if record is None:
             record = self.make(self.source[row])
-            self._kept.put(row, record)
+            if any(isinstance(image, bytes) for image in record.images):
+                self._kept.put(row, record)
         return record
 
     def _picture(self, row: int, position: int) -> bytes:
@@ -99,7 +108,7 @@ class Records(Sequence[Record]):
 
 
 class _Recent:
-    """The records that were made last, `_WHOLE_BYTES` of their pictures."""
+    """The records that were made last and hold pictures, `_WHOLE_BYTES` of them."""
 
     def __init__(self) -> None:
         self.records: collections.OrderedDict[int, Record] = collections.OrderedDict()
@@ -119,8 +128,10 @@ class _Recent:
 
 
 def _bytes(record: Record) -> int:
-    """Those of its pictures, and a thousand for the rest."""
-    return 1000 + sum(len(image) for image in record.images if isinstance(image, bytes))
+    """Those of its pictures, its text and its columns, about."""
+    texts = (len(value) for value in record.columns.values() if isinstance(value, str | bytes))
+    pictures = (len(image) for image in record.images if isinstance(image, bytes))
+    return 1000 + len(record.prompt) + sum(texts) + sum(pictures)
 
 
 class Made(Sequence[Record]):
@@ -160,3 +171,10 @@ def only(records: Sequence[Record], indices: Sequence[int]) -> Sequence[Record]:
     if isinstance(records, Records):
         return records.only(indices)
     return [records[index] for index in indices]
+
+
+def verifiers_of(records: Sequence[Record]) -> Sequence[str]:
+    """All that judge one of the records, without reading them where that was done before."""
+    if isinstance(records, Records) and records.facts:
+        return records.facts.verifiers
+    return sorted({record.verifier for record in records})

@@ -180,6 +180,11 @@ def _layout_of(given: str | Mapping[str, Any] | None) -> Layout | None:
             raise ValueError(f"{name} is {short(value)}, expected {fields[name]}")
     values: dict[str, Any] = {k: v if isinstance(v, str) else (*v,) for k, v in given.items()}
     layout = OwnLayout(**values)
+    if "options" in _COLUMN.findall(layout.prompt) and not (layout.options or layout.option_images):
+        raise ValueError(
+            f"prompt is {short(layout.prompt)}, and no column has its {{options}}; expected "
+            "options or option_images, which name the columns"
+        )
     if layout.verifier:
         get_verifier(layout.verifier)
     return layout

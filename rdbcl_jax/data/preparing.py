@@ -220,13 +220,16 @@ def _splits_of(
     sizes = collections.Counter(groups)
     large = [group for group in sizes if sizes[group] > len(groups) / 2]  # one at most
     ordered = sorted({*sizes} - {*large}, key=lambda group: _digest(str(seed).encode(), group))
-    order = iter(ordered)
     given: dict[bytes, str] = {}
     for split in MADE:
         if split not in named:
-            wanted = min(MADE[split], max(1, len(parts[divided]) // SHARE))
-            while wanted > 0 and (group := next(order, None)):
-                given[group], wanted = split, wanted - sizes[group]
+            wanted = most = min(MADE[split], max(1, len(parts[divided]) // SHARE))
+            left = [group for group in ordered if group not in given]
+            # one that is larger than the split is to be: where there is nothing else, the smallest
+            fitting = [group for group in left if sizes[group] <= most]
+            for group in fitting or sorted(left, key=sizes.__getitem__)[:1]:
+                if wanted > 0:
+                    given[group], wanted = split, wanted - sizes[group]
             if split not in given.values() and large:
                 raise ValueError(
                     f"prepare: pictures that records share connect {sizes[large[0]]} of "

@@ -110,7 +110,8 @@ def make_record(row: Row, task: str, verifier: str | None, trusted: Collection[s
     except ValueError as error:
         raise ValueError(f"{row.where} (id {name!r}): {error}") from error
     used = {"id", "task", "verifier", *USED}
-    others = {key: value for key, value in columns.items() if key not in used}
+    light = _without_pictures(columns)
+    others = {key: value for key, value in light.items() if key not in used}
     if found.system:
         others["system"] = found.system
     return Record(
@@ -124,7 +125,7 @@ def make_record(row: Row, task: str, verifier: str | None, trusted: Collection[s
         system=found.system,
         where=row.where,
         answers=answers if len(answers) > 1 else (),
-        row=_without_pictures(columns),
+        row=light,
     )
 
 

@@ -149,6 +149,13 @@ def load_split(
             hint = did_you_mean(field, TASK_FIELDS)
             raise ValueError(f"config.tasks.{name}.{field} is no field of a task{hint}")
     source = config.tasks[name].get(split)
+    if source and names_a_suite(source):
+        for field in ("verifier", "format", "image_folder"):
+            if config.tasks[name].get(field):
+                raise ValueError(
+                    f"config.tasks.{name}.{field}: {split} is {source!r}, whose records are made "
+                    "with all that they need; expected none beside a suite's task"
+                )
     verifier = config.tasks[name].get("verifier") or None
     if not source:
         raise ValueError(f"config.tasks.{name} has no source for the {split} split")
@@ -222,5 +229,7 @@ def read_source(
 
 
 def _from_suite(name: str, config: RunConfig, split: str) -> Sequence[Record]:
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)} of {name!r}")
     suite, task = find_task(name)
     return suite.make_records(task, split, getattr(config.data, f"{split}_count"), config.data.seed)

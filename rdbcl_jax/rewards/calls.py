@@ -213,7 +213,8 @@ def _arguments(asked: Asked, logs: Mapping[str, Callable]) -> dict[str, Any]:
     records = asked.records
     known = [_own({**record.columns, **record.row}) for record in records]
     for record, columns in zip(records, known, strict=True):
-        columns.setdefault("answer", [*record.answers] or record.answer)
+        if columns.get("answer") is None:
+            columns["answer"] = [*record.answers] or record.answer
         columns |= {"task": record.task, "id": record.id}
     keys = dict.fromkeys(key for columns in known for key in columns)
     arguments: dict[str, Any] = {

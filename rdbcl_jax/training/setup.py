@@ -112,6 +112,7 @@ def prepare(config: RunConfig) -> Setup:
     _check_agreement([*tasks, *held_out], demonstrations)
     notes = said(config, method)
     notes += [line for task in [*tasks, *held_out] for line in shared_records(task)]
+    notes += _weights_of_no_task(rewards, [*tasks, *held_out])
     return Setup(
         config, method, rewards, mesh, tasks, held_out, demonstrations, left_out, replaced, notes
     )
@@ -212,6 +213,17 @@ def _check_rewards(
                 f"{records[0].id!r} on); expected a reward to learn from, see weights and "
                 "task_weights"
             )
+
+
+def _weights_of_no_task(rewards: RewardConfig, tasks: Sequence[TaskData]) -> list[str]:
+    """A line for each table of weights that no record is scored by."""
+    splits = [getattr(task, split) for task in tasks for split in SPLITS]
+    names = sorted({records[0].task for records in splits if len(records)})
+    return [
+        f"rewards.task_weights.{name}: to no effect, the run has the tasks {', '.join(names)}"
+        for name in rewards.task_weights
+        if name not in names
+    ]
 
 
 def _demonstrations(

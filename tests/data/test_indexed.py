@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from rdbcl_jax.data import indexed
-from rdbcl_jax.data.indexed import Joined, Records, only
+from rdbcl_jax.data.check import digest_of
+from rdbcl_jax.data.indexed import Joined, Records, only, verifiers_of
+from rdbcl_jax.data.layouts import layout_of
 from rdbcl_jax.data.loading import load_records
 from rdbcl_jax.data.pictures import OfRow
 from rdbcl_jax.data.pipeline import batches
@@ -69,6 +71,35 @@ def test_pictures_stay_in_their_rows(records, monkeypatch):
     assert len(records._kept.records) == 2 and records._kept.bytes < 2500
     assert load_images(records[3])[0].getpixel((0, 0)) == (3, 0, 0)
     assert records.source.read[-1] == 3
+
+
+def test_what_holds_no_picture_is_not_kept_with_its_row(tmp_path):
+    rows = [{"prompt": f"{i}", "answer": "1", "figure": "x" * 999} for i in range(8)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = load_records(tmp_path / "a.jsonl", task="t")
+    assert len([*records]) == 8 and not records._kept.records
+
+
+def test_a_picture_in_a_column_of_another_name_is_not_held(tmp_path):
+    layout = layout_of({"images": ["figure"]})
+    rows = [{"prompt": f"{i}", "answer": "1", "figure": {"bytes": jpeg(i)}} for i in range(4)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    records = load_records(tmp_path / "a.parquet", task="t", layout=layout)
+    assert records[1].columns == {"figure": {"bytes": None}}
+    assert load_images(records[1])[0].getpixel((0, 0)) == (1, 0, 0)
+
+
+def test_some_records_keep_what_all_of_them_need(tmp_path):
+    rows = [{"prompt": f"{i}", "answer": "1", "verifier": "number"} for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = load_records(tmp_path / "a.jsonl", task="t")
+    some = records[1:3]
+    assert some.facts.needs == records.facts.needs
+    assert [*some.facts.asked] == [*records.facts.asked[1:3]]
+    assert digest_of(some) == digest_of([*some]) != digest_of(records)
+    read = Records(Noting(some.source), some.make, some.rows, some.facts)
+    assert [*verifiers_of(read)] == [*verifiers_of([*some])] == ["number"]
+    assert not read.source.read
 
 
 class Odd:

@@ -186,6 +186,7 @@ def test_images_in_a_folder_of_their_own(tmp_path):
     "given,message",
     [
         ("scienceq", r"config.tasks.mine.format is 'scienceq', expected one of .*'scienceqa'\?"),
+        ({"prompt": "{x}\n{options}"}, r"mine.format prompt is .*no column has its {options}"),
         ({"promt": "{x}"}, r"config.tasks.mine.format has no field 'promt'.*'prompt'"),
         ({"images": "x"}, r"config.tasks.mine.format images is 'x', expected tuple"),
         ({"answer": ["x"]}, r"config.tasks.mine.format answer is \['x'\], expected str"),

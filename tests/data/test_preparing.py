@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from rdbcl_jax.data import preparing
 from rdbcl_jax.data.preparing import prepare
 from rdbcl_jax.data.published import DATA_SETS
 from rdbcl_jax.data.records import load_images
@@ -129,6 +130,16 @@ def test_made_splits_are_the_same_again_and_share_no_picture(tmp_path):
     assert all(len(splits) == 1 for splits in made[0].values())
     other = prepare("mllm_cl", tmp_path / "raw", tmp_path / "c", seed=1)
     assert split_of(other.fragment.parent / "rs") != made[0]
+
+
+def test_a_large_group_is_no_made_split():
+    """45 of 100 rows show one picture: wherever it comes in the order, splits have their sizes."""
+    rows = [((b"same" if i < 45 else b"%d" % i,), "") for i in range(100)]
+    for seed in range(20):
+        (splits,) = preparing._splits_of({preparing.ALL: rows}, seed).values()
+        assert collections.Counter(splits) == {"train": 80, "test": 10, "validation": 10}
+    (splits,) = preparing._splits_of({preparing.ALL: rows[:90]}, 0).values()
+    assert splits[:45] == ["train"] * 45
 
 
 @pytest.mark.parametrize(

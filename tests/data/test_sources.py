@@ -316,6 +316,18 @@ def test_directories_of_files_side_by_side(tmp_path):
     assert [record.answer for record in load_records(tmp_path, task="t")] == ["a", "b"]
 
 
+def test_files_called_after_splits_are_splits(tmp_path):
+    for name in ("train", "validation", "test"):
+        row = {"prompt": name, "answer": name}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    (record,) = load_records(f"{tmp_path}:train", task="t")
+    assert record.answer == "train"
+    with pytest.raises(ValueError, match=r"has several splits; expected .*:test, .*:train"):
+        open_source(str(tmp_path))
+    (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "a", "answer": "a"}))
+    assert len(open_source(str(tmp_path))) == 4
+
+
 @pytest.mark.parametrize(
     "shards,message",
     [

@@ -46,6 +46,16 @@ def test_records_of_built_in_suites_are_what_they_always_were(source, expected):
     assert digest(records) == expected
 
 
+@pytest.mark.parametrize("field", ["verifier", "format", "image_folder"])
+def test_what_a_suites_records_would_not_heed_is_refused(field):
+    config = small_config()
+    config.sequence = ("mine",)
+    config.tasks.mine = {split: "digits:sum" for split in ("train", "validation", "test")}
+    config.tasks.mine[field] = "math"
+    with pytest.raises(ValueError, match=rf"tasks.mine.{field}: train is 'digits:sum', whose rec"):
+        load_sequence(config)
+
+
 def test_a_suite_is_asked_for_its_own_tasks_only():
     with pytest.raises(ValueError, match=r"suite 'forks' has no task 'sum', .*'add', 'double'"):
         read("forks:sum")

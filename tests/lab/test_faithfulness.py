@@ -88,6 +88,9 @@ def test_a_random_model_fails_and_the_files_say_so(tmp_path):
     found = run_gate(config, checkpoint=path)
     assert not passed(found)
     write(found, tmp_path / "out")
+    nothing = dataclasses.replace(found["base"][0], value=float("nan"))
+    write({**found, "none": [nothing]}, tmp_path / "strict")
+    json.loads((tmp_path / "strict/gate.json").read_text(), parse_constant=pytest.fail)
     written = json.loads((tmp_path / "out/gate.json").read_text())
     assert written["passed"] is False
     checks = written["models"]["base"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from rdbcl_jax.lab.portability import ranking
 from rdbcl_jax.lab.portability.ranking import auroc, mid_ranks, reliability, spearman
 
 VALUES = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=2, max_size=30)
@@ -79,6 +80,13 @@ def test_intervals_cover_and_resample_prompts_not_samples():
         )
         covered += found.auroc.low <= truth <= found.auroc.high
     assert 0.89 < covered / 200 < 0.99
+
+
+def test_some_replicates_at_a_time_are_all_of_them():
+    drawn = np.random.default_rng(3).multinomial(7, np.full(7, 1 / 7), 120)
+    whole, *parts = ranking._replicates(7, 120, 3)
+    assert (whole == 1).all() and [len(part) for part in parts] == [50, 50, 20]
+    np.testing.assert_array_equal(np.concatenate(parts), drawn)
 
 
 def test_the_same_seed_gives_the_same_interval():

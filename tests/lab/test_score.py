@@ -1,6 +1,7 @@
 """`rdbcl score` end to end on a tiny model, and each of its parts where the truth is known."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ from rdbcl_jax.lab.portability.measure import (
     measure,
     reasoning_of,
 )
-from rdbcl_jax.lab.portability.report import read_sources, run_score, summarise
+from rdbcl_jax.lab.portability.report import read_sources, run_score, summarise, told_apart
 from rdbcl_jax.policy import load_policy
 from rdbcl_jax.rewards.scoring import RewardConfig
 from rdbcl_jax.rewards.scoring import score as score_texts
@@ -176,7 +177,22 @@ def test_what_is_wrong_is_found_before_anything_is_loaded(config, workdir, tmp_p
         score(records=())
     with pytest.raises(ValueError, match="named twice"):
         score(ood=("digits:sum",))
+    with pytest.raises(ValueError, match="split is 'val', expected one of train, validation, test"):
+        read_sources(config, ["digits:sum"], "val")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_one_name_are_told_apart(config, tmp_path):
+    names = [f"{tmp_path}/{folder}/test.jsonl" for folder in ("geo", "charts")]
+    for name in names:
+        pathlib.Path(name).parent.mkdir()
+        rows = [{"prompt": f"{name} {i}", "answer": "1"} for i in range(3)]
+        pathlib.Path(name).write_text("\n".join(map(json.dumps, rows)))
+    # a task of the config by its name alone, too
+    found = read_sources(config, [*names, "sum"], "test", limit=2)
+    assert [source.name for source in told_apart(found, [*names, "sum"])] == [*names, "sum"]
+    assert [len(source.records) for source in found] == [2, 2, 2]
+    assert found[0].records.facts.needs["images_per_prompt"] == [0]  # also of some of them
 
 
 def test_snapshots(config, workdir):
@@ -222,7 +238,7 @@ def test_tokenizers_must_agree(config, workdir, tmp_path):
 
 
 def test_a_task_of_the_config_is_a_source(config):
-    config = config.changed({"tasks.mine": {"test": "digits:walk", "verifier": "exact"}})
+    config = config.changed({"tasks.mine": {"test": "digits:walk"}})
     (source,) = read_sources(config, ["mine"], "test", limit=3)
     assert source.name == "mine" and [r.task for r in source.records] == ["walk"] * 3
 

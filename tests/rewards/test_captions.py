@@ -1,13 +1,15 @@
 """CIDEr-D against numbers worked out by hand."""
 
+import dataclasses
 import math
 
 import pytest
 
 from rdbcl_jax.data.records import Record
-from rdbcl_jax.evaluation import other_measures, over_splits
+from rdbcl_jax.evaluation import judged_over_splits, other_measures, over_splits
 from rdbcl_jax.rewards.captions import Cider, words
 from rdbcl_jax.rewards.scoring import score
+from rdbcl_jax.rollout.scored import ScoredRollouts
 
 TWO = [["a dog runs on grass"], ["two birds sit there now"]]
 
@@ -83,10 +85,15 @@ def test_evaluation_reports_it_over_the_split_and_rewards_do_not():
     plain = score(records, texts)
     assert plain.accuracy.tolist() == plain.components["accuracy"].tolist() == [1, 0, 1]
     cider = Cider([record.answers for record in captions])
-    found = over_splits([captions, [other]], score)(records, texts)
+    # two splits of one task may be two sources whose ids are the same
+    again = [dataclasses.replace(record, answers=("a red car",)) for record in captions]
+    judges = over_splits([captions, [other], again])
+    assert [*judges] == [0, 1, 3, 4]
+    scored = ScoredRollouts(None, records, texts, plain, None, None)
+    found = judged_over_splits(scored, (0, 1, 2), judges).scores
     assert found.accuracy.tolist() == [cider(0, answers[0]), cider(1, answers[1]), 1]
     assert 5 < found.accuracy[0] < 10 and found.total.tolist() == plain.total.tolist()
-    unparsed = over_splits([captions], score)(captions[:1], ["a dog runs on grass"])
-    assert unparsed.accuracy.tolist() == [0]
-    assert over_splits([[other]], score) is score
+    unparsed = dataclasses.replace(scored, texts=["a dog runs on grass", *texts[1:]])
+    assert judged_over_splits(unparsed, (0, 1, 2), judges).scores.accuracy[0] == 0
+    assert judged_over_splits(scored, (0, 1, 2), over_splits([[other]])) is scored
     assert other_measures({"sums": [other], "photos": captions}) == {"photos": "CIDEr-D"}

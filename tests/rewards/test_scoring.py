@@ -1,6 +1,7 @@
 """The composite reward: weights, routing by task, and user functions in TRL's form."""
 
 import asyncio
+import dataclasses
 import json
 import math
 import sys
@@ -106,6 +107,16 @@ def test_functions_get_trl_arguments_and_the_columns():
     scores = score(records, ["x", "y"], config)
     np.testing.assert_array_equal(scores.components["check"], [1.0, np.nan])
     np.testing.assert_array_equal(scores.total, [2.0, np.nan])  # nothing applies to the second
+
+
+def test_an_answer_that_its_row_lacks_is_the_gold_one():
+    def check(prompts, completions, answer, solution, **others):
+        assert (answer, solution) == (["7"], ["5"])
+        return [1]
+
+    rewards = RewardConfig(weights={"check": 1.0}, functions={"check": check})
+    columns = {"answer": None, "solution": "5"}
+    score([dataclasses.replace(record("a"), columns=columns)], ["x"], rewards)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from rdbcl_jax.messages import line_of
 
 Splits = Mapping[str, Sequence[Path]]  # a split without a name is called ""
 
+_SPLITS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing"}
 _SHARD = re.compile(r"(.+?)-(\d{5})-of-(\d{5})(-[0-9a-f]+)?")
 
 
@@ -121,14 +122,17 @@ def _described(directory: Path, data_files: Any) -> Splits:
 
 
 def _by_name(directory: Path, suffixes: Sequence[str]) -> Splits:
-    """`SPLIT-00000-of-00002.parquet` and the like, in the directory or in its `data/`."""
+    """`SPLIT-00000-of-00002.parquet` and the like, in the directory or in its `data/`; else
+    `train.jsonl` beside `test.jsonl`, where all files are called after a split."""
     splits: dict[str, list[Path]] = {}
     for folder in (directory, directory / "data"):
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             shard = _SHARD.fullmatch(path.stem)
             if path.suffix in suffixes and shard:
                 splits.setdefault(shard[1], []).append(path)
-    return splits
+    own = {path.stem: [path] for path in sorted(directory.iterdir()) if path.suffix in suffixes}
+    named = not splits and len(own) > 1 and {*own} <= _SPLITS
+    return own if named else splits
 
 
 def _side_by_side(directory: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -25,7 +25,8 @@ from rdbcl_jax.lab.dynamics.measure import (
     perplexity,
     step_deviation,
 )
-from rdbcl_jax.lab.portability.report import check_of, read_sources
+from rdbcl_jax.lab.portability.measure import Source
+from rdbcl_jax.lab.portability.report import check_of, read_sources, told_apart
 from rdbcl_jax.reporting import plots
 from rdbcl_jax.reporting.text_tables import markdown_escape
 from rdbcl_jax.sharding import make_mesh
@@ -69,13 +70,16 @@ def run_dynamics(
     names = [checkpoint, teacher] if teacher else [checkpoint]
     check = check_of(config, checkpoint)
     wanted = [
-        [_parse(name, config, split, limit, check) for name in dict.fromkeys(group)]
+        _sets([*dict.fromkeys(group)], config, split, limit, check)
         for group, split in ((train, "train"), (probes, "validation"))
     ]
-    config = with_sizes(config, [found for group in wanted for _, _, found in group], check)
+    config = with_sizes(config, [found.records for group in wanted for _, found in group], check)
     student, *others = load_snapshots(config, names, make_mesh(**config.mesh.to_dict()))
     train_sets, probe_sets = (
-        [make_texts(kind, name, found, config, student, *others) for kind, name, found in group]
+        [
+            make_texts(kind, found.name, found.records, config, student, *others)
+            for kind, found in group
+        ]
         for group in wanted
     )
     rows = []
@@ -101,14 +105,24 @@ def run_dynamics(
     return result
 
 
-def _parse(name: str, config: RunConfig, split: str, limit: int, check: Check):
+def _sets(
+    names: Sequence[str], config: RunConfig, split: str, limit: int, check: Check
+) -> list[tuple[str, Source]]:
+    """Kinds of texts, and the records that they are made of."""
+    kinds, found = zip(*(_parse(name, config, split, limit, check) for name in names), strict=True)
+    return [*zip(kinds, told_apart(found, names), strict=True)]
+
+
+def _parse(
+    name: str, config: RunConfig, split: str, limit: int, check: Check
+) -> tuple[str, Source]:
     kind, colon, source = name.partition(":")
     if not colon or not source:
         raise ValueError(f"{name!r}: expected KIND:SOURCE, such as answer:digits:sum")
     if kind not in KINDS:
         raise ValueError(f"{name!r}: its kind is {kind!r}, expected one of {KINDS}")
     (found,) = read_sources(config, [source], split, limit, check=check)
-    return kind, f"{kind} {found.name}", found.records
+    return kind, found._replace(name=f"{kind} {found.name}")
 
 
 def _row(config, student: Snapshot, train: Texts, probes: Sequence[Texts]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.faithfulness.checks import Check
 
 Found = Mapping[str, Sequence[Check]]  # the checks of each model, by its name
@@ -23,7 +24,7 @@ def write(found: Found, folder: str | pathlib.Path) -> None:
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gate.md").write_text(to_markdown(found))
-    (folder / "gate.json").write_text(json.dumps(to_json(found), indent=2) + "\n")
+    (folder / "gate.json").write_text(json.dumps(plain(to_json(found)), indent=2) + "\n")
 
 
 def to_json(found: Found) -> dict[str, Any]:

@@ -7,12 +7,14 @@ What is not defined (one class only, a constant) is NaN, never a number.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 RESAMPLES = 1000
+_AT_ONCE = 50  # replicates
 COVERAGE = 0.95  # of the intervals
 
 
@@ -57,16 +59,23 @@ def reliability(
     if not rows.any():
         return Reliability(_UNDEFINED, _UNDEFINED, 0)
     signal, outcome, known = signal[rows], outcome[rows], known[rows]
-    n = len(signal)
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
-    weights = np.concatenate([np.ones((1, n)), draws])  # the sample itself comes first
-    weights = np.repeat(weights, signal.shape[1], axis=1)[:, known.reshape(-1)]
-    signal, outcome = signal[known], outcome[known]
-    return Reliability(
-        _estimate(auroc(signal, outcome, weights)),
-        _estimate(spearman(signal, outcome, weights)),
-        n,
-    )
+    n, samples, known = len(signal), signal.shape[1], known.reshape(-1)
+    signal, outcome = signal.reshape(-1)[known], outcome.reshape(-1)[known]
+    found = []
+    for rows_drawn in _replicates(n, resamples, seed):
+        weights = np.repeat(rows_drawn, samples, axis=1)[:, known]
+        found.append((auroc(signal, outcome, weights), spearman(signal, outcome, weights)))
+    areas, correlations = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Reliability(_estimate(areas), _estimate(correlations), n)
+
+
+def _replicates(n: int, resamples: int, seed: int) -> Iterator[Float[np.ndarray, "R n"]]:
+    """How often each of n rows counts: once, in the sample itself, then as it is drawn. Some
+    replicates at a time, for all of them would be more than memory holds."""
+    yield np.ones((1, n))
+    rng = np.random.default_rng(seed)
+    for first in range(0, resamples, _AT_ONCE):
+        yield rng.multinomial(n, np.full(n, 1 / n), min(_AT_ONCE, resamples - first))
 
 
 def auroc(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.data.check import Check
 from rdbcl_jax.data.sizes import with_sizes
-from rdbcl_jax.data.tasks import read_source, task_layout
+from rdbcl_jax.data.tasks import load_split, read_source
 from rdbcl_jax.json_files import plain
 from rdbcl_jax.lab.portability.measure import KINDS, LEVELS, SAMPLERS, Samples, Source, measure
 from rdbcl_jax.lab.portability.ranking import Estimate, reliability
@@ -80,8 +81,7 @@ def run_score(
     sources += read_sources(config, ood, split, limit, check=check, out_of_distribution=True)
     if not sources:
         raise ValueError("no data: give --records=SOURCE, --ood=SOURCE or several of both")
-    if len({source.name for source in sources}) < len(sources):
-        raise ValueError(f"sources named twice: {[source.name for source in sources]}")
+    sources = told_apart(sources, [*records, *ood])
     config = with_sizes(config, [source.records for source in sources], check)
     trained, previous = load_snapshots(
         config, (checkpoint, reference), make_mesh(**config.mesh.to_dict())
@@ -92,6 +92,9 @@ def run_score(
         print(f"{source.name}: {len(source.records)} records", flush=True)
         samples = measure(config, trained, previous, source, jax.random.fold_in(key, index))
         measured.append((source, samples))
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(to_table(measured), out / "samples.parquet")
     signals = [row._asdict() for row in summarise(measured)]
     summary = {
         "checkpoint": checkpoint,
@@ -101,9 +104,6 @@ def run_score(
         "signals": signals,
         "config": config.to_dict(),
     }
-    out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(to_table(measured), out / "samples.parquet")
     (out / "summary.json").write_text(json.dumps(plain(summary), indent=1) + "\n")
     (out / "summary.md").write_text(to_markdown(summary), encoding="utf-8")
     draw(measured, signals).savefig(out / "score.png", dpi=160, facecolor="white")
@@ -126,27 +126,41 @@ def read_sources(
     check: Check | None = None,
     out_of_distribution: bool = False,
 ) -> list[Source]:
-    """A source's own name is that of its task or file. `check`: how its records are looked at."""
+    """Sources as in a config's tasks, or the names of its tasks.
+
+    Args:
+      check: how their records are looked at.
+    """
     sources = []
     for name in names:
-        task = config.tasks.get(name)
-        source = task.get(split) if task else name
-        if not source:
-            raise ValueError(f"config.tasks.{name} has no source for the {split} split")
-        _, colon, rest = name.partition(":")  # digits:TASK, tfds:name/split
-        short = rest if colon else pathlib.Path(name).stem
-        verifier = (task.get("verifier") or None) if task else None
-        records = read_source(
-            source,
-            config,
-            split=split,
-            task=short,
-            verifier=verifier,
-            layout=task_layout(config, name),
-            check=check,
-        )
-        sources.append(Source(short, records[: limit or None], out_of_distribution))
+        if name in config.tasks or name in (*config.sequence, *config.evaluation.tasks):
+            records = load_split(config, name, split, check)
+        else:
+            records = read_source(name, config, split=split, task=short_name(name), check=check)
+        chosen = records[:limit] if limit else records
+        sources.append(Source(short_name(name), chosen, out_of_distribution))
     return sources
+
+
+def short_name(source: str) -> str:
+    """What a source is called: its task, of `digits:TASK` or `tfds:name/split`, or its file."""
+    _, colon, rest = source.partition(":")
+    return rest if colon else pathlib.Path(source).stem
+
+
+def told_apart(sources: Sequence[Source], names: Sequence[str]) -> list[Source]:
+    """Those that would be called alike are called as they were named.
+
+    Raises:
+      ValueError: the same source twice.
+    """
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"sources named twice: {twice}; give each once")
+    counts = Counter(source.name for source in sources)
+    return [
+        source._replace(name=name) if counts[source.name] > 1 else source
+        for source, name in zip(sources, names, strict=True)
+    ]
 
 
 # ------------------------------------------------------------------------------ numbers
