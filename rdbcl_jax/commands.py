@@ -210,7 +210,7 @@ def _told(error: BaseException) -> str:
 
 def _check_fields(config: ConfigDict, overrides: Sequence[str]) -> None:
     for override in overrides:
-        name = override.removeprefix("--config.").partition("=")[0]
+        name = _parted(override)[0]
         table, seen = config, ""
         for step in name.split("."):
             if not isinstance(table, ConfigDict):
@@ -231,7 +231,17 @@ def _elsewhere(name: str, config: ConfigDict) -> str:
 
 
 def _changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The config with what flags change. Values are read by the type that the field has."""
+    """The config with what flags change. Values are read by the type that the field has; "none" is
+    None where that is legal."""
+    from rdbcl_jax.settings import setting
+
+    given = {name: value for name, _, value in map(_parted, overrides)}  # the last one counts
+    nothing = {
+        name
+        for name, value in given.items()
+        if value.lower() == "none" and (known := setting(name)) and known.optional
+    }
+    overrides = [override for override in overrides if _parted(override)[0] not in nothing]
     for kind in (tuple, list):
         config_flags.register_flag_parser_for_type(kind, _Tuple())
     values, words = flags.FlagValues(), ["rdbcl", *overrides]
@@ -241,13 +251,19 @@ def _changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     except (flags.Error, ValueError, TypeError, AttributeError, KeyError) as error:
         text = line_of(error)
         if wrong := re.match(r"flag --(config\.([\w.]+))=(.*?): ", text):
-            from rdbcl_jax.settings import setting
-
             known = setting(wrong[2])
             text = text.partition(": ")[2] if not known else f"expected {known.expected}"
             raise ValueError(f"{wrong[1]} is {wrong[3]!r}, {text}") from None
         raise ValueError(text) from None
-    return values["config"].value
+    changed = values["config"].value
+    for name in nothing:
+        changed.update_from_flattened_dict({name: None})
+    return changed
+
+
+def _parted(override: str) -> tuple[str, str, str]:
+    """Field, "=" and value."""
+    return override.removeprefix("--config.").partition("=")
 
 
 def _find_beside(config: ConfigDict, folder: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.json_files import plain
@@ -30,12 +30,14 @@ class Setting:
       meaning: one sentence or several.
       default: a plain value.
       expected: the legal values, in words.
+      optional: whether the word "none" stands for None: that is legal, and no text of its own is.
     """
 
     name: str
     meaning: str
     default: Any
     expected: str
+    optional: bool
 
     def lines(self, value: Any, width: int) -> list[str]:
         """As text; `value` is what a config file gives it."""
@@ -123,12 +125,13 @@ def _parts(prefix: str, kind: type[Section]) -> Iterator[Part]:
     dotted, meaning, defaults = f"{prefix}." if prefix else "", meanings(kind), _defaults(kind)
     within, settings = [], []
     for name, hint in hints(kind).items():
-        inside = inner(hint)[0]
+        inside, optional = inner(hint)
         if isinstance(inside, type) and issubclass(inside, Section):
             within.append((dotted + name, inside))
         elif name != "others":  # these are the sections that other modules bring
             default, legal = defaults[name], expected(hint)
-            settings.append(Setting(dotted + name, meaning.get(name, ""), default, legal))
+            optional = optional and "none" not in get_args(inside)
+            settings.append(Setting(dotted + name, meaning.get(name, ""), default, legal, optional))
     yield Part(prefix, (inspect.getdoc(kind) or "").partition("\n\n")[0], settings)
     for name, inside in within:
         yield from _parts(name, inside)

@@ -271,6 +271,9 @@ def test_what_is_wrong_in_a_config_file_is_one_line(tmp_path, text, message):
         ("dry_run=true", "dry_run", True),
         ("kl.beta=0.5", "kl.beta", 0.5),
         ("rewards.weights.format=1", "rewards.weights.format", 1.0),
+        ("kl.beta=none", "kl.beta", None),
+        ("kl.reference=None", "kl.reference", None),
+        ("loss.advantage_scale=none", "loss.advantage_scale", "none"),  # a value of its own
     ],
 )
 def test_fields_are_read_by_their_type(flag, field, value):
