@@ -255,7 +255,7 @@ def _changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             text = text.partition(": ")[2] if not known else f"expected {known.expected}"
             raise ValueError(f"{wrong[1]} is {wrong[3]!r}, {text}") from None
         raise ValueError(text) from None
-    changed = values["config"].value
+    changed: Any = values["config"].value
     for name in nothing:
         changed.update_from_flattened_dict({name: None})
     return changed

@@ -73,8 +73,8 @@ def described(wanted: str, values: Mapping[str, Any], width: int = 100) -> str:
     """Fields with their meaning, as text.
 
     Args:
-      wanted: a section ("kl"), a field ("kl.beta") or a field's last name ("beta"); a name that is
-        both, as "data", is the section. Empty: all.
+      wanted: a section ("kl", "model.lora" or "lora"), a field ("kl.beta") or a field's last name
+        ("beta"); a name that is both, as "data", is the section. Empty: all.
       values: a config's, by dotted name.
       width: characters of a line.
 
@@ -144,7 +144,7 @@ def _defaults(kind: type[Section]) -> dict[str, Any]:
 
 def _chosen(every: Sequence[Part], wanted: str) -> Iterator[Part]:
     """The sections that are asked for; the fields, where no section is called so."""
-    sections = [p for p in every if not wanted or f"{p.name}.".startswith(f"{wanted}.")]
+    sections = [p for p in every if not wanted or f".{wanted}." in f".{p.name}."]
     yield from sections
     for part in () if sections else every:
         if fields := [s for s in part.settings if wanted in (s.name, s.name.split(".")[-1])]:

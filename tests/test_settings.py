@@ -40,6 +40,7 @@ def test_a_section_a_field_and_the_last_name_of_one():
     assert kl.startswith("kl: The KL anchor to a frozen policy")
     assert "\n  kl.beta = 0.25  (default: None; a number of at least 0, or none)\n" in kl
     assert "  kl.kind = k3  (one of k2, k3, k3_bounded)\n" in kl
+    assert "  model.lora.rank = 0  " in described("lora", {})
     only = described("kl.kind", {})
     assert "kl.kind" in only and "kl.beta" not in only
     assert re.findall(r"^  (\S+) =", described("temperature", {}), re.M) == [
