@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from rdbcl_jax.finite import NotFinite, check_finite, first_not_finite
 from rdbcl_jax.models import lora
-from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.models.config_files import is_token
+from rdbcl_jax.models.interface import VLM, ModelConfig, Params
 from rdbcl_jax.models.registry import from_config
 from rdbcl_jax.models.weights import Source, WeightMap
 from rdbcl_jax.sharding import param_shardings
@@ -400,13 +401,24 @@ def _with_dtype(raw: str, dtype: str) -> str:
     return raw if named == found else json.dumps(named, indent=2) + "\n"
 
 
+def _with_pad(raw: str, config: ModelConfig) -> str:
+    """The text of a JSON file; a pad id that is no token is exchanged for the model's."""
+    found = json.loads(raw)
+    written = found.get("pad_token_id")
+    if written is None or is_token(written, config.vocab_size):
+        return raw
+    return json.dumps(found | {"pad_token_id": config.pad_token_id}, indent=2) + "\n"
+
+
 def _write_configs(path: pathlib.Path, model: VLM, dtype: str) -> None:
     config = model.config
     if not config.raw:
         raise ValueError("the model's config was not read from a config.json, so none can be saved")
-    (path / "config.json").write_text(_with_dtype(config.raw, dtype))
+    (path / "config.json").write_text(_with_pad(_with_dtype(config.raw, dtype), config))
     generation = path / "generation_config.json"
-    if not generation.exists():
+    if generation.exists():
+        generation.write_text(_with_pad(generation.read_text(), config))
+    else:
         ids = {"eos_token_id": list(config.eos_token_ids), "pad_token_id": config.pad_token_id}
         known = {name: value for name, value in ids.items() if value not in (None, [])}
         generation.write_text(json.dumps(known, indent=2) + "\n")

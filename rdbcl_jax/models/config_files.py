@@ -112,6 +112,10 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
                 f"{path}: {name} is {value!r} in config.json or generation_config.json, expected "
                 "ids of tokens"
             )
+    # transformers 5.6 to 5.19 write Idefics3's default, 128002, for models of any vocabulary, and
+    # the embedding of a token that is not there is NaN
+    pads = (p.get("pad_token_id") for p in places)
+    special["pad_token_id"] = next((id for id in pads if is_token(id, text["vocab_size"])), None)
     # Gemma's is called hidden_activation, and read by its own family
     activation = "silu" if "hidden_activation" in text else text.get("hidden_act", "silu")
     problems = {
@@ -122,6 +126,11 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
     if found := [name for name, is_set in problems.items() if is_set]:
         raise ValueError(f"{file}: {', '.join(found)} is not supported")
     return ConfigFiles(path, file.read_text(), raw, text, special)
+
+
+def is_token(number: Any, vocab_size: int) -> bool:
+    """Whether a vocabulary of this size has a token of this id."""
+    return isinstance(number, int) and 0 <= number < vocab_size
 
 
 def _check_whole(file: pathlib.Path, written: Mapping[str, Any]) -> None:

@@ -275,6 +275,27 @@ def test_other_files_are_copied_and_processors_saved(tmp_path):
     assert names == expected | {"tokenizer.json", "chat_template.jinja"}
 
 
+def test_a_pad_id_beyond_the_vocabulary_is_not_written_on(tmp_path):
+    models = pair("qwen2_vl")
+    size = models.model.config.vocab_size
+
+    def spoil(config):
+        config["text_config"]["pad_token_id"] = 7
+        return config | {"pad_token_id": size}
+
+    like = copy_checkpoint(models.path, tmp_path / "like", edit_config=spoil)
+    written = {"eos_token_id": [5], "pad_token_id": 128002, "top_k": 3}
+    (like / "generation_config.json").write_text(json.dumps(written))
+    model, params = from_pretrained(like, dtype="float32")
+    save_pretrained(tmp_path / "out", model, params, like=like)
+    found, generation = (
+        json.loads((tmp_path / "out" / name).read_text())
+        for name in ("config.json", "generation_config.json")
+    )
+    assert generation == written | {"pad_token_id": 7}
+    assert (found["pad_token_id"], found["text_config"]["pad_token_id"]) == (7, 7)
+
+
 # ---------------------------------------------------------------------- sharded
 
 

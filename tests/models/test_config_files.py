@@ -154,6 +154,18 @@ def test_what_a_file_says_of_special_tokens_goes_before_defaults(tmp_path):
     assert read_config(write(tmp_path, config)).eos_token_ids == (151645,)
 
 
+@pytest.mark.parametrize("wrong", [128002, 128, -1])
+def test_a_pad_id_beyond_the_vocabulary_is_not_taken(wrong, tmp_path):
+    """transformers 5.6 to 5.19 write 128002 into a SmolVLM's generation_config.json."""
+    config = case("smolvlm").config(False).to_dict() | {"pad_token_id": wrong}
+    size = config["text_config"]["vocab_size"]
+    assert size == 128
+    (tmp_path / "generation_config.json").write_text(json.dumps({"pad_token_id": wrong}))
+    for inside, expected in ((3, 3), (wrong, None), (None, None)):
+        config["text_config"]["pad_token_id"] = inside
+        assert read_config(write(tmp_path, config)).pad_token_id == expected
+
+
 # ---------------------------------------------------------------------- rotary embeddings
 
 SCALINGS = {
