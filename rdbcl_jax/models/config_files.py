@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import pathlib
@@ -173,14 +174,20 @@ def read_tokenizer_files(path: str | pathlib.Path) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
-def read_image_files(kind: str, path: str | pathlib.Path, **options: Any) -> Any:
+def read_image_files(folder: str, kind: str, path: str | pathlib.Path, **options: Any) -> Any:
     """The image processor of a checkpoint directory: that of transformers with this name, in its
     PIL backend. `AutoImageProcessor` would take torchvision's where that is installed, and resized
-    pixels would then differ between machines."""
-    import transformers
+    pixels would then differ between machines.
 
+    Args:
+      folder: of `transformers.models`, whose module has the class. The package itself asks for
+        torchvision, from 5.6 to 5.19, before it shows SmolVLM's.
+    """
     with readable(path, "its image processor"):
-        return getattr(transformers, f"{kind}ImageProcessorPil").from_pretrained(path, **options)
+        module = importlib.import_module(
+            f"transformers.models.{folder}.image_processing_pil_{folder}"
+        )
+        return getattr(module, f"{kind}ImageProcessorPil").from_pretrained(path, **options)
 
 
 def _completed(file: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:

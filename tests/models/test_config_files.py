@@ -17,6 +17,7 @@ from rdbcl_jax.models import (
     read_processor,
     read_tokenizer,
 )
+from rdbcl_jax.models.registry import family as family_of
 from rdbcl_jax.models.rope import TYPES, plain, read_rope
 from rdbcl_jax.toy.tiny import write_tiny_model
 from tests.models.contract import case, pair, processed, torch_logits, torch_model
@@ -349,6 +350,27 @@ def test_quantised_weights_are_refused(method, tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+PIL = {
+    "smolvlm": "SmolVLM",
+    "qwen3_vl": "Qwen2VL",
+    "gemma3": "Gemma3",
+    "internvl": "GotOcr2",
+    "llava_onevision": "LlavaOnevision",
+}
+
+
+@pytest.mark.parametrize("model_type", PIL)
+def test_image_processors_are_read_where_transformers_asks_for_torchvision(
+    model_type, tmp_path, monkeypatch
+):
+    """transformers 5.6 to 5.19 show SmolVLM's in PIL only where torchvision is, which it reads
+    nothing with."""
+    name, own = f"{PIL[model_type]}ImageProcessorPil", family_of(model_type).tiny
+    own.write(tmp_path, ("a",), size=own.size())
+    monkeypatch.setattr(transformers, name, None)
+    assert type(read_processor(tmp_path).image_processor).__name__ == name
 
 
 READ = {
