@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -33,6 +34,12 @@ _SHARD_BYTES = 5 * 10**9
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as files call them
 _KINDS = (*_DTYPES, "F64")  # of numbers that are weights as they are
+# weights of any kind, what lies beside them, and what trainers keep
+_OF_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|ckpt|gguf|h5|msgpack|onnx|pth?)(?![a-z0-9])|\.index\.json$"
+    r"|^adapter_|^trainer_state\.json$"
+)
+_ADAPTER = "adapter_config.json"  # of peft
 _ROWS = 4096  # of two matrices that are compared
 
 
@@ -63,11 +70,17 @@ def from_pretrained(
       attention: the backend, as in `attention.attend`.
       held: from the parameters' shapes to the same in the dtypes in which they are wanted.
     Raises:
-      ValueError: an unknown model_type, or one list of all missing, unexpected and mis-shaped
-        tensors.
+      ValueError: an unknown model_type, a PEFT adapter in the directory, or one list of all
+        missing, unexpected and mis-shaped tensors.
       NotFinite: a tensor that holds NaN or an infinite number, in `param_dtype` at least.
     """
     path = pathlib.Path(path)
+    if (path / _ADAPTER).exists():
+        raise ValueError(
+            f"{path}: {_ADAPTER} says that a PEFT adapter belongs to the model, expected a model "
+            "alone; merge it into the weights (peft's merge_and_unload, then save_pretrained), or "
+            "where it is merged take the adapter_* files out"
+        )
     model = from_config(
         path,
         dtype=dtype,
@@ -374,8 +387,8 @@ def _file_names(count: int) -> list[str]:
 
 def _copy_other_files(like: pathlib.Path, path: pathlib.Path) -> None:
     for file in like.iterdir():
-        is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".gguf")
-        if file.is_file() and not is_weights and not (path / file.name).exists():
+        is_of_weights = _OF_WEIGHTS.search(file.name)
+        if file.is_file() and not is_of_weights and not (path / file.name).exists():
             shutil.copy2(file, path / file.name)
 
 
