@@ -63,6 +63,18 @@ def test_what_is_left_out_is_transformers_default(family, tmp_path):
         assert config.image_token_id == theirs.image_token_id
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_sections_of_positions_that_are_left_out_are_transformers_default(family, tmp_path):
+    config = case(family).config(False).to_dict()
+    sections = config["text_config"]["rope_parameters"].pop("mrope_section")
+    found = read_config(write(tmp_path, config)).text.mrope_section
+    theirs = type(case(family).config(False)).from_pretrained(tmp_path)
+    assert "mrope_section" not in theirs.text_config.rope_parameters
+    with torch.device("meta"):
+        model = case(family).model_class(theirs)
+    assert found == tuple(model.model.language_model.rotary_emb.mrope_section) != tuple(sections)
+
+
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 def test_a_vision_config_of_a_few_fields_is_read(family, tmp_path):
     """transformers 4.49 wrote what differs from the class's defaults, and hardly anything does."""
