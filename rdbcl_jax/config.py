@@ -295,7 +295,8 @@ class OptimizerConfig(Section):
         `training.updates_per_batch` are made on each batch.
       b1, b2: decay of the moments.
       moments_dtype: in which they are held; "bfloat16": rounded at random.
-      weight_decay: decoupled; of matrices and adapters, not of norms, biases and embeddings.
+      weight_decay: decoupled; of matrices and adapters, not of norms, biases and embeddings. With
+        Muon of the matrices that are its share alone: adapters do not decay.
       clip_norm: global norm of the gradients; 0: off.
     """
 

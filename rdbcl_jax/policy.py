@@ -68,8 +68,7 @@ class Policy:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        named = {*self.model.config.eos_token_ids, self.tokenizer.eos_token_id}
-        return tuple(sorted(named - {None}))  # not every tokenizer names one
+        return self.encoder.stop_ids
 
     def texts(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
         """Responses [n, T] as text, without the end token; whole, with what the prompt opened."""

@@ -19,9 +19,10 @@ from rdbcl_jax.planning.chips import topology_of
 from rdbcl_jax.planning.compiling import PROCESS
 from rdbcl_jax.planning.flops import flops
 from rdbcl_jax.planning.make import make_plan
+from rdbcl_jax.planning.published import published
 from rdbcl_jax.planning.table import lines
 from rdbcl_jax.planning.traffic import Compiled
-from rdbcl_jax.recipes import load_config
+from rdbcl_jax.recipes import load_config, recipes
 from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.toy.tiny import write_tiny_model
 from rdbcl_jax.training import layout
@@ -446,6 +447,31 @@ def explained(text):
     text = [*text]
     rows = text[text.index("what the words mean") + 1 :]
     return {row[2:22].strip() for row in rows[: rows.index("")] if row[22:].strip()}
+
+
+def test_the_model_of_every_recipe_is_known_by_its_name():
+    paths = {name: load_config(name).model.path for name in recipes() if "/" not in name}
+    named = {name: published(path) for name, path in paths.items() if path}
+    assert all(named.values()) and len(named) >= 6, named
+
+
+@pytest.mark.parametrize(
+    ("repository", "model"),
+    [
+        ("HuggingFaceTB/SmolVLM-256M-Instruct", "SmolVLM-256M"),
+        ("HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "SmolVLM-256M"),
+        ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "SmolVLM-500M"),
+        ("HuggingFaceTB/SmolVLM-Instruct", "SmolVLM-2.2B"),
+        ("HuggingFaceTB/SmolVLM2-2.2B-Instruct", "SmolVLM-2.2B"),
+        ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "LLaVA-OneVision-0.5B"),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", ""),
+        ("OpenGVLab/InternVL3-1B-hf", "InternVL3-1B"),
+        ("google/gemma-3-4b-it", "Gemma-3-4B"),
+        ("Qwen/Qwen2.5-VL-72B-Instruct", "Qwen2.5-VL-72B"),
+    ],
+)
+def test_published_models_are_known_by_the_names_of_their_repositories(repository, model):
+    assert published(repository) == model
 
 
 def test_a_plan_for_gpus_needs_no_model():

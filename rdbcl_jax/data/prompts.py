@@ -65,12 +65,6 @@ class PromptEncoder:
         self.tokenizer, self.processor = tokenizer, processor
         self.lengths, self.response_lengths = tuple(lengths), tuple(response_lengths)
         self.system_prompt, self.template = system_prompt, template
-        config = processor.config
-        ids = {*config.forbidden_token_ids, *config.eos_token_ids, tokenizer.eos_token_id}
-        added = tokenizer.added_tokens_decoder.items()
-        never = {token.content for number, token in added if number in ids}
-        self._prompts = PlainText(never | control_tokens(tokenizer))
-        self._responses = PlainText(never)  # a policy may have said any other token
 
     @functools.cached_property
     def opened(self) -> str:
@@ -82,27 +76,60 @@ class PromptEncoder:
         return found[0] if found else ""
 
     @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response: those that the model's files and its tokenizer name, and
+        the control token that the chat template writes right after an assistant's turn. Idefics3
+        ends its turns with one that none of its files calls an end."""
+        rest, tokenizer = self._after_answer.lstrip(), self.tokenizer
+        turn = [token for token in control_tokens(tokenizer) if rest.startswith(token)]
+        ids = tokenizer.convert_tokens_to_ids(sorted(turn, key=len)[-1:])
+        named = {*self.processor.config.eos_token_ids, tokenizer.eos_token_id, *ids}
+        return tuple(sorted(named - {None}))  # not every tokenizer names one
+
+    @functools.cached_property
     def end_id(self) -> int:
         """The token that ends a demonstration: of those that end a response the one that the chat
         template writes after an assistant's turn, else the tokenizer's own end.
 
         Raises ValueError where there is none.
         """
-        own, said = self.tokenizer.eos_token_id, "said"
-        stops = {*self.processor.config.eos_token_ids, own} - {None}
+        own, stops = self.tokenizer.eos_token_id, self.stop_ids
         if not stops:
             raise ValueError(
                 "no token ends a response: expected eos_token_id in the model's "
                 "generation_config.json, or eos_token in its tokenizer_config.json"
             )
         own = min(stops) if own is None else own
-        if len(stops) == 1:
-            return own
+        ids = self.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"]
+        return next((token for token in ids if token in stops), own)
+
+    @functools.cached_property
+    def _after_answer(self) -> str:
+        """What the chat template writes after an assistant's turn; nothing where it shows none."""
+        said = "said"
         texts = {"user": "asked", "assistant": said}
         chat = [{"role": role, "content": self._content(text)} for role, text in texts.items()]
-        rest = self._rendered(chat, "a question and its answer").rpartition(said)[2]
-        ids = self.tokenizer(rest, add_special_tokens=False)["input_ids"]
-        return next((token for token in ids if token in stops), own)
+        try:
+            _, found, rest = self._rendered(chat, "an answer").rpartition(said)
+        except ValueError:  # a template for questions alone
+            return ""
+        return rest if found else ""
+
+    @functools.cached_property
+    def _responses(self) -> PlainText:
+        """Of demonstrations: what stands for pictures or ends a response is text in them. A policy
+        may have said any other token."""
+        return PlainText(self._never)
+
+    @functools.cached_property
+    def _prompts(self) -> PlainText:
+        return PlainText(self._never | control_tokens(self.tokenizer))
+
+    @functools.cached_property
+    def _never(self) -> set[str]:
+        ids = {*self.processor.config.forbidden_token_ids, *self.stop_ids}
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {token.content for number, token in added if number in ids}
 
     def _content(self, text: str) -> Any:
         """A message's text as the chat template gets it."""

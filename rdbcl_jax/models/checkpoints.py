@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,8 @@ from safetensors.numpy import save_file
 
 from rdbcl_jax.finite import NotFinite, check_finite, first_not_finite
 from rdbcl_jax.models import lora
-from rdbcl_jax.models.interface import VLM, Params
+from rdbcl_jax.models.config_files import is_token
+from rdbcl_jax.models.interface import VLM, ModelConfig, Params
 from rdbcl_jax.models.registry import from_config
 from rdbcl_jax.models.weights import Source, WeightMap
 from rdbcl_jax.sharding import param_shardings
@@ -32,6 +34,12 @@ _SHARD_BYTES = 5 * 10**9
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as files call them
 _KINDS = (*_DTYPES, "F64")  # of numbers that are weights as they are
+# weights of any kind, what lies beside them, and what trainers keep
+_OF_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|ckpt|gguf|h5|msgpack|onnx|pth?)(?![a-z0-9])|\.index\.json$"
+    r"|^adapter_|^trainer_state\.json$"
+)
+_ADAPTER = "adapter_config.json"  # of peft
 _ROWS = 4096  # of two matrices that are compared
 
 
@@ -62,11 +70,17 @@ def from_pretrained(
       attention: the backend, as in `attention.attend`.
       held: from the parameters' shapes to the same in the dtypes in which they are wanted.
     Raises:
-      ValueError: an unknown model_type, or one list of all missing, unexpected and mis-shaped
-        tensors.
+      ValueError: an unknown model_type, a PEFT adapter in the directory, or one list of all
+        missing, unexpected and mis-shaped tensors.
       NotFinite: a tensor that holds NaN or an infinite number, in `param_dtype` at least.
     """
     path = pathlib.Path(path)
+    if (path / _ADAPTER).exists():
+        raise ValueError(
+            f"{path}: {_ADAPTER} says that a PEFT adapter belongs to the model, expected a model "
+            "alone; merge it into the weights (peft's merge_and_unload, then save_pretrained), or "
+            "where it is merged take the adapter_* files out"
+        )
     model = from_config(
         path,
         dtype=dtype,
@@ -373,8 +387,8 @@ def _file_names(count: int) -> list[str]:
 
 def _copy_other_files(like: pathlib.Path, path: pathlib.Path) -> None:
     for file in like.iterdir():
-        is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".gguf")
-        if file.is_file() and not is_weights and not (path / file.name).exists():
+        is_of_weights = _OF_WEIGHTS.search(file.name)
+        if file.is_file() and not is_of_weights and not (path / file.name).exists():
             shutil.copy2(file, path / file.name)
 
 
@@ -400,13 +414,24 @@ def _with_dtype(raw: str, dtype: str) -> str:
     return raw if named == found else json.dumps(named, indent=2) + "\n"
 
 
+def _with_pad(raw: str, config: ModelConfig) -> str:
+    """The text of a JSON file; a pad id that is no token is exchanged for the model's."""
+    found = json.loads(raw)
+    written = found.get("pad_token_id")
+    if written is None or is_token(written, config.vocab_size):
+        return raw
+    return json.dumps(found | {"pad_token_id": config.pad_token_id}, indent=2) + "\n"
+
+
 def _write_configs(path: pathlib.Path, model: VLM, dtype: str) -> None:
     config = model.config
     if not config.raw:
         raise ValueError("the model's config was not read from a config.json, so none can be saved")
-    (path / "config.json").write_text(_with_dtype(config.raw, dtype))
+    (path / "config.json").write_text(_with_pad(_with_dtype(config.raw, dtype), config))
     generation = path / "generation_config.json"
-    if not generation.exists():
+    if generation.exists():
+        generation.write_text(_with_pad(generation.read_text(), config))
+    else:
         ids = {"eos_token_id": list(config.eos_token_ids), "pad_token_id": config.pad_token_id}
         known = {name: value for name, value in ids.items() if value not in (None, [])}
         generation.write_text(json.dumps(known, indent=2) + "\n")

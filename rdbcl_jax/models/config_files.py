@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import pathlib
@@ -112,6 +113,10 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
                 f"{path}: {name} is {value!r} in config.json or generation_config.json, expected "
                 "ids of tokens"
             )
+    # transformers 5.6 to 5.19 write Idefics3's default, 128002, for models of any vocabulary, and
+    # the embedding of a token that is not there is NaN
+    pads = (p.get("pad_token_id") for p in places)
+    special["pad_token_id"] = next((id for id in pads if is_token(id, text["vocab_size"])), None)
     # Gemma's is called hidden_activation, and read by its own family
     activation = "silu" if "hidden_activation" in text else text.get("hidden_act", "silu")
     problems = {
@@ -122,6 +127,11 @@ def read_files(path: str | pathlib.Path) -> ConfigFiles:
     if found := [name for name, is_set in problems.items() if is_set]:
         raise ValueError(f"{file}: {', '.join(found)} is not supported")
     return ConfigFiles(path, file.read_text(), raw, text, special)
+
+
+def is_token(number: Any, vocab_size: int) -> bool:
+    """Whether a vocabulary of this size has a token of this id."""
+    return isinstance(number, int) and 0 <= number < vocab_size
 
 
 def _check_whole(file: pathlib.Path, written: Mapping[str, Any]) -> None:
@@ -164,14 +174,20 @@ def read_tokenizer_files(path: str | pathlib.Path) -> Any:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
-def read_image_files(kind: str, path: str | pathlib.Path, **options: Any) -> Any:
+def read_image_files(folder: str, kind: str, path: str | pathlib.Path, **options: Any) -> Any:
     """The image processor of a checkpoint directory: that of transformers with this name, in its
     PIL backend. `AutoImageProcessor` would take torchvision's where that is installed, and resized
-    pixels would then differ between machines."""
-    import transformers
+    pixels would then differ between machines.
 
+    Args:
+      folder: of `transformers.models`, whose module has the class. The package itself asks for
+        torchvision, from 5.6 to 5.19, before it shows SmolVLM's.
+    """
     with readable(path, "its image processor"):
-        return getattr(transformers, f"{kind}ImageProcessorPil").from_pretrained(path, **options)
+        module = importlib.import_module(
+            f"transformers.models.{folder}.image_processing_pil_{folder}"
+        )
+        return getattr(module, f"{kind}ImageProcessorPil").from_pretrained(path, **options)
 
 
 def _completed(file: pathlib.Path, written: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class Published(NamedTuple):
       size: of a tiny model that has its sizes.
       prompt, patches: tokens of a prompt with a picture, and the picture's patches.
       config: fields of config.json that `size` does not say, by the part that they are in.
+      names: how the names of its repositories begin, where they do not as its own.
     """
 
     model_type: str
@@ -24,6 +25,7 @@ class Published(NamedTuple):
     prompt: int
     patches: int
     config: dict[str, dict[str, Any]]
+    names: tuple[str, ...] = ()
 
 
 def _decoder(depth: int, width: int, mlp_width: int, heads: int, kv_heads: int) -> dict[str, Any]:
@@ -77,6 +79,7 @@ PUBLISHED = {
         768,  # of 2 × 2 tiles of 512 × 512 pixels and the whole
         5 * 1024,
         _of(49280, False),
+        ("SmolVLM2-256M",),
     ),
     "SmolVLM-500M": Published(
         "smolvlm",
@@ -84,6 +87,7 @@ PUBLISHED = {
         768,
         5 * 1024,
         _of(49280, False),
+        ("SmolVLM2-500M",),
     ),
     "SmolVLM-2.2B": Published(
         "smolvlm",
@@ -91,6 +95,7 @@ PUBLISHED = {
         1024,  # of 3 × 2 tiles of 384 × 384 pixels and the whole
         7 * 729,
         _of(49280, False),
+        ("SmolVLM-Instruct", "SmolVLM2-2.2B"),
     ),
     "LLaVA-OneVision-0.5B": Published(
         "llava_onevision",
@@ -98,6 +103,7 @@ PUBLISHED = {
         4096,  # of 2 × 2 tiles of 384 × 384 pixels and the whole
         5 * 729,
         _of(152000, True),
+        ("llava-onevision-qwen2-0.5b",),
     ),
     "InternVL3-1B": Published(
         "internvl",
@@ -153,8 +159,9 @@ def published(path: str | pathlib.Path) -> str:
     """The published model that a directory is named after, as `…/Qwen2.5-VL-3B-Instruct` is; empty:
     none."""
     name = pathlib.Path(path).name.lower()
-    found = [known for known in PUBLISHED if name.startswith(known.lower())]
-    return max(found, key=len, default="")
+    known = {begins: model for model, own in PUBLISHED.items() for begins in (model, *own.names)}
+    found = [begins for begins in known if name.startswith(begins.lower())]
+    return known[max(found, key=len)] if found else ""
 
 
 def write(name: str, path: pathlib.Path) -> pathlib.Path:

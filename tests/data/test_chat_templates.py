@@ -184,3 +184,31 @@ def test_demonstrations_end_as_the_template_ends_a_turn(checkpoint, tmp_path):
     # a template that ends no turn
     tokenizer.chat_template = "{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
     assert PromptEncoder(tokenizer, read_processor(path)).end_id == text
+
+
+@pytest.mark.parametrize("after", ["<end_of_utterance>\n", " <end_of_utterance>"])
+def test_what_the_template_ends_a_turn_with_ends_a_response(after, checkpoint, tmp_path):
+    """Idefics3's files name another end."""
+
+    def change(template):
+        assert template.count("<|im_end|>\n") == 1
+        return template.replace("<|im_end|>\n", after)
+
+    path = moved(checkpoint, tmp_path / "checkpoint", "chat_template.jinja", change)
+    tokenizer, processor = read_tokenizer(path), read_processor(path)
+    encoder = PromptEncoder(tokenizer, processor)
+    # a word is no control token
+    assert encoder.stop_ids == processor.config.eos_token_ids == (tokenizer.eos_token_id,)
+    instead = "<|im_start|>"
+    tokenizer = read_tokenizer(path)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<end_of_utterance>", instead)
+    turn, end = tokenizer.convert_tokens_to_ids([instead, tokenizer.eos_token])
+    encoder = PromptEncoder(tokenizer, processor)
+    assert encoder.stop_ids == tuple(sorted((turn, end))) and encoder.end_id == turn
+    model = dataclasses.make_dataclass("Model", [("config", object)])(processor.config)
+    mesh = jax.make_mesh((1,), ("data",))
+    policy = Policy(model, {}, tokenizer, encoder, SpanFinder(tokenizer, ""), mesh)
+    tokens, mask = encoder.encode_responses([THINK], RECORDS[:1])
+    assert tokens[mask][-1] == turn and parse(*policy.texts(tokens, mask)).ok
+    with pytest.raises(ValueError, match="no token for a part of its response"):
+        encoder.encode_responses([f"{THINK} {instead}"], RECORDS[:1])  # as a text it ends nothing

@@ -260,6 +260,9 @@ def test_a_tokenizer_need_not_name_the_end(tmp_path):
     batch = encoder.encode(engine.records(4))
     assert not batch.mask.all() and (batch.tokens[~batch.mask] == end).all()
     silent = dataclasses.replace(processor.config, eos_token_ids=())
-    encoder = PromptEncoder(policy.tokenizer, dataclasses.replace(processor, config=silent))
+    silent = dataclasses.replace(processor, config=silent)
+    assert PromptEncoder(policy.tokenizer, silent).stop_ids == (end,)  # by the chat template
+    policy.tokenizer.chat_template = "{% for m in messages %}{{ m.content[0].text }}{% endfor %}"
+    encoder = PromptEncoder(policy.tokenizer, silent)
     with pytest.raises(ValueError, match="no token ends a response"):
         _ = encoder.end_id

@@ -258,11 +258,27 @@ def test_float32_parameters_under_bfloat16_activations():
     assert model.hidden(params, **ROWS).dtype == np.dtype("bfloat16")
 
 
+OF_WEIGHTS = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "model.onnx",
+    "model.onnx_data",
+    "rng_state.pth",
+    "optimizer.pt",
+    "trainer_state.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
+
+
 def test_other_files_are_copied_and_processors_saved(tmp_path):
     models = pair("qwen2_vl")
     like = copy_checkpoint(models.path, tmp_path / "like")
     (like / "tokenizer.json").write_text("tokens")
-    (like / "pytorch_model.bin").write_text("weights")
+    for name in OF_WEIGHTS:
+        (like / name).write_text("weights")
 
     class Processor:
         def save_pretrained(self, path):
@@ -273,6 +289,35 @@ def test_other_files_are_copied_and_processors_saved(tmp_path):
     names = {file.name for file in out.iterdir()}
     expected = {"config.json", "generation_config.json", "model.safetensors"}
     assert names == expected | {"tokenizer.json", "chat_template.jinja"}
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(tmp_path):
+    """transformers would read both, so that its numbers would be others than ours."""
+    path = copy_checkpoint(pair("qwen2_vl").path, tmp_path)
+    (path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
+    with pytest.raises(ValueError, match=r"adapter_config\.json says .*; merge it .*merge_and_unl"):
+        from_pretrained(path)
+
+
+def test_a_pad_id_beyond_the_vocabulary_is_not_written_on(tmp_path):
+    models = pair("qwen2_vl")
+    size = models.model.config.vocab_size
+
+    def spoil(config):
+        config["text_config"]["pad_token_id"] = 7
+        return config | {"pad_token_id": size}
+
+    like = copy_checkpoint(models.path, tmp_path / "like", edit_config=spoil)
+    written = {"eos_token_id": [5], "pad_token_id": 128002, "top_k": 3}
+    (like / "generation_config.json").write_text(json.dumps(written))
+    model, params = from_pretrained(like, dtype="float32")
+    save_pretrained(tmp_path / "out", model, params, like=like)
+    found, generation = (
+        json.loads((tmp_path / "out" / name).read_text())
+        for name in ("config.json", "generation_config.json")
+    )
+    assert generation == written | {"pad_token_id": 7}
+    assert (found["pad_token_id"], found["text_config"]["pad_token_id"]) == (7, 7)
 
 
 # ---------------------------------------------------------------------- sharded

@@ -17,6 +17,7 @@ from rdbcl_jax.models import (
     read_processor,
     read_tokenizer,
 )
+from rdbcl_jax.models.registry import family as family_of
 from rdbcl_jax.models.rope import TYPES, plain, read_rope
 from rdbcl_jax.toy.tiny import write_tiny_model
 from tests.models.contract import case, pair, processed, torch_logits, torch_model
@@ -60,6 +61,18 @@ def test_what_is_left_out_is_transformers_default(family, tmp_path):
         assert config.vision == whole.vision
         assert config.vision.depth == theirs.vision_config.depth
         assert config.image_token_id == theirs.image_token_id
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_sections_of_positions_that_are_left_out_are_transformers_default(family, tmp_path):
+    config = case(family).config(False).to_dict()
+    sections = config["text_config"]["rope_parameters"].pop("mrope_section")
+    found = read_config(write(tmp_path, config)).text.mrope_section
+    theirs = type(case(family).config(False)).from_pretrained(tmp_path)
+    assert "mrope_section" not in theirs.text_config.rope_parameters
+    with torch.device("meta"):
+        model = case(family).model_class(theirs)
+    assert found == tuple(model.model.language_model.rotary_emb.mrope_section) != tuple(sections)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
@@ -152,6 +165,18 @@ def test_what_a_file_says_of_special_tokens_goes_before_defaults(tmp_path):
     assert (outside.eos_token_ids, outside.pad_token_id) == ((9,), 8)
     config.pop("eos_token_id", None)
     assert read_config(write(tmp_path, config)).eos_token_ids == (151645,)
+
+
+@pytest.mark.parametrize("wrong", [128002, 128, -1])
+def test_a_pad_id_beyond_the_vocabulary_is_not_taken(wrong, tmp_path):
+    """transformers 5.6 to 5.19 write 128002 into a SmolVLM's generation_config.json."""
+    config = case("smolvlm").config(False).to_dict() | {"pad_token_id": wrong}
+    size = config["text_config"]["vocab_size"]
+    assert size == 128
+    (tmp_path / "generation_config.json").write_text(json.dumps({"pad_token_id": wrong}))
+    for inside, expected in ((3, 3), (wrong, None), (None, None)):
+        config["text_config"]["pad_token_id"] = inside
+        assert read_config(write(tmp_path, config)).pad_token_id == expected
 
 
 # ---------------------------------------------------------------------- rotary embeddings
@@ -337,6 +362,27 @@ def test_quantised_weights_are_refused(method, tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+PIL = {
+    "smolvlm": "SmolVLM",
+    "qwen3_vl": "Qwen2VL",
+    "gemma3": "Gemma3",
+    "internvl": "GotOcr2",
+    "llava_onevision": "LlavaOnevision",
+}
+
+
+@pytest.mark.parametrize("model_type", PIL)
+def test_image_processors_are_read_where_transformers_asks_for_torchvision(
+    model_type, tmp_path, monkeypatch
+):
+    """transformers 5.6 to 5.19 show SmolVLM's in PIL only where torchvision is, which it reads
+    nothing with."""
+    name, own = f"{PIL[model_type]}ImageProcessorPil", family_of(model_type).tiny
+    own.write(tmp_path, ("a",), size=own.size())
+    monkeypatch.setattr(transformers, name, None)
+    assert type(read_processor(tmp_path).image_processor).__name__ == name
 
 
 READ = {

@@ -114,7 +114,7 @@ def image_processor(path: str | pathlib.Path, config: Gemma3Config) -> Any:
     Raises ValueError for images of another size than the model's, and for pan-and-scan (crops of
     long images), which transformers' own processor does only where a call asks for it.
     """
-    read = read_image_files("Gemma3", path)
+    read = read_image_files("gemma3", "Gemma3", path)
     check_size(path, read, config.vision.image_size, made="images")
     if read.do_pan_and_scan:
         raise ValueError(

@@ -129,7 +129,7 @@ def image_processor(
       ValueError: limits between which there is no number of tiles, or too many of them, and tiles
         of another size than the model's.
     """
-    read = read_image_files("GotOcr2", path, crop_to_patches=True)
+    read = read_image_files("got_ocr2", "GotOcr2", path, crop_to_patches=True)
     side = config.vision.image_size
     check_size(path, read, side)
     area = side**2

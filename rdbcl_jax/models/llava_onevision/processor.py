@@ -110,7 +110,7 @@ def image_processor(path: str | pathlib.Path, config: LlavaConfig) -> Any:
 
     Raises ValueError for tiles or grids that are not the model's.
     """
-    read = read_image_files("LlavaOnevision", path)
+    read = read_image_files("llava_onevision", "LlavaOnevision", path)
     check_size(path, read, config.vision.image_size)
     if (grids := tuple(map(tuple, read.image_grid_pinpoints))) != config.grids:
         raise ValueError(

@@ -88,7 +88,7 @@ def read_config(path: str | pathlib.Path) -> QwenVLConfig:
             **files.decoder_fields(),
             qkv_bias=not is_third,
             qk_norm=is_third,
-            mrope_section=tuple(files.rope["mrope_section"]),
+            mrope_section=tuple(files.rope.get("mrope_section", _MROPE_SECTIONS[family])),
             mrope_interleaved=is_third,
         ),
         image_token_id=raw["image_token_id"],
@@ -157,4 +157,10 @@ _VISION_CONFIGS = {
     "qwen2_vl": _qwen2_vision,
     "qwen2_5_vl": _qwen2_5_vision,
     "qwen3_vl": _qwen3_vision,
+}
+
+_MROPE_SECTIONS = {  # transformers has these defaults in its models, not in their configs
+    "qwen2_vl": (16, 24, 24),
+    "qwen2_5_vl": (16, 24, 24),
+    "qwen3_vl": (24, 20, 20),
 }

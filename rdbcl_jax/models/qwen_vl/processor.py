@@ -125,7 +125,7 @@ def image_processor(
     """
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     given = {name: value for name, value in limits.items() if value is not None}
-    processor = read_image_files("Qwen2VL", path, **given)
+    processor = read_image_files("qwen2_vl", "Qwen2VL", path, **given)
     low, high = processor.size["shortest_edge"], processor.size["longest_edge"]
     if high < low:
         theirs = [name for name, value in limits.items() if value is None]

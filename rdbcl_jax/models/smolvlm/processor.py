@@ -159,14 +159,14 @@ def image_processor(
             "model.min_pixels does not apply: images of all sizes get the same longest edge; "
             "set model.max_pixels, or leave both at 0"
         )
-    processor = read_image_files("SmolVLM", path)
+    processor = read_image_files("smolvlm", "SmolVLM", path)
     if max_pixels is None:
         return processor
     tile = processor.max_image_size["longest_edge"]
     if max_pixels < tile**2:
         raise ValueError(f"model.max_pixels is {max_pixels}, expected {tile**2}, one tile, or more")
     edge = min(processor.size["longest_edge"], math.isqrt(max_pixels) // tile * tile)
-    return read_image_files("SmolVLM", path, size={"longest_edge": edge})
+    return read_image_files("smolvlm", "SmolVLM", path, size={"longest_edge": edge})
 
 
 def save_limits(
