@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rdbcl_jax.evaluation import Evaluation, split_results
 from rdbcl_jax.reporting.compare import compare_runs
 from rdbcl_jax.reporting.groups import group_runs, paired
+from rdbcl_jax.reporting.intervals import around
 from rdbcl_jax.reporting.numbers import percent, spread
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import Run, read_run
@@ -206,6 +208,37 @@ def test_one_run_each_is_told_over_its_records(write, tmp_path):
     assert [high - mean, mean - low] == pytest.approx([reach, reach], abs=0.4)
     assert "<b>" not in rows["RDB-CL − GRPO"][1][0]
     assert rows["MSSR − GRPO"][1][0].startswith("<b>−30.0 [")
+
+
+def test_an_interval_over_records_lies_around_its_number(write, tmp_path):
+    """The best of many noisy rows is above the best of what they are drawn from, here by 4 points:
+    0.0 was given as [1.1, 5.7], and a difference of 0.0, as [−6.9, 0.0], was bold."""
+    tasks = [f"t{k}" for k in range(12)]
+    flat, late = np.full((13, 12), 0.5), np.full((13, 12), 0.1)
+    late[-2:] = 0.5
+    paths = []
+    for method, matrix in (("grpo", flat), ("rdbcl", late)):
+        rows = [Evaluation(list(row), [1.0] * 12, [256] * 12) for row in matrix]
+        split = split_results(rows, learned=12)
+        found = RunResults(method, 0, "done", tasks, splits={"test": split}, config={"seed": 0})
+        paths.append(write(method, found))
+    page = compare_runs(paths, tmp_path / "out").read_text()
+    names = list(read_run(paths[0]).results.metrics("test"))
+    for label, (over, row) in interval_rows(page).items():
+        assert over == "records" and len(row) == len(names)
+        for cell in row:
+            value, low, high = map(float, re.findall(r"[+-]?[\d.]+", cell.replace("−", "-")))
+            assert low <= value <= high, (label, cell)
+        cell = row[names.index("forgetting_max")]
+        value, low, high = map(float, re.findall(r"[+-]?[\d.]+", cell.replace("−", "-")))
+        assert value == 0 and low < -1 and high > 1 and "<b>" not in cell
+
+
+def test_draws_without_a_bias_are_left_as_they_are():
+    draws = np.random.default_rng(0).normal(0.3, 0.01, 100_000)
+    assert around(0.3, draws) == pytest.approx((0.3 - 0.0196, 0.3 + 0.0196), abs=2e-4)
+    assert around(0.3, draws + 0.05) == pytest.approx(around(0.3, draws))
+    assert around(0.0, np.array([0.0] * 99 + [1e3])) == (-10, 0)  # the mean is above nearly all
 
 
 def test_what_is_no_share_of_right_answers_has_no_interval(write, tmp_path):
