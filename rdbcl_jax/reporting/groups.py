@@ -14,9 +14,10 @@ from rdbcl_jax.json_files import flatten
 from rdbcl_jax.reporting.numbers import DASH
 from rdbcl_jax.reporting.page import method_name
 from rdbcl_jax.reporting.run_files import Run
+from rdbcl_jax.workdir import WITHOUT_EFFECT, settings_of
 
 MOST = 3  # fields in a label
-NOT_CONFIGURATION = re.compile(r"^seed$|(^|[._])(workdir|out_dir|profile)$|^log\.")
+NOT_CONFIGURATION = re.compile(r"^seed$|(^|[._])(workdir|out_dir)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Group:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group by method and configuration; a label names only what sets a method's groups apart, or
     is a number where that is much."""
+    known = dict.fromkeys(name for run in runs for name in flatten(run.results.config))
     configs = [
-        flatten(run.results.config) | {"tasks": run.tasks, "method": run.results.method}
+        settings_of(run.results.config, known) | {"tasks": run.tasks, "method": run.results.method}
         for run in runs
     ]
     _name_own_bases(configs)
@@ -73,7 +75,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def _configuration(configs: Iterable[dict[str, Any]]) -> list[str]:
     known = dict.fromkeys(name for config in configs for name in config)
-    return [name for name in known if not NOT_CONFIGURATION.search(name)]
+    return [
+        name
+        for name in known
+        if not NOT_CONFIGURATION.search(name) and not name.startswith(WITHOUT_EFFECT)
+    ]
 
 
 def _name_own_bases(configs: Sequence[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rdbcl_jax.config import RunConfig
 from rdbcl_jax.evaluation import Evaluation, split_results
 from rdbcl_jax.reporting.compare import compare_runs
 from rdbcl_jax.reporting.groups import group_runs, paired
@@ -279,6 +280,33 @@ def test_records_of_another_seed_are_another_configuration(write, tmp_path):
         "RDB-CL",
     ]
     assert "<code>data.seed</code>" in compare_runs(paths, tmp_path / "out").read_text()
+
+
+def test_fields_without_effect_are_no_configuration(write):
+    here = {"data": {"threads": 8}, "training": {"prompts_per_device": 2, "checkpoint_every": 50}}
+    here |= {"mesh": {"data": 1, "fsdp": 4}, "checkpoint": {"keep": 1}}
+    paths = [write("here", results("grpo", 0, 0.5, **here)), write("c", results("grpo", 1, 0.6))]
+    (group,) = group_runs([read_run(p) for p in paths])
+    assert group.label == "GRPO" and group.fields == {}
+
+
+@pytest.mark.parametrize("field,value", [("dry_run", True), ("model", {"path": "another"})])
+def test_what_a_resumed_run_alone_may_change_is_configuration(write, field, value):
+    one, other = results("grpo", 0, 0.5, **{field: value}), results("grpo", 1, 0.6)
+    assert len(group_runs([read_run(write("one", one)), read_run(write("other", other))])) == 2
+
+
+def test_a_field_newer_than_a_run_is_at_its_default_there(write):
+    at_default, other = ({"loss": {"entropy_share": share}} for share in (1.0, 0.25))
+    assert RunConfig().loss.entropy_share == 1
+    runs = [
+        read_run(write(f"run{seed}", results("grpo", seed, 0.5, **config)))
+        for seed, config in enumerate(({}, at_default, other))
+    ]
+    assert [g.label for g in group_runs(runs[:2])] == ["GRPO"]
+    groups = group_runs(runs)
+    assert [g.label for g in groups] == ["GRPO (entropy_share=1)", "GRPO (entropy_share=0.25)"]
+    assert [len(g.runs) for g in groups] == [2, 1]
 
 
 def test_a_base_of_each_runs_own_seed_is_no_configuration_and_one_that_is_shared_is(write):
