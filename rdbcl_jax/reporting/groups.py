@@ -84,13 +84,18 @@ def _configuration(configs: Iterable[dict[str, Any]]) -> list[str]:
 
 def _name_own_bases(configs: Sequence[dict[str, Any]]) -> None:
     """Where every run of a configuration has a base model of its own seed, that is what they have
-    in common."""
+    in common; runs of a single seed show it only where all configurations are such."""
     names = [name for name in _configuration(configs) if name != "base.seed"]
     alike: dict[tuple, list[dict[str, Any]]] = {}
     for config in configs:
         alike.setdefault(tuple(_key(config.get(name)) for name in names), []).append(config)
-    for members in alike.values():
-        if all("base.seed" in c and c["base.seed"] == c.get("seed") for c in members):
+    own = [
+        members
+        for members in alike.values()
+        if all("base.seed" in c and c["base.seed"] == c.get("seed") for c in members)
+    ]
+    for members in own:
+        if len(own) == len(alike) or len({c["base.seed"] for c in members}) > 1:
             for config in members:
                 config["base.seed"] = "the run's own"
 

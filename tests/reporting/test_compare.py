@@ -318,6 +318,18 @@ def test_a_base_of_each_runs_own_seed_is_no_configuration_and_one_that_is_shared
     assert [g.label for g in group_runs([read_run(p) for p in own])] == ["GRPO"]
 
 
+def test_a_base_of_one_seed_that_all_runs_share_is_nobodys_own(write):
+    """GRPO has but the seed that the base has too: "the run's own" said that it had another."""
+    runs = {"g0": ("grpo", 0), "r0": ("rdbcl", 0), "r1": ("rdbcl", 1)}
+    paths = [write(name, results(*run, 0.5, base={"seed": 0})) for name, run in runs.items()]
+    assert [g.fields for g in group_runs([read_run(p) for p in paths])] == [{}, {}]
+    paths[2:] = [write("own", results("rdbcl", 1, 0.5, base={"seed": 1}))]  # of all, now
+    assert [g.fields for g in group_runs([read_run(p) for p in paths])] == [{}, {}]
+    paths.append(write("m0", results("mssr", 0, 0.5, base={"seed": 7})))
+    found = [g.fields["base.seed"] for g in group_runs([read_run(p) for p in paths])]
+    assert found == [0, "the run's own", 7]
+
+
 def test_runs_of_one_seed_count_once(write, tmp_path):
     paths = [write(f"a{n}", results("grpo", 0, 0.5 + n / 10)) for n in range(2)]
     compare_runs(paths, tmp_path / "out")
