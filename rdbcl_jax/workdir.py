@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import NOT_OF_A_RUN, RunConfig
 from rdbcl_jax.data.suites import SUITES
 from rdbcl_jax.json_files import flatten, plain
@@ -49,11 +50,11 @@ def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Pat
         return str(name), None, 0
     name = str(name)
     workdir, number = _parts(name)
-    saved = {int(p.name[5:]) for p in workdir.glob("checkpoints/task_*") if p.name[5:].isdigit()}
+    saved = {*Checkpoints(workdir).tasks()}
     if not saved and not (workdir / "base").exists():
         raise FileNotFoundError(
             f"{name}: neither a checkpoint directory (no config.json) nor a run's workdir (no "
-            "checkpoints/task_… and no base/); expected DIR, WORKDIR or WORKDIR@TASKS"
+            "finished checkpoints/task_… and no base/); expected DIR, WORKDIR or WORKDIR@TASKS"
         )
     start = str(config.model.path or workdir / "base")
     try:
