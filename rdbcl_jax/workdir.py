@@ -8,15 +8,31 @@ learned.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from rdbcl_jax.checkpoint import Checkpoints
 from rdbcl_jax.config import NOT_OF_A_RUN, RunConfig
 from rdbcl_jax.data.suites import SUITES
 from rdbcl_jax.json_files import flatten, plain
 from rdbcl_jax.remote import at, local
 from rdbcl_jax.results import FILE, read_results
 from rdbcl_jax.rewards.verifiers import VERIFIERS
+
+# fields, and sections, that leave a run's results as they are
+WITHOUT_EFFECT = (
+    "training.checkpoint_every",
+    "training.max_skipped",
+    "checkpoint.",
+    "data.threads",
+    "data.image_root",
+    "data.check",
+    "mesh.",
+    "training.prompts_per_device",
+    "training.microbatches",  # of runs from before there was that one
+    "log.",
+    "profile",
+)
 
 
 def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Path | None, int]:
@@ -34,11 +50,11 @@ def place(config: RunConfig, name: str | pathlib.Path) -> tuple[str, pathlib.Pat
         return str(name), None, 0
     name = str(name)
     workdir, number = _parts(name)
-    saved = {int(p.name[5:]) for p in workdir.glob("checkpoints/task_*") if p.name[5:].isdigit()}
+    saved = {*Checkpoints(workdir).tasks()}
     if not saved and not (workdir / "base").exists():
         raise FileNotFoundError(
             f"{name}: neither a checkpoint directory (no config.json) nor a run's workdir (no "
-            "checkpoints/task_… and no base/); expected DIR, WORKDIR or WORKDIR@TASKS"
+            "finished checkpoints/task_… and no base/); expected DIR, WORKDIR or WORKDIR@TASKS"
         )
     start = str(config.model.path or workdir / "base")
     try:
@@ -138,16 +154,23 @@ def _parts(name: str) -> tuple[pathlib.Path, str]:
     return at(folder), number or "?"
 
 
-def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted fields in which a config differs from one that a workdir holds: (there, now).
+def settings_of(saved: Mapping[str, Any], names: Iterable[str] = ()) -> dict[str, Any]:
+    """Dotted field → value of a config that a workdir holds.
 
-    A field newer than the workdir is at its default there: a new field's default leaves a run as it
-    was.
+    Those of `names` that are newer than the workdir are at their defaults: a new field's default
+    leaves a run as it was.
     """
     of_run = {name: value for name, value in saved.items() if name not in NOT_OF_A_RUN}
-    there, now = (_by_default(flatten(c)) for c in (of_run, plain(config)))
-    defaults = flatten(plain(RunConfig()))
-    there |= {name: defaults[name] for name in now.keys() - there.keys() if name in defaults}
+    there, defaults = _by_default(flatten(of_run)), flatten(plain(RunConfig()))
+    newer = (name for name in names if name in defaults and name not in there)
+    return there | {name: defaults[name] for name in newer}
+
+
+def changes(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted fields in which a config differs from one that a workdir holds: (there, now); a field
+    newer than the workdir as in `settings_of`."""
+    now = _by_default(flatten(plain(config)))
+    there = settings_of(saved, now)
     return {
         name: (there.get(name), now.get(name))
         for name in sorted(there.keys() | now.keys())

@@ -13,8 +13,9 @@ import pytest
 import torch
 import transformers
 
-from rdbcl_jax.checkpoint import Checkpoints
+from rdbcl_jax.checkpoint import UNFINISHED, Checkpoints
 from rdbcl_jax.export import export
+from rdbcl_jax.json_files import write_json
 from rdbcl_jax.lab.study.jobs import gate_name
 from rdbcl_jax.models import exact_dtype, from_pretrained, save_pretrained, stored_dtype
 from rdbcl_jax.models.lora import merge
@@ -25,7 +26,7 @@ from rdbcl_jax.sharding import make_mesh
 from rdbcl_jax.toy.tiny import TinySize, write_tiny_model
 from rdbcl_jax.training.run import train
 from rdbcl_jax.training.setup import check
-from rdbcl_jax.workdir import directory_of, is_directory, run_config
+from rdbcl_jax.workdir import directory_of, is_directory, place, run_config
 from tests import engine
 
 pytestmark = pytest.mark.slow
@@ -214,6 +215,20 @@ def test_a_start_that_is_not_there(full, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")  # as in a workdir of a study
     assert not is_directory(tmp_path) and is_directory(full / "base")
+
+
+def test_the_last_finished_task_is_meant_by_a_workdir(tmp_path):
+    """A save that was cut short left its folder, and its manifest that says so."""
+    write_tiny_model(tmp_path / "base", TinySize())
+    with Checkpoints(tmp_path) as checkpoints:
+        for task in (1, 2):
+            checkpoints.save_task(task, {"scale": np.ones(2)})
+    config = short_config()
+    assert place(config, tmp_path)[2] == 2
+    write_json(tmp_path / "checkpoints/manifests/task_02.json", UNFINISHED)
+    assert place(config, tmp_path)[2] == 1 == place(config, f"{tmp_path}@1")[2]
+    with pytest.raises(FileNotFoundError, match=r"found tasks \[0, 1\]"):
+        place(config, f"{tmp_path}@2")
 
 
 def test_a_start_whose_base_was_exchanged(full, tmp_path):

@@ -36,7 +36,7 @@ EVIL = "<script>alert(1)</script>|`a`](http://x)![b](c)$\\frac$ **_\n# \\input{/
 
 def finished_run(workdir, config, tasks=("sum", "jigsaw")):
     """The files of a workdir whose first task is finished, as far as commands look at them."""
-    (workdir / "checkpoints/task_1").mkdir(parents=True)
+    (workdir / "checkpoints/task_01").mkdir(parents=True)
     (workdir / "base").mkdir()
     (workdir / "base/config.json").write_text("{}")
     split = SplitResults([[0.1, 0.2]] * 3, [[0.5, 0.5]] * 3, [8, 8], {"last": 0.2})

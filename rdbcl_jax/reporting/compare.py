@@ -17,7 +17,7 @@ from rdbcl_jax.json_files import write_text
 from rdbcl_jax.reporting import metric_table, plots
 from rdbcl_jax.reporting.charts import Chart, Line, from_start, mean_curve
 from rdbcl_jax.reporting.groups import Group, group_runs, paired, show
-from rdbcl_jax.reporting.intervals import between, draws_over_records, over_seeds
+from rdbcl_jax.reporting.intervals import around, draws_over_records, over_seeds
 from rdbcl_jax.reporting.metric_table import Place
 from rdbcl_jax.reporting.numbers import DASH, percent, spread
 from rdbcl_jax.reporting.page import panel, render
@@ -167,7 +167,7 @@ def _interval_row(
         if found:
             over = f"{len(values[name])} seeds"
         elif name in draws and len(values[name]):
-            found, over = between(draws[name]), "records"
+            found, over = around(float(values[name].mean()), draws[name]), "records"
         if not found:
             cells.append({"text": DASH, "apart": False})
             continue

@@ -14,9 +14,10 @@ from rdbcl_jax.json_files import flatten
 from rdbcl_jax.reporting.numbers import DASH
 from rdbcl_jax.reporting.page import method_name
 from rdbcl_jax.reporting.run_files import Run
+from rdbcl_jax.workdir import WITHOUT_EFFECT, settings_of
 
 MOST = 3  # fields in a label
-NOT_CONFIGURATION = re.compile(r"^seed$|(^|[._])(workdir|out_dir|profile)$|^log\.")
+NOT_CONFIGURATION = re.compile(r"^seed$|(^|[._])(workdir|out_dir)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Group:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Group by method and configuration; a label names only what sets a method's groups apart, or
     is a number where that is much."""
+    known = dict.fromkeys(name for run in runs for name in flatten(run.results.config))
     configs = [
-        flatten(run.results.config) | {"tasks": run.tasks, "method": run.results.method}
+        settings_of(run.results.config, known) | {"tasks": run.tasks, "method": run.results.method}
         for run in runs
     ]
     _name_own_bases(configs)
@@ -73,18 +75,27 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 def _configuration(configs: Iterable[dict[str, Any]]) -> list[str]:
     known = dict.fromkeys(name for config in configs for name in config)
-    return [name for name in known if not NOT_CONFIGURATION.search(name)]
+    return [
+        name
+        for name in known
+        if not NOT_CONFIGURATION.search(name) and not name.startswith(WITHOUT_EFFECT)
+    ]
 
 
 def _name_own_bases(configs: Sequence[dict[str, Any]]) -> None:
     """Where every run of a configuration has a base model of its own seed, that is what they have
-    in common."""
+    in common; runs of a single seed show it only where all configurations are such."""
     names = [name for name in _configuration(configs) if name != "base.seed"]
     alike: dict[tuple, list[dict[str, Any]]] = {}
     for config in configs:
         alike.setdefault(tuple(_key(config.get(name)) for name in names), []).append(config)
-    for members in alike.values():
-        if all("base.seed" in c and c["base.seed"] == c.get("seed") for c in members):
+    own = [
+        members
+        for members in alike.values()
+        if all("base.seed" in c and c["base.seed"] == c.get("seed") for c in members)
+    ]
+    for members in own:
+        if len(own) == len(alike) or len({c["base.seed"] for c in members}) > 1:
             for config in members:
                 config["base.seed"] = "the run's own"
 

@@ -3,8 +3,10 @@
 Over seeds: Student's t of the runs. A single run has no such spread; its interval is of the records
 alone: had others of the same kind been asked, each accuracy would be a draw from a binomial. Every
 cell of the accuracy matrix is drawn by itself, though two rows answer the same records: intervals
-of differences between rows are then too wide rather than too narrow. What is no share of right
-answers, such as a CIDEr, has none.
+of differences between rows are then too wide rather than too narrow. The highest of several draws
+is on average above the highest of what they are drawn from: by so much a `forgetting_max` grows
+with each drawing, and that is taken off. What is no share of right answers, such as a CIDEr, has
+none.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ def over_seeds(values: np.ndarray) -> Interval | None:
     return float(np.mean(values) - reach), float(np.mean(values) + reach)
 
 
-def between(draws: np.ndarray) -> Interval:
-    """The central 95 % of draws."""
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def around(estimate: float, draws: np.ndarray) -> Interval:
+    """The central 95 % of draws of it, less what they are above it on average; the estimate itself
+    is always within."""
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - np.mean(draws) + estimate
+    return min(float(low), estimate), max(float(high), estimate)
 
 
 def draws_over_records(run: Run, split: str, seed: int) -> dict[str, np.ndarray]:

@@ -54,13 +54,19 @@ class Run:
         held out last: before and after each task, and wherever `evaluation.every` asked for it."""
         names, matrix = [*self.tasks, *self.held_out], self.matrix("validation", held_out=True)
         keys = [f"eval/{name}/accuracy" for name in names]
-        found = {0: matrix[0]}
-        for done, row in enumerate(self.steps, start=1):
-            if done == len(self.steps) or self.steps[done]["task"] != row["task"]:
-                found[done] = matrix[self.tasks.index(row["task"]) + 1]
-            elif all(row.get(key) is not None for key in keys):
-                found[done] = np.array([row[key] for key in keys], float)
-        return {done: accuracy for done, accuracy in found.items() if np.isfinite(accuracy).all()}
+        ends = {row["task"]: row["step"] + 1 for row in self.steps}  # as far as a task has come
+        found = {0: matrix[0]} | {
+            done: matrix[self.tasks.index(task) + 1] for task, done in ends.items()
+        }
+        for row in self.steps:
+            if all(row.get(key) is not None for key in keys):
+                found[row["step"] + 1] = np.array([row[key] for key in keys], float)
+        return {done: found[done] for done in sorted(found) if np.isfinite(found[done]).all()}
+
+    def logged(self, done: Sequence[int]) -> np.ndarray:
+        """How many rows there are of the first `done` steps: as many, but for lines that were
+        lost."""
+        return np.searchsorted([row["step"] + 1 for row in self.steps], done, side="right")
 
     @property
     def tasks_done(self) -> int:

@@ -16,27 +16,19 @@ from rdbcl_jax.json_files import plain, read_object, write_json
 from rdbcl_jax.results import read_results
 from rdbcl_jax.training.setup import Setup
 from rdbcl_jax.version import __version__
-from rdbcl_jax.workdir import changes, directory_of, is_directory, place, run_config
+from rdbcl_jax.workdir import (
+    WITHOUT_EFFECT,
+    changes,
+    directory_of,
+    is_directory,
+    place,
+    run_config,
+)
 
 FILE = "run.json"
 OF_A_MODEL = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")  # files of a checkpoint
-# fields that a resumed run may change: they leave the results as they are
-FREE = (
-    "training.checkpoint_every",
-    "training.max_skipped",
-    "checkpoint.",
-    "data.threads",
-    "data.image_root",
-    "data.on_bad_record",
-    "data.check",
-    "mesh.",
-    "training.prompts_per_device",
-    "training.microbatches",  # of runs from before there was that one
-    "model.path",
-    "log.",
-    "profile",
-    "dry_run",
-)
+# fields that a resumed run may change: what records and base they lead to is compared by itself
+FREE = (*WITHOUT_EFFECT, "data.on_bad_record", "model.path", "dry_run")
 
 GROWING = tuple(f"data.{name}" for name in SIZES)  # sizes of batches, to which some may be added
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from rdbcl_jax.config import RunConfig
+from rdbcl_jax.evaluation import Evaluation, split_results
 from rdbcl_jax.reporting.compare import compare_runs
 from rdbcl_jax.reporting.groups import group_runs, paired
+from rdbcl_jax.reporting.intervals import around
 from rdbcl_jax.reporting.numbers import percent, spread
 from rdbcl_jax.reporting.report import write_report
 from rdbcl_jax.reporting.run_files import Run, read_run
@@ -208,6 +211,37 @@ def test_one_run_each_is_told_over_its_records(write, tmp_path):
     assert rows["MSSR − GRPO"][1][0].startswith("<b>−30.0 [")
 
 
+def test_an_interval_over_records_lies_around_its_number(write, tmp_path):
+    """The best of many noisy rows is above the best of what they are drawn from, here by 4 points:
+    0.0 was given as [1.1, 5.7], and a difference of 0.0, as [−6.9, 0.0], was bold."""
+    tasks = [f"t{k}" for k in range(12)]
+    flat, late = np.full((13, 12), 0.5), np.full((13, 12), 0.1)
+    late[-2:] = 0.5
+    paths = []
+    for method, matrix in (("grpo", flat), ("rdbcl", late)):
+        rows = [Evaluation(list(row), [1.0] * 12, [256] * 12) for row in matrix]
+        split = split_results(rows, learned=12)
+        found = RunResults(method, 0, "done", tasks, splits={"test": split}, config={"seed": 0})
+        paths.append(write(method, found))
+    page = compare_runs(paths, tmp_path / "out").read_text()
+    names = list(read_run(paths[0]).results.metrics("test"))
+    for label, (over, row) in interval_rows(page).items():
+        assert over == "records" and len(row) == len(names)
+        for cell in row:
+            value, low, high = map(float, re.findall(r"[+-]?[\d.]+", cell.replace("−", "-")))
+            assert low <= value <= high, (label, cell)
+        cell = row[names.index("forgetting_max")]
+        value, low, high = map(float, re.findall(r"[+-]?[\d.]+", cell.replace("−", "-")))
+        assert value == 0 and low < -1 and high > 1 and "<b>" not in cell
+
+
+def test_draws_without_a_bias_are_left_as_they_are():
+    draws = np.random.default_rng(0).normal(0.3, 0.01, 100_000)
+    assert around(0.3, draws) == pytest.approx((0.3 - 0.0196, 0.3 + 0.0196), abs=2e-4)
+    assert around(0.3, draws + 0.05) == pytest.approx(around(0.3, draws))
+    assert around(0.0, np.array([0.0] * 99 + [1e3])) == (-10, 0)  # the mean is above nearly all
+
+
 def test_what_is_no_share_of_right_answers_has_no_interval(write, tmp_path):
     """CIDEr goes up to 10: a binomial said 135.0 [100.0, 100.0]."""
     paths = []
@@ -248,6 +282,33 @@ def test_records_of_another_seed_are_another_configuration(write, tmp_path):
     assert "<code>data.seed</code>" in compare_runs(paths, tmp_path / "out").read_text()
 
 
+def test_fields_without_effect_are_no_configuration(write):
+    here = {"data": {"threads": 8}, "training": {"prompts_per_device": 2, "checkpoint_every": 50}}
+    here |= {"mesh": {"data": 1, "fsdp": 4}, "checkpoint": {"keep": 1}}
+    paths = [write("here", results("grpo", 0, 0.5, **here)), write("c", results("grpo", 1, 0.6))]
+    (group,) = group_runs([read_run(p) for p in paths])
+    assert group.label == "GRPO" and group.fields == {}
+
+
+@pytest.mark.parametrize("field,value", [("dry_run", True), ("model", {"path": "another"})])
+def test_what_a_resumed_run_alone_may_change_is_configuration(write, field, value):
+    one, other = results("grpo", 0, 0.5, **{field: value}), results("grpo", 1, 0.6)
+    assert len(group_runs([read_run(write("one", one)), read_run(write("other", other))])) == 2
+
+
+def test_a_field_newer_than_a_run_is_at_its_default_there(write):
+    at_default, other = ({"loss": {"entropy_share": share}} for share in (1.0, 0.25))
+    assert RunConfig().loss.entropy_share == 1
+    runs = [
+        read_run(write(f"run{seed}", results("grpo", seed, 0.5, **config)))
+        for seed, config in enumerate(({}, at_default, other))
+    ]
+    assert [g.label for g in group_runs(runs[:2])] == ["GRPO"]
+    groups = group_runs(runs)
+    assert [g.label for g in groups] == ["GRPO (entropy_share=1)", "GRPO (entropy_share=0.25)"]
+    assert [len(g.runs) for g in groups] == [2, 1]
+
+
 def test_a_base_of_each_runs_own_seed_is_no_configuration_and_one_that_is_shared_is(write):
     own = [write(f"o{s}", results("grpo", s, 0.5, base={"seed": s, "steps": 9})) for s in range(3)]
     shared = [
@@ -255,6 +316,18 @@ def test_a_base_of_each_runs_own_seed_is_no_configuration_and_one_that_is_shared
     ]
     assert [len(g.runs) for g in group_runs([read_run(p) for p in (*own, *shared)])] == [3, 3]
     assert [g.label for g in group_runs([read_run(p) for p in own])] == ["GRPO"]
+
+
+def test_a_base_of_one_seed_that_all_runs_share_is_nobodys_own(write):
+    """GRPO has but the seed that the base has too: "the run's own" said that it had another."""
+    runs = {"g0": ("grpo", 0), "r0": ("rdbcl", 0), "r1": ("rdbcl", 1)}
+    paths = [write(name, results(*run, 0.5, base={"seed": 0})) for name, run in runs.items()]
+    assert [g.fields for g in group_runs([read_run(p) for p in paths])] == [{}, {}]
+    paths[2:] = [write("own", results("rdbcl", 1, 0.5, base={"seed": 1}))]  # of all, now
+    assert [g.fields for g in group_runs([read_run(p) for p in paths])] == [{}, {}]
+    paths.append(write("m0", results("mssr", 0, 0.5, base={"seed": 7})))
+    found = [g.fields["base.seed"] for g in group_runs([read_run(p) for p in paths])]
+    assert found == [0, "the run's own", 7]
 
 
 def test_runs_of_one_seed_count_once(write, tmp_path):

@@ -4,9 +4,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rdbcl_jax.reporting.run_files import read_run
+from rdbcl_jax.reporting.run_files import Run, read_run
 from rdbcl_jax.reporting.run_log import RunLog
 from rdbcl_jax.reporting.samples import merge_parts, read_samples
+from rdbcl_jax.results import RunResults, SplitResults
 
 
 def samples(step, task="sum", rows=4, **more):
@@ -184,7 +185,22 @@ def test_matrix_of_a_killed_run(runs):
     run = read_run(runs / "killed")
     assert run.tasks_done == 1 and not run.complete and len(run.steps) == 5
     assert np.isfinite(run.matrix()[:2]).all() and np.isnan(run.matrix()[2:]).all()
-    assert sorted(run.measured()) == [0, 2, 3]
+    assert "eval/sum/accuracy" in run.steps[-1] and sorted(run.measured()) == [0, 2, 3, 5]
+
+
+@pytest.mark.parametrize("lost", [None, 1])
+def test_accuracy_on_the_way_of_an_unfinished_run(tmp_path, lost):
+    """The newest point was left out, and a line that was lost moved all later ones."""
+    rows = [{"step": n, "task": "a" if n < 4 else "b"} for n in range(6)]
+    for n in (2, 5):
+        rows[n] |= {"eval/a/accuracy": n / 10, "eval/b/accuracy": 0.5}
+    split = SplitResults([[0.1, 0.2], [0.6, 0.2]], count=[8, 8])
+    results = RunResults("grpo", 0, tasks=["a", "b"], splits={"validation": split})
+    rows = [row for row in rows if row["step"] != lost]
+    run = Run(tmp_path, results, rows, None, [])
+    found = {done: row.tolist() for done, row in run.measured().items()}
+    assert found == {0: [0.1, 0.2], 3: [0.2, 0.5], 4: [0.6, 0.2], 6: [0.5, 0.5]}
+    assert run.logged([0, 3, 4, 6]).tolist() == ([0, 2, 3, 5] if lost else [0, 3, 4, 6])
 
 
 def test_tensorboard_holds_each_step_once(tmp_path):

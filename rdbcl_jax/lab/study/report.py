@@ -204,7 +204,7 @@ def _learning(runs: Sequence[Run]) -> dict[str, list[float]]:
 def _costs(run: Run) -> dict[str, np.ndarray]:
     """Steps, sampled responses and tokens by the end of every step."""
     return {
-        "step": np.arange(1.0, len(run.steps) + 1),
+        "step": np.array([row["step"] + 1.0 for row in run.steps]),
         "sampled": np.cumsum(sampled(run)),
         "tokens": run.series("num_tokens")[1],
     }
@@ -219,7 +219,8 @@ def _progress(runs: Sequence[Run]) -> dict[str, list[float]]:
     found = [run.measured() for run in runs]
     done = sorted(set.intersection(*(set(accuracies) for accuracies in found)))
     costs = [
-        {name: np.concatenate([[0.0], x])[done] for name, x in _costs(run).items()} for run in runs
+        {name: np.concatenate([[0.0], x])[run.logged(done)] for name, x in _costs(run).items()}
+        for run in runs
     ]
     means = {name: np.mean([cost[name] for cost in costs], axis=0) for name in costs[0]}
     learned = slice(len(runs[0].tasks))  # those held out come after them

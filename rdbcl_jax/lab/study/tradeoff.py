@@ -64,11 +64,12 @@ def path(run: Run, sampled: np.ndarray) -> dict[str, np.ndarray]:
     far), `new` and `old` (mean accuracies on validation records)."""
     points, count = run.measured(), len(run.tasks)
     steps = sorted(points)
+    rows = run.logged(steps)
     learned, generated = (np.concatenate([[0.0], np.cumsum(t)]) for t in tokens(run, sampled))
     return {
         "step": np.array(steps, float),
-        "learned": learned[steps],
-        "generated": generated[steps],
+        "learned": learned[rows],
+        "generated": generated[rows],
         "new": np.array([points[s][:count].mean() for s in steps]),
         "old": np.array([points[s][count:].mean() for s in steps]),
     }

@@ -176,6 +176,18 @@ def test_accuracy_wherever_it_was_measured(runs, tmp_path):
     np.testing.assert_allclose(found["tokens"], [0, *run.series("num_tokens")[1][[1, 2, 4, 5]]])
 
 
+def test_accuracy_stays_at_its_step_where_a_line_was_lost(runs, tmp_path):
+    workdir = tmp_path / "lost"
+    shutil.copytree(runs["sft"][0], workdir)
+    first, *others = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_text("".join([first[:9] + "\n", *others]))
+    arms = {"sft": runs["sft"], "lost": {0: workdir}}
+    numbers = write_study_report(record(arms, baseline="sft", curves=[]), tmp_path)
+    whole, lost = (cell.progress for cell in numbers.arms)
+    assert lost["step"] == [0, 2, 3, 5, 6]
+    assert (lost["accuracy"], lost["tokens"]) == (whole["accuracy"], whole["tokens"])
+
+
 def test_failed_and_missing_runs_are_marked(runs, tmp_path):
     cells = record(runs).arms
     one = dataclasses.replace(cells[0], runs={0: cells[0].runs[0]}, failed={1: "boom"})

@@ -55,6 +55,14 @@ def test_a_path_by_hand(tmp_path):
     np.testing.assert_allclose(found["old"], [0.8, 0.7, 0.5])
 
 
+def test_a_path_whose_first_line_was_lost(tmp_path):
+    whole = run(tmp_path)
+    found = tradeoff.path(dataclasses.replace(whole, steps=whole.steps[1:]), np.full(2, 4.0))
+    np.testing.assert_array_equal(found["step"], [0, 2, 3])
+    np.testing.assert_array_equal(found["learned"], [0, 30, 60])  # of the lines that are there
+    np.testing.assert_allclose(found["old"], [0.8, 0.7, 0.5])
+
+
 @pytest.mark.parametrize(
     "changes,sampled,learned,generated",
     [
