@@ -158,7 +158,8 @@ def plan(recipe: str, topology: str, folder: pathlib.Path, changes: list[str]) -
     peaks = {phase.name: phase.peak for phase in made.phases}
     seconds = {phase.name: phase.seconds(made.chip) for phase in made.step}
     flops = {phase.name: phase.flops for phase in made.step}
-    return {"peaks": peaks, "seconds": seconds, "flops": flops, "tokens": made.tokens}
+    found = {"peaks": peaks, "seconds": seconds, "flops": flops, "tokens": made.tokens}
+    return found | {"rate": made.chip.flops}
 
 
 def table(found: dict[str, Any], planned: dict[str, Any]) -> str:
@@ -172,12 +173,13 @@ def table(found: dict[str, Any], planned: dict[str, Any]) -> str:
         peak, least = planned["peaks"].get(phase), planned["seconds"].get(phase)
         cells = [phase, f"{most / GIB:.1f}", f"{peak / GIB:.1f}" if peak else ""]
         cells += [f"{took:.2f}" if took else "", f"{least:.2f}" if least else ""]
-        cells += [f"{planned['flops'][phase] / took / 989e12:.0%}" if took and least else ""]
+        share = planned["flops"][phase] / planned["rate"] / took if took and least else None
+        cells += [f"{share:.0%}" if share else ""]
         lines.append("| " + " | ".join(cells) + " |")
     last = found["steps"][len(found["steps"]) // 2 + 1 :]
     seconds = sum(s["step_time"] for s in last) / len(last)
-    lines.append(f"\na step: {seconds:.2f} s, at least {sum(planned['seconds'].values()):.2f}; "
-                 f"{planned['tokens'] / seconds:,.0f} tokens a second")  # fmt: skip
+    least, rate = sum(planned["seconds"].values()), planned["tokens"] / seconds
+    lines.append(f"\na step: {seconds:.2f} s, at least {least:.2f}; {rate:,.0f} tokens a second")
     return "\n".join(lines)
 
 
