@@ -135,6 +135,7 @@ def _study(parser: argparse.ArgumentParser) -> Run:
             workers=args.workers,
             gate=args.gate,
             config_file=":".join(filter(None, (file, own or form))),
+            compilation_cache=args.compilation_cache or "",
         )
         print(pathlib.Path(args.workdir) / "study.md")
         if lacking := len(results.lacking):

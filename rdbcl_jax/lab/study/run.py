@@ -4,7 +4,7 @@ With a gate no run starts from a base that has not passed, and the first that fa
 
 WORKDIR/study.md, study.json, *.png    the report
 WORKDIR/runs/SETTING/ARM/POINT/seedN   one workdir per run, with its log.txt and config.json
-WORKDIR/bases/, cache/                 base models, one per seed; compiled programs
+WORKDIR/bases/                         base models, one per seed
 WORKDIR/gates/                         what the gate found of each base, where it was asked for
 """
 
@@ -37,6 +37,7 @@ def run_study(
     workers: int | None = None,
     gate: bool = False,
     config_file: str = "",
+    compilation_cache: str = "",
 ) -> StudyResults:
     """Runs a study, or what is left of it, and writes its report.
 
@@ -53,6 +54,7 @@ def run_study(
         not ends the study, jobs then running are cut short, and `stopped` says so.
       config_file: FILE or FILE:FORM that `config` comes from; each worker runs it before its first
         job, for what it registers.
+      compilation_cache: the folder of compiled programs, see `rdbcl_jax.programs.keep`.
     Returns:
       What study.json holds; `failed` is {name of a run: error}, `lacking` {name: why it had nothing
       to learn from}, `stopped` why the study did.
@@ -68,7 +70,7 @@ def run_study(
             count, prepare = workers or default_workers(), functools.partial(execute, config_file)
             with (
                 StudyProgress(name, count) as progress,
-                Workers(count, workdir / "cache", prepare) as pool,
+                Workers(count, prepare, compilation_cache) as pool,
             ):
                 _work(standing, pool, progress, gate)
         return write_study_report(findings.find(standing, name), workdir)

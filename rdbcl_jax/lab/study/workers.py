@@ -1,7 +1,7 @@
 """Processes that train: each has its share of the CPU and does one job after another.
 
 A worker keeps its imports and its compiled programs from job to job, and finds other workers'
-programs in a compilation cache that all of them share.
+programs where `rdbcl_jax.programs` keeps them.
 """
 
 from __future__ import annotations
@@ -61,13 +61,12 @@ def default_workers() -> int:
 class Workers:
     """A pool of processes: `start` a job on an idle one, `wait` for one that is over."""
 
-    def __init__(self, count: int, cache: pathlib.Path, prepare: Callable[[], None]):
-        """`prepare` is called in each process before its first job: it travels by its name."""
-        self._prepare = prepare
+    def __init__(self, count: int, prepare: Callable[[], None], compilation_cache: str = ""):
+        """`prepare` is called in each process before its first job: it travels by its name.
+        `compilation_cache`: as in `programs.keep`."""
+        self._prepare = functools.partial(_prepared, prepare, compilation_cache)
         self._context = multiprocessing.get_context("spawn")
         self._environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
         }
@@ -151,6 +150,14 @@ class _Worker:
 
 
 # ------------------------------------------------------------------------------ in the worker
+
+
+def _prepared(prepare: Callable[[], None], compilation_cache: str) -> None:
+    from rdbcl_jax import programs
+
+    if note := programs.keep(compilation_cache):
+        print(f"note: {note}")
+    prepare()
 
 
 def _serve(connection: Connection, prepare: Callable[[], None]) -> None:

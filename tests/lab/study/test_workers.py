@@ -1,6 +1,7 @@
 """Processes that do jobs: what fails, what dies, and what each does before its first job."""
 
 import os
+import pathlib
 
 from ml_collections import ConfigDict
 
@@ -21,6 +22,25 @@ def die(config, workdir):
     os._exit(3)
 
 
+def tell(config, workdir):
+    import jax
+
+    workdir.mkdir()
+    (workdir / "programs").write_text(jax.config.values["jax_compilation_cache_dir"])
+
+
+def test_programs_are_kept_where_they_are_asked_to_be(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # which would stand
+    job = Job("any", (), tell, ConfigDict(), tmp_path / "any", tmp_path / "any.txt")
+    with Workers(1, prepare, str(tmp_path / "kept")) as pool:
+        pool.idle[0].start(job)
+        while not (over := pool.wait(1.0)):
+            pass
+        assert over[0].error == ""
+    place = pathlib.Path((tmp_path / "any/programs").read_text())
+    assert place.is_dir() and place.parent == tmp_path / "kept"
+
+
 def test_a_worker_outlives_failing_jobs_and_is_started_again_where_it_died(tmp_path):
     def run(name, work):
         job = Job(name, ("group",), work, ConfigDict(), tmp_path / name, tmp_path / f"{name}.txt")
@@ -33,7 +53,7 @@ def test_a_worker_outlives_failing_jobs_and_is_started_again_where_it_died(tmp_p
         assert done.job is job and done.seconds > 0
         return done.error
 
-    with Workers(1, tmp_path / "cache", prepare) as pool:
+    with Workers(1, prepare) as pool:
         assert run("first", note) == "" and "noted" in (tmp_path / "first.txt").read_text()
         assert run("first", note).startswith("FileExistsError")
         assert "Traceback" in (tmp_path / "first.txt").read_text()
