@@ -19,9 +19,10 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any
+
+from tests.watch import Watch
 
 GIB = 2**30
 
@@ -30,36 +31,28 @@ class Enough(BaseException):
     """The last step is done; nothing in the program catches it."""
 
 
-class Watch:
-    """The most that the device held in each phase, in bytes, and what a phase took, in seconds."""
+class Timed(Watch):
+    """A watch of the first device that also knows what each phase took, in seconds."""
 
     def __init__(self) -> None:
-        self.most: dict[str, int] = {}
-        self.seconds: dict[str, list[float]] = {}
-        self.phase, self.waits = "start", True
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
         import jax
 
-        device = jax.local_devices()[0]
-        while True:
-            held = (device.memory_stats() or {}).get("bytes_in_use", 0)
-            self.most[self.phase] = max(self.most.get(self.phase, 0), held)
-            time.sleep(0.002)
+        self.device = jax.local_devices()[0]
+        self.seconds: dict[str, list[float]] = {}
+        self.waits = True
+        super().__init__(lambda: (self.device.memory_stats() or {}).get("bytes_in_use", 0), 0.002)
 
     @contextlib.contextmanager
     def within(self, phase: str):
-        before, self.phase = self.phase, phase
-        self._wait()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
+        with super().within(phase):
             self._wait()
-            if self.waits:
-                self.seconds.setdefault(phase, []).append(time.perf_counter() - start)
-            self.phase = before
+            start = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._wait()
+                if self.waits:
+                    self.seconds.setdefault(phase, []).append(time.perf_counter() - start)
 
     def _wait(self) -> None:
         """A device runs its programs one after the other: the last one asked for is behind all."""
@@ -89,10 +82,9 @@ def picture_records(folder: pathlib.Path, side: int, count: int) -> None:
 
 def config_of(recipe: str, folder: pathlib.Path, changes: list[str]) -> Any:
     """The recipe's, but for its files and what a reward of random text can be."""
-    from rdbcl_jax.recipes import load_config
+    from tests.plans import loaded
 
-    name, _, form = recipe.partition(":")
-    config = load_config(name, *([form] if form else []))
+    config = loaded(recipe)
     for change in changes:
         field, _, value = change.removeprefix("--").partition("=")
         config.update_from_flattened_dict({field: json.loads(value)})
@@ -116,33 +108,29 @@ def config_of(recipe: str, folder: pathlib.Path, changes: list[str]) -> Any:
 
 def run(recipe: str, folder: pathlib.Path, changes: list[str], last: int) -> None:
     """`last` steps; what was seen goes to a file."""
-    import jax
-
     from rdbcl_jax.reporting.run_log import RunLog
-    from rdbcl_jax.training import memory
     from rdbcl_jax.training.run import train
 
-    watch, inner, write_step = Watch(), memory.within_memory, RunLog.write_step
+    watch, write_step = Timed(), RunLog.write_step
+    watch.over_phases()
     steps: list[dict[str, float]] = []
-    device = jax.local_devices()[0]
-
-    @contextlib.contextmanager
-    def watched(config, phase):
-        with watch.within(phase), inner(config, phase):
-            yield
 
     def write(self, row):
         write_step(self, row)
         steps.append({name: row[name] for name in ("step_time", "completions/mean_length")})
         print(row, flush=True)
-        found = {"device": device.device_kind, "steps": steps, "stats": device.memory_stats()}
-        found |= {"most": watch.most, "seconds": watch.seconds}
+        found: dict[str, Any] = {"device": watch.device.device_kind, "steps": steps}
+        found |= {
+            "stats": watch.device.memory_stats(),
+            "most": watch.most,
+            "seconds": watch.seconds,
+        }
         (folder / "found.json").write_text(json.dumps(found))
         watch.waits = len(steps) < last // 2
         if len(steps) == last:
             raise Enough
 
-    memory.within_memory, RunLog.write_step = watched, write  # type: ignore[method-assign]
+    RunLog.write_step = write  # type: ignore[method-assign]
     with contextlib.suppress(Enough):
         train(config_of(recipe, folder, changes), folder / "run")
 
@@ -193,12 +181,10 @@ def main() -> None:
     args, changes = options.parse_known_args()
     if args.part == "write":
         from rdbcl_jax.planning.published import published
-        from rdbcl_jax.recipes import load_config
+        from tests.plans import loaded
         from tests.real_size import write
 
-        name, _, form = args.recipe.partition(":")
-        known = published(load_config(name, *([form] if form else [])).model.path)
-        return write(known, args.folder / "model")
+        return write(published(loaded(args.recipe).model.path), args.folder / "model")
     if args.part == "run":
         return run(args.recipe, args.folder, changes, args.steps)
     with tempfile.TemporaryDirectory() as temporary:

@@ -11,6 +11,8 @@ import dataclasses
 import sys
 import time
 
+from ml_collections import ConfigDict
+
 from rdbcl_jax.config import RunConfig
 from rdbcl_jax.planning.arithmetic import Traced, UnknownDevice, computed_plan, products_of
 from rdbcl_jax.planning.chips import GIB, TPUS, Topology, topology_of
@@ -35,9 +37,14 @@ RECIPES = (
 COUNTS = (8, 16, 64, 256, 1024, 4096)
 
 
-def config_of(recipe: str) -> RunConfig:
+def loaded(recipe: str) -> ConfigDict:
+    """NAME or NAME:FORM, as `--config` has it."""
     name, _, form = recipe.partition(":")
-    return RunConfig.of(load_config(name, *([form] if form else [])))
+    return load_config(name, *([form] if form else []))
+
+
+def config_of(recipe: str) -> RunConfig:
+    return RunConfig.of(loaded(recipe))
 
 
 def laid_out(recipe: str, topology: str) -> tuple[Footprint, int]:

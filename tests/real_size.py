@@ -16,7 +16,6 @@ What it last found is in docs/scaling.md. DIR, a temporary folder, needs 4 and 2
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
 import os
@@ -25,9 +24,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from typing import Any
+
+from tests.watch import Watch
 
 TOLERANCE = 0.15
 PROMPTS, SAMPLES, TOKENS, STEPS = 2, 2, 16, 2
@@ -184,47 +184,19 @@ def config_of(name: str, path: pathlib.Path) -> Any:
     return config
 
 
-class Watch:
-    """The most memory of this process in each phase, in bytes: what it has of its own (files that
-    are mapped are the page cache's), looked at every few milliseconds."""
-
-    def __init__(self) -> None:
-        self.most: dict[str, int] = {}
-        self.phase = "start"
-        threading.Thread(target=self._look, daemon=True).start()
-
-    def _look(self) -> None:
-        while True:
-            lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-            held = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-            self.most[self.phase] = max(self.most.get(self.phase, 0), held * 1024)
-            time.sleep(0.01)
-
-    @contextlib.contextmanager
-    def within(self, phase: str):
-        before, self.phase = self.phase, phase
-        try:
-            yield
-        finally:
-            self.phase = before
+def own_memory() -> int:
+    """Bytes that this process has of its own: files that are mapped are the page cache's."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def run(name: str, folder: pathlib.Path, how: str) -> None:
     """`how`: "killed", or "resumed" to the end; peaks go to a file."""
     from rdbcl_jax.reporting.run_log import RunLog
-    from rdbcl_jax.training import memory
     from rdbcl_jax.training.run import train
 
-    watch, inner = Watch(), memory.within_memory
-    peaks = folder / f"peaks.{how}.json"
-
-    @contextlib.contextmanager
-    def watched(config, phase):
-        with watch.within(phase), inner(config, phase):
-            yield
-        peaks.write_text(json.dumps(watch.most))
-
-    memory.within_memory = watched
+    watch, peaks = Watch(own_memory, 0.01), folder / f"peaks.{how}.json"
+    watch.over_phases(lambda: peaks.write_text(json.dumps(watch.most)))
     if how == "killed":
         write_step = RunLog.write_step
 

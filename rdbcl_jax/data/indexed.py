@@ -128,8 +128,8 @@ class _Recent:
 
 
 def _bytes(record: Record) -> int:
-    """Those of its pictures, its text and its columns, about."""
-    texts = (len(value) for value in record.columns.values() if isinstance(value, str | bytes))
+    """Those of its pictures, its text and its columns, about: those hold no pictures."""
+    texts = (len(value) for value in record.columns.values() if isinstance(value, str))
     pictures = (len(image) for image in record.images if isinstance(image, bytes))
     return 1000 + len(record.prompt) + sum(texts) + sum(pictures)
 

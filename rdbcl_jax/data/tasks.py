@@ -18,7 +18,8 @@ from rdbcl_jax.rewards.verifiers import get_verifier
 
 EVALUATED = ("validation", "test")
 SPLITS = ("train", *EVALUATED)
-TASK_FIELDS = (*SPLITS, "verifier", "format", "image_folder")
+READ_BY = ("verifier", "format", "image_folder")  # fields that say how a task's rows are read
+TASK_FIELDS = (*SPLITS, *READ_BY)
 BUILT_IN = "digits:"
 
 
@@ -150,7 +151,7 @@ def load_split(
             raise ValueError(f"config.tasks.{name}.{field} is no field of a task{hint}")
     source = config.tasks[name].get(split)
     if source and names_a_suite(source):
-        for field in ("verifier", "format", "image_folder"):
+        for field in READ_BY:
             if config.tasks[name].get(field):
                 raise ValueError(
                     f"config.tasks.{name}.{field}: {split} is {source!r}, whose records are made "

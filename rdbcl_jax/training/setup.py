@@ -217,6 +217,8 @@ def _check_rewards(
 
 def _weights_of_no_task(rewards: RewardConfig, tasks: Sequence[TaskData]) -> list[str]:
     """A line for each table of weights that no record is scored by."""
+    if not rewards.task_weights:
+        return []  # no row is read to say so
     splits = [getattr(task, split) for task in tasks for split in SPLITS]
     names = sorted({records[0].task for records in splits if len(records)})
     return [

@@ -142,7 +142,8 @@ def test_the_logits_are_never_in_memory():
         int(np.prod([int(n) for n in dims.split(",")]))
         for dims in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())
     )
-    assert largest <= 1.01 * chunk_size * vocabulary  # GPUs take whole tiles of it
+    tiles = 1.01 if jax.default_backend() == "gpu" else 1  # a GPU takes whole ones
+    assert largest <= tiles * chunk_size * vocabulary
 
 
 def test_the_logits_are_made_twice_and_a_frozen_head_costs_no_third_product():

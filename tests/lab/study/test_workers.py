@@ -29,14 +29,22 @@ def tell(config, workdir):
     (workdir / "programs").write_text(jax.config.values["jax_compilation_cache_dir"])
 
 
+def over(pool, job):
+    """The job, done by the only worker."""
+    (worker,) = pool.idle
+    worker.start(job)
+    assert pool.running == [job] and not pool.idle and worker.group == job.group
+    while not (found := pool.wait(1.0)):
+        pass
+    (done,) = found
+    return done
+
+
 def test_programs_are_kept_where_they_are_asked_to_be(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # which would stand
     job = Job("any", (), tell, ConfigDict(), tmp_path / "any", tmp_path / "any.txt")
     with Workers(1, prepare, str(tmp_path / "kept")) as pool:
-        pool.idle[0].start(job)
-        while not (over := pool.wait(1.0)):
-            pass
-        assert over[0].error == ""
+        assert over(pool, job).error == ""
     place = pathlib.Path((tmp_path / "any/programs").read_text())
     assert place.is_dir() and place.parent == tmp_path / "kept"
 
@@ -44,12 +52,7 @@ def test_programs_are_kept_where_they_are_asked_to_be(tmp_path, monkeypatch):
 def test_a_worker_outlives_failing_jobs_and_is_started_again_where_it_died(tmp_path):
     def run(name, work):
         job = Job(name, ("group",), work, ConfigDict(), tmp_path / name, tmp_path / f"{name}.txt")
-        (worker,) = pool.idle
-        worker.start(job)
-        assert pool.running == [job] and not pool.idle and worker.group == ("group",)
-        while not (over := pool.wait(1.0)):
-            pass
-        (done,) = over
+        done = over(pool, job)
         assert done.job is job and done.seconds > 0
         return done.error
 
