@@ -230,14 +230,14 @@ class Sizes:
         }
         if self.consolidates:
             held[FISHER] = int(4 * numbers_in(self.trained) * share)
-        chunk = training.chunk_size * self.vocabulary * 4 // mesh["tensor"]
+        chunk = training.chunk_size * self.vocabulary * 4 // mesh["tensor"] // row_parts(mesh)
         update = {
             READ: _made(self.trained, self.read, axes, mesh),
             # the sum, and a part's
             "gradients": int(4 * numbers_in(self.trained) * share) * (2 if rows > at_once else 1),
             "kept for the backward pass": self.kept * at_once,
             "one layer, recomputed": self.layer * at_once,
-            "logits of a chunk, and their gradient": 2 * chunk // row_parts(mesh),
+            "logits of a chunk, and their gradient": 2 * chunk,
         }
         together = rows if passes_at_once(self.config, mesh) else at_once
         reference = {"one layer": self.layer * together, "logits of a chunk": chunk}
